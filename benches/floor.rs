@@ -2,7 +2,7 @@
 //! one file, and for each READ the same bytes, neither read from anywhere nor verified. Its time is
 //! the kernel's share of castore-fs's time in page-cache mode.
 //!
-//! `floor FOLDER BYTES`: mounts on FOLDER, reports that on standard error, and serves `file` of so
+//! `floor DIR BYTES`: mounts on DIR, reports that on standard error, and serves `file` of so
 //! many bytes there until it is unmounted.
 
 use std::error::Error;
@@ -17,7 +17,7 @@ use fuse_backend_rs::abi::fuse_abi::{
 use rustix::mount::{MountFlags, mount};
 use vm_memory::ByteValued;
 
-/// The node of the file; the folder's is 1.
+/// The node of the file; the directory's is 1.
 const FILE: u64 = 2;
 /// Bytes of a READ, at most, and how many there may be at once: the same as in castore-fs.
 const MAX_READ: usize = 1 << 20;
@@ -30,7 +30,7 @@ const FOREVER: u64 = 1 << 40;
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let [folder, bytes] = words[..] else {
+    let [dir, bytes] = words[..] else {
         // `cargo bench` and `cargo test` start every bench target; this one is for the script.
         eprintln!("this is run by benches/compare");
         return Ok(());
@@ -45,14 +45,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         device.as_raw_fd()
     );
     let options = CString::new(options)?;
-    mount(
-        "floor",
-        folder,
-        "fuse",
-        MountFlags::RDONLY,
-        options.as_c_str(),
-    )?;
-    eprintln!("a server that does nothing is on {folder}");
+    mount("floor", dir, "fuse", MountFlags::RDONLY, options.as_c_str())?;
+    eprintln!("a server that does nothing is on {dir}");
     // As many as castore-fs has.
     let workers = std::thread::available_parallelism()?.get();
     std::thread::scope(|scope| {
@@ -102,8 +96,8 @@ fn answer(request: &[u8], bytes: u64, reply: &mut [u8]) -> usize {
             asked
                 .as_mut_slice()
                 .copy_from_slice(&body[..size_of::<ReadIn>()]);
-            let left = bytes.saturating_sub(asked.offset);
-            Ok(left.min(asked.size.into()) as usize)
+            let remaining = bytes.saturating_sub(asked.offset);
+            Ok(remaining.min(asked.size.into()) as usize)
         }
         _ => Err(libc::ENOSYS),
     };

@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let taken = match words[..] {
-        ["small", folder, count] => small(Path::new(folder), count.parse()?)?,
+        ["small", dir, count] => small(Path::new(dir), count.parse()?)?,
         ["sequential", file] => sequential(Path::new(file))?,
         ["map", file] => map(Path::new(file))?,
         ["random", file, count] => random(Path::new(file), count.parse()?)?,
@@ -35,9 +35,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn small(folder: &Path, count: usize) -> Result<Duration, Box<dyn Error>> {
+fn small(dir: &Path, count: usize) -> Result<Duration, Box<dyn Error>> {
     let mut files = Vec::new();
-    find_small(folder, count, &mut files)?;
+    find_small(dir, count, &mut files)?;
     let mut buffer = vec![0; SMALL as usize + 1];
     let begin = Instant::now();
     for path in &files {
@@ -47,8 +47,8 @@ fn small(folder: &Path, count: usize) -> Result<Duration, Box<dyn Error>> {
     Ok(begin.elapsed())
 }
 
-fn find_small(folder: &Path, count: usize, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    let mut entries = fs::read_dir(folder)?.collect::<Result<Vec<_>, _>>()?;
+fn find_small(dir: &Path, count: usize, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    let mut entries = fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>()?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
         if files.len() >= count {

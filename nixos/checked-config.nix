@@ -1,5 +1,5 @@
-# The daemon's file, judged by the daemon: a build fails on one that it would refuse, and says what it
-# would say. Files with tokens and certificates are on the machine that it is for.
+# The daemon's file, judged by the daemon: a build fails on one that it would refuse, and reports what it
+# would report. Files with tokens and certificates are on the machine that it is for.
 {
   lib,
   runCommand,

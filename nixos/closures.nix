@@ -1,5 +1,9 @@
-# Guests whose store paths are declared (`virtiofs.<name>.closure`): the host imports exactly these before it
-# serves them, and a store of its own for the guest shows no others.
+# Guests whose store paths are declared (`virtiofs.<name>.closure`): castore-fs-closure-NAME.service imports exactly
+# these, and the daemon shows the guest these and no others: none until the import is done. What starts the guest is
+# to be ordered after that service (docs/nixos.md).
+#
+# A switch imports another closure, and the roots of former ones stay as long as a guest may use them, which is until
+# the host boots again.
 #
 # Beside them the guest finds its registration, the root of `closureInfo`: what its Nix has to know of
 # the paths (`regInfo=` on the kernel's command line; see ./guest.nix).
@@ -13,18 +17,16 @@
 let
   cfg = config.services.castore-fs;
   inherit (import ./render.nix { inherit lib; }) closureFile;
+  declared = import ./declared.nix { inherit lib cfg; };
 
   daemon = "castore-fs.service";
   guests = lib.filterAttrs (_: guest: guest.closure != null) cfg.virtiofs;
 
-  # What a store may be but is not (undeclared, without a URL) is an assertion's to tell.
-  urlOf =
-    guest:
-    let
-      names = lib.attrNames cfg.stores;
-      name = if guest.store == null then lib.head (names ++ [ "default" ]) else guest.store;
-    in
-    toString (cfg.stores.${name}.url or "local:/var/lib/castore-fs");
+  urlOf = guest: declared.urlOf (declared.meant guest.store);
+  # What is shown to the guests of the same store: its roots are not to be removed.
+  registrationsIn =
+    url:
+    map (guest: guest.registration) (lib.filter (guest: urlOf guest == url) (lib.attrValues guests));
 in
 {
   config = lib.mkIf (cfg.enable && guests != { }) {
@@ -45,19 +47,28 @@ in
           cfg.package
           pkgs.coreutils
           pkgs.findutils
+          pkgs.gnused
+          pkgs.util-linux
         ];
-        script = lib.escapeShellArgs [
-          pkgs.runtimeShell
-          ./import-closure.sh
-          (urlOf guest)
-          guest.registration
-          (closureFile name)
-        ];
+        script = lib.escapeShellArgs (
+          [
+            pkgs.runtimeShell
+            # As a file of the Nix store, of which the unit keeps a reference.
+            "${./import-closure.sh}"
+            (urlOf guest)
+            "${guest.registration}"
+            (closureFile name)
+            "/var/lib/castore-fs-closures"
+          ]
+          ++ map (registration: "${registration}") (registrationsIn (urlOf guest))
+        );
         serviceConfig = {
           Type = "oneshot";
           RemainAfterExit = true;
           RuntimeDirectory = "castore-fs-closures";
           RuntimeDirectoryPreserve = true;
+          StateDirectory = "castore-fs-closures";
+          StateDirectoryMode = "0700";
         }
         // lib.optionalAttrs (cfg.user != null) {
           User = cfg.user;

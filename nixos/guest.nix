@@ -67,7 +67,7 @@ in
       default = "virtiofs";
       description = ''
         How the host gives it to this machine: by a vhost-user-fs device, or as an image in a virtio-pmem
-        device, which is read in place. docs/images.md says which to choose.
+        device, which is read in place. docs/images.md describes which to choose.
       '';
     };
 

@@ -5,31 +5,23 @@
 
 let
   cfg = config.services.castore-fs;
-  inherit (import ./render.nix { inherit lib; }) execArgs storeCredentials storeUrl;
+  inherit (import ./render.nix { inherit lib; }) execArgs specifiers storeUrl;
+  declared = import ./declared.nix { inherit lib cfg; };
 
   daemon = "castore-fs.service";
   unit = name: "castore-fs-virtiofs-${name}";
   isolated = lib.filterAttrs (_: guest: guest.isolated) cfg.virtiofs;
 
-  # What a store may be but is not (undeclared, without a URL) is an assertion's to tell.
+  # As it is in the daemon's file, where all that was set for it ends.
   storeOf =
-    guest:
-    let
-      names = lib.attrNames cfg.settings.stores ++ [ "default" ];
-      name = if guest.store == null then lib.head names else guest.store;
-      alone = {
-        url = cfg.settings.stores.${name}.url or "local:/var/lib/castore-fs";
-        binaryCache = null;
-        credential = null;
-        tls = {
-          authorities = null;
-          certificate = null;
-          key = null;
-        };
-      };
-      declared = cfg.stores.${name} or alone;
-    in
-    declared // { url = toString declared.url; };
+    name: guest:
+    storeUrl
+      {
+        inherit daemon;
+        unit = "${unit name}.service";
+      }
+      (lib.attrNames cfg.credentials)
+      (declared.stores.${toString (declared.meant guest.store)} or { url = null; });
 in
 {
   config = lib.mkIf cfg.enable {
@@ -39,7 +31,7 @@ in
         description = "castore-fs for the virtual machine ${name}";
         wantedBy = [ "sockets.target" ];
         socketConfig = {
-          ListenStream = guest.socket;
+          ListenStream = specifiers guest.socket;
           SocketMode = guest.socketMode;
           RemoveOnStop = true;
         }
@@ -50,7 +42,7 @@ in
     systemd.services = lib.mapAttrs' (
       name: guest:
       let
-        store = storeOf guest;
+        store = storeOf name guest;
       in
       lib.nameValuePair (unit name) {
         description = "castore-fs for the virtual machine ${name}";
@@ -66,7 +58,7 @@ in
               (lib.getExe cfg.package)
               "virtiofs"
               "--store"
-              (storeUrl "${unit name}.service" store)
+              store.url
             ]
             ++ lib.optionals (guest.tag != null) [
               "--tag"
@@ -82,8 +74,8 @@ in
           );
           Restart = "on-failure";
           LoadCredential = map (
-            credential: "${credential}:${toString (cfg.credentials.${credential} or "")}"
-          ) (storeCredentials store);
+            credential: "${credential}:${specifiers (toString cfg.credentials.${credential})}"
+          ) store.credentials;
           # No other process has to see its mounts, so it has the whole sandbox; what is left of
           # privileges it gives up by itself.
           CapabilityBoundingSet = "";

@@ -7,7 +7,7 @@
 # systemd's descriptor store; hence `stopIfChanged = false`, for a stop and a start would not.
 #
 # `stores` and `mounts` are for people. They end in `settings`, which is the file, and all that is
-# checked is checked there: nothing said in `settings` alone escapes.
+# checked is checked there: nothing set in `settings` alone escapes.
 {
   config,
   lib,
@@ -44,21 +44,32 @@ let
   inherit (import ./render.nix { inherit lib; })
     execArgs
     mountSettings
+    specifiers
     storeSettings
     virtiofsSettings
     ;
+  declared = import ./declared.nix { inherit lib cfg; };
 
-  # What is not declared is an assertion's to tell.
-  loadCredential = name: "${name}:${toString (cfg.credentials.${name} or "")}";
+  # What is not declared is an assertion's to report.
+  loadCredential = name: "${name}:${specifiers (toString (cfg.credentials.${name} or ""))}";
+
+  # tmpfiles reads a path within single quotes.
+  inTmpfiles = path: specifiers (lib.replaceStrings [ "\\" "'" ] [ "\\\\" "\\'" ] path);
 
   served = lib.filterAttrs (_: guest: !guest.isolated) cfg.virtiofs;
   usesFuse = cfg.settings.mounts != { };
   unprivileged = cfg.user != null && cfg.user != "root";
   byHelper = unprivileged && usesFuse && cfg.mountWith == "fusermount";
-  usesImages = lib.any (mount: (mount.view or null) != null && mount.view != "fuse") (
+  usesImages = lib.any (mount: (mount.root or null) != null && (mount.view or null) != "fuse") (
     lib.attrValues cfg.settings.mounts
   );
-  inFstab = lib.any (f: f.fsType == "castore-fs") (lib.attrValues config.fileSystems);
+  inFstab = lib.any (
+    f:
+    lib.elem f.fsType [
+      "castore-fs"
+      "fuse.castore-fs"
+    ]
+  ) (lib.attrValues config.fileSystems);
 
   # The port of "[::]:7740" or "0.0.0.0:7740"; none of a Unix socket.
   portOf =
@@ -66,25 +77,30 @@ let
     let
       port = builtins.match "[^/]*:([0-9]+)" address;
     in
-    if port == null then null else lib.toInt (lib.head port);
+    if port == null then null else lib.toIntBase10 (lib.head port);
   ports = lib.filter (port: port != null) (
     map (listener: portOf listener.address) (lib.attrValues cfg.settings.listen)
   );
 
-  # Root makes the folders of mounts itself; for others tmpfiles does.
-  mountFolders = lib.optionalAttrs (!byHelper) (
-    lib.mapAttrs' (_: mount: lib.nameValuePair mount.path { d = { }; }) cfg.settings.mounts
+  metricsPort = portOf (toString (cfg.settings.metrics.address or ""));
+  usesPrivilegedPort = lib.any (port: port != null && port < 1024) (ports ++ [ metricsPort ]);
+
+  # The superuser makes the directories of mounts itself; for others tmpfiles does.
+  mountDirectories = lib.optionalAttrs (!byHelper) (
+    lib.mapAttrs' (_: mount: lib.nameValuePair (inTmpfiles mount.path) { d = { }; }) cfg.settings.mounts
   );
-  # fusermount3 wants a folder of the user's own. Its owner can be set only while nothing is mounted
-  # there, so that tmpfiles, which knows nothing of that, could do it at boot alone. The kernel's table says
+  # fusermount3 wants a directory of the user's own. Its owner can be set only while nothing is mounted
+  # there, so that tmpfiles, which knows nothing of that, could do it at boot alone. The kernel's table shows
   # what is mounted: into a mount of another user's root may not even look.
-  makeFolders = lib.concatStringsSep "; " (
+  makeDirectories = lib.concatStringsSep "; " (
     lib.mapAttrsToList (
       _: mount:
       let
         path = lib.escapeShellArg mount.path;
         parts = lib.filter (part: part != "" && part != ".") (lib.splitString "/" mount.path);
-        inTable = lib.replaceStrings [ " " ] [ "\\040" ] "/${lib.concatStringsSep "/" parts}";
+        inTable =
+          lib.replaceStrings [ "\\" " " "\t" "\n" ] [ "\\134" "\\040" "\\011" "\\012" ]
+            "/${lib.concatStringsSep "/" parts}";
         owner = lib.escapeShellArgs [
           "--owner"
           cfg.user
@@ -92,16 +108,16 @@ let
           cfg.group
         ];
       in
-      "grep -qF ${lib.escapeShellArg " ${inTable} "} /proc/self/mountinfo || install -d ${owner} ${path}"
+      "cut -d ' ' -f 5 /proc/self/mountinfo | grep -qxF ${lib.escapeShellArg inTable} || install -d ${owner} ${path}"
     ) cfg.settings.mounts
   );
 
   # Those of local stores as well, except the one that systemd makes.
-  storeFolders = lib.listToAttrs (
+  storeDirectories = lib.listToAttrs (
     map
       (
         path:
-        lib.nameValuePair path {
+        lib.nameValuePair (inTmpfiles path) {
           d = {
             inherit (cfg) user group;
             mode = "0700";
@@ -116,16 +132,16 @@ let
               lib.removePrefix "//" (lib.removePrefix "local:" store.url)
             else
               null
-          ) (lib.attrValues cfg.settings.stores)
+          ) (lib.attrValues declared.stores)
         )
       )
   );
 
-  # With the set-group-ID bit: a socket that is made in there has the folder's group, which the daemon
+  # With the set-group-ID bit: a socket that is made in there has the directory's group, which the daemon
   # has no privilege to give.
-  guestFolders = lib.mapAttrs' (
+  guestDirectories = lib.mapAttrs' (
     _: guest:
-    lib.nameValuePair (dirOf guest.socket) {
+    lib.nameValuePair (inTmpfiles (dirOf guest.socket)) {
       d = {
         user = if cfg.user == null then "root" else cfg.user;
         group = lib.findFirst (group: group != null) "root" [
@@ -138,9 +154,22 @@ let
   ) (lib.filterAttrs (name: guest: guest.socket == "/run/castore-fs-virtiofs/${name}/socket") served);
 
   overStore = lib.filterAttrs (_: mount: mount.overNixStore) cfg.mounts;
-  lower = lib.escapeShellArg (lib.head (lib.attrValues overStore)).path;
-  overlay = "${pkgs.runtimeShell} ${./nix-store-overlay.sh}";
+  lower = (lib.head (lib.attrValues overStore)).path;
+  overlay = verb: [
+    pkgs.runtimeShell
+    "${./nix-store-overlay.sh}"
+    verb
+    lower
+  ];
+  collectsByItself = toString (config.nix.settings.min-free or 0) != "0";
   systemctl = "${config.systemd.package}/bin/systemctl";
+  shell =
+    script:
+    execArgs [
+      pkgs.runtimeShell
+      "-c"
+      script
+    ];
 in
 {
   imports = [
@@ -235,11 +264,17 @@ in
 
     rendered = mkOption {
       type = types.raw;
-      # A store that says nothing is one that the daemon refuses.
+      # A store without any setting is one that the daemon refuses.
       default =
-        pruned cfg.settings
+        let
+          settings = pruned cfg.settings;
+        in
+        settings
+        // lib.mapAttrs (_: declared.filled) (
+          lib.intersectAttrs (lib.genAttrs [ "listen" "mounts" "virtiofs" ] (_: null)) settings
+        )
         // lib.optionalAttrs (cfg.settings.stores != { }) {
-          stores = lib.mapAttrs (_: pruned) cfg.settings.stores;
+          stores = lib.mapAttrs (_: pruned) declared.stores;
         };
       readOnly = true;
       internal = true;
@@ -336,7 +371,7 @@ in
       systemd.services.castore-fs = {
         wantedBy = [ "multi-user.target" ];
         stopIfChanged = false;
-        # A mount that a reload adds would find no folder of the user's own; a restart hands over.
+        # A mount that a reload adds would find no directory of the user's own; a restart hands over.
         reloadTriggers = lib.mkIf (!byHelper) [ configFile ];
         restartTriggers = lib.mkIf byHelper [ configFile ];
         path = lib.mkIf byHelper [
@@ -351,7 +386,15 @@ in
           (lib.mkIf (cfg.extraFlags != [ ]) {
             ExecStart = [
               ""
-              "${lib.getExe cfg.package} daemon --config /etc/castore-fs/config.toml ${execArgs cfg.extraFlags}"
+              (execArgs (
+                [
+                  (lib.getExe cfg.package)
+                  "daemon"
+                  "--config"
+                  "/etc/castore-fs/config.toml"
+                ]
+                ++ cfg.extraFlags
+              ))
             ];
           })
           (lib.mkIf (cfg.user != null) { User = cfg.user; })
@@ -359,12 +402,15 @@ in
           (lib.mkIf (unprivileged && usesFuse && cfg.mountWith == "capability") {
             AmbientCapabilities = [ "CAP_SYS_ADMIN" ];
           })
+          # The superuser, too, has no capability that the unit does not list.
+          (lib.mkIf usesPrivilegedPort {
+            CapabilityBoundingSet = [ "CAP_NET_BIND_SERVICE" ];
+            AmbientCapabilities = lib.mkIf unprivileged [ "CAP_NET_BIND_SERVICE" ];
+          })
           # For a service that is not the superuser every one of these implies NoNewPrivileges, with which a
           # setuid program is an ordinary one.
           (lib.mkIf byHelper {
-            ExecStartPre = "+${pkgs.runtimeShell} -c ${
-              lib.escapeShellArg (lib.replaceStrings [ "%" ] [ "%%" ] makeFolders)
-            }";
+            ExecStartPre = "+${shell makeDirectories}";
             NoNewPrivileges = false;
             CapabilityBoundingSet = "~";
             LockPersonality = false;
@@ -380,8 +426,8 @@ in
       };
 
       systemd.tmpfiles.settings."10-castore-fs" = lib.mkMerge [
-        (lib.mkIf unprivileged (mountFolders // storeFolders))
-        guestFolders
+        (lib.mkIf unprivileged (mountDirectories // storeDirectories))
+        guestDirectories
       ];
 
       networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall ports;
@@ -402,31 +448,57 @@ in
         serviceConfig.ExecStartPost = "-${systemctl} --no-block reload castore-fs-nix-store.service";
       };
 
+      # The Nix daemon collects by itself with `min-free`, and notifies no unit.
+      systemd.services.castore-fs-nix-store-refresh = lib.mkIf collectsByItself {
+        description = "Find below the Nix store what was collected from it";
+        serviceConfig = {
+          Type = "oneshot";
+          ExecStart = "${systemctl} reload castore-fs-nix-store.service";
+        };
+      };
+      systemd.timers.castore-fs-nix-store-refresh = lib.mkIf collectsByItself {
+        description = "Find below the Nix store what was collected from it";
+        wantedBy = [ "timers.target" ];
+        timerConfig.OnCalendar = "hourly";
+      };
+
       # The overlay follows a daemon that is stopped and started; the unit below stays active.
       systemd.services.castore-fs.path = [ pkgs.util-linux ];
       systemd.services.castore-fs.serviceConfig = {
-        ExecStartPost = "+-${pkgs.runtimeShell} -c '${overlay} stale ${lower} && ${systemctl} --no-block try-restart castore-fs-nix-store.service'";
-        ExecStopPost = "+-${overlay} stopped ${lower}";
+        ExecStartPost = "+-${shell "${lib.escapeShellArgs (overlay "stale")} && ${systemctl} --no-block try-restart castore-fs-nix-store.service"}";
+        ExecStopPost = "+-${execArgs (overlay "stopped")}";
       };
 
       systemd.services.castore-fs-nix-store = {
-        description = "Layer the machine's own Nix store over ${lower}";
+        description = "Layer the machine's own Nix store over ${specifiers lower}";
         # The machine boots without it, and without the network: its own store is on top, and
         # nothing in there waits for what is below.
         wantedBy = [ "multi-user.target" ];
         wants = [ unit ];
         after = [ unit ];
+        # A reload of the daemon may have made the mount anew. This one waits for it to end.
+        unitConfig.ReloadPropagatedFrom = unit;
         path = [
           pkgs.attr
+          pkgs.gnugrep
           pkgs.util-linux
         ];
         serviceConfig = {
           Type = "oneshot";
           RemainAfterExit = true;
-          ExecStart = "${overlay} up ${lower}";
-          ExecStop = "${overlay} down";
-          # Has the machine look again for what was not there, as while the store could not be reached.
-          ExecReload = "${overlay} refresh ${lower}";
+          ExecStart = execArgs (overlay "up");
+          ExecStop = execArgs (overlay "down");
+          # Has the machine look again for what was not there, as while the store could not be reached; and in the
+          # mount that is there now.
+          ExecReload = execArgs (
+            overlay "reload"
+            ++ [
+              systemctl
+              "--no-block"
+              "try-restart"
+              "nix-daemon.service"
+            ]
+          );
           # The Nix daemon made its own view of the store when it started.
           ExecStartPost = "-${systemctl} --no-block try-restart nix-daemon.service";
           ExecStopPost = "-${systemctl} --no-block try-restart nix-daemon.service";

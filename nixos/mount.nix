@@ -18,7 +18,7 @@ in
     path = mkOption {
       type = types.str;
       example = "/srv/tree";
-      description = "Where. The folder is made if it is not there.";
+      description = "Where. The directory is made if it is not there.";
     };
 
     listRoot = mkOption {
@@ -60,7 +60,7 @@ in
         is built or fetched; booting and running what it has needs neither the mount nor the network.
         What is only below is unknown to this machine's Nix: it can be run, and is no valid path.
         While the store below cannot be reached, a path that was never looked up does not exist, so
-        that Nix goes on with its work; `systemctl reload castore-fs-nix-store` has the machine look again.
+        that Nix continues with its work; `systemctl reload castore-fs-nix-store` has the machine look again.
       '';
     };
 

@@ -1,9 +1,9 @@
 # services.castore-fs.nixStore: what binary caches have is valid for this machine's Nix, and comes when it is
-# touched. A store that is kept on the disk, a mount of it below /nix/store (`overNixStore`), the socket at
+# read. A store that is kept on the disk, a mount of it below /nix/store (`overNixStore`), the socket at
 # which Nix asks for what it knows of a path, and Nix' own local-overlay store on top.
 #
 # Only the Nix daemon opens that store; all others, the superuser's commands and services among them, ask the
-# daemon. In nix.conf the store would be everybody's.
+# daemon. In nix.conf the store would be every user's.
 {
   config,
   lib,
@@ -43,11 +43,13 @@ let
       lib.makeBinPath [
         pkgs.coreutils
         pkgs.findutils
+        pkgs.gnugrep
         pkgs.util-linux
       ]
     }
     exec ${pkgs.runtimeShell} ${script} refresh ${lower}
   '';
+  systemctl = "${config.systemd.package}/bin/systemctl";
 in
 {
   options.services.castore-fs.nixStore = {
@@ -56,8 +58,10 @@ in
       default = false;
       description = ''
         Whether what binary caches have is valid for this machine's Nix without being copied, and comes when
-        it is touched: a `local-overlay` store of Nix (experimental) over a mount. It boots, builds and
-        collects without a network. Takes Nix 2.24 or later.
+        it is touched: a `local-overlay` store of Nix (experimental) over a mount. It builds and collects without
+        a network, and boots: a switch (`switch`, `boot`, `test`) first copies the system and all that it refers
+        to into the machine's own store, castore-fs included. Takes Nix 2.24 or later. The two stores that it declares
+        are meant by no entry that names no store.
       '';
     };
 
@@ -98,49 +102,106 @@ in
     };
   };
 
-  config = lib.mkIf (cfg.enable && own.enable) {
-    services.castore-fs = {
-      stores = lib.mkIf (own.store == name) {
-        ${disk}.url = "local:/var/lib/castore-fs/${name}";
-        ${name}.binaryCache = {
-          url = own.binaryCaches;
-          into = disk;
-          inherit (own) size trustedPublicKeys;
+  config = lib.mkMerge [
+    {
+      assertions = map (entry: entry // { message = "services.castore-fs: ${entry.message}"; }) (
+        lib.optionals own.enable [
+          {
+            assertion = cfg.enable;
+            message = "`nixStore.enable` is set, and there is no daemon that would serve it. Set `services.castore-fs.enable`, or leave `nixStore.enable` out.";
+          }
+          {
+            assertion = lib.versionAtLeast (config.nix.package.version or "2.24") "2.24";
+            message = "`nixStore` takes Nix 2.24 or later, and `nix.package` is Nix ${
+              config.nix.package.version or ""
+            }. Set `nix.package` to a later one, as in `pkgs.nixVersions.latest`, or leave `nixStore.enable` out.";
+          }
+          {
+            assertion = !config.nix.optimise.automatic;
+            message = "`nix.optimise.automatic` is set, and with `nixStore` an optimisation deletes what is below too from the machine's own store, of which it boots. Leave `nix.optimise.automatic` out; `nix.settings.auto-optimise-store` makes equal files one, and deletes nothing.";
+          }
+        ]
+      );
+
+      # Of whatever is to be booted or switched to, one without castore-fs too: it was built, or fetched, by a Nix
+      # for which what is below is there. Without an overlay this does nothing.
+      system.preSwitchChecks.castore-fs-nix-store = ''
+        case "''${2-}" in
+          check | dry-activate) exit 0 ;;
+        esac
+        PATH=${
+          lib.makeBinPath [
+            pkgs.attr
+            config.nix.package
+            pkgs.coreutils
+            pkgs.findutils
+            pkgs.gnugrep
+            pkgs.util-linux
+          ]
+        } ${pkgs.runtimeShell} ${script} keep ${lower} "$1" ${systemctl} --no-block try-restart nix-daemon.service
+      '';
+    }
+    (lib.mkIf (cfg.enable && own.enable) {
+      services.castore-fs = {
+        stores = lib.mkIf (own.store == name) {
+          ${disk}.url = "local:/var/lib/castore-fs/${name}";
+          ${name}.binaryCache = {
+            url = own.binaryCaches;
+            into = disk;
+            inherit (own) size trustedPublicKeys;
+          };
+        };
+        mounts.${name} = {
+          inherit (own) store;
+          path = lower;
+          overNixStore = true;
+          settings = {
+            # Nix looks up each name that it is about to create: only what it was given as valid is looked for.
+            names = "valid-paths";
+            when-unreachable = "error";
+          };
+        };
+        settings.listen.${name} = {
+          inherit (own) store;
+          # The socket is there before the daemon, and while that is restarted.
+          address = "systemd:${name}";
+          protocol = "nix-daemon";
         };
       };
-      mounts.${name} = {
-        inherit (own) store;
-        path = lower;
-        overNixStore = true;
-        settings = {
-          # Nix looks up each name that it is about to create: only what it was given as valid is looked for.
-          names = "valid-paths";
-          when-unreachable = "error";
+
+      systemd.sockets."castore-fs-${name}" = {
+        description = "Socket at which Nix asks for the store paths of castore-fs";
+        wantedBy = [ "sockets.target" ];
+        listenStreams = [ socket ];
+        socketConfig = {
+          FileDescriptorName = name;
+          Service = "castore-fs.service";
+          SocketMode = "0600";
         };
       };
-      settings.listen.${name} = {
-        inherit (own) store;
-        # The socket is there before the daemon, and while that is restarted.
-        address = "systemd:${name}";
-        protocol = "nix-daemon";
-      };
-    };
 
-    systemd.sockets."castore-fs-${name}" = {
-      description = "Socket at which Nix asks for the store paths of castore-fs";
-      wantedBy = [ "sockets.target" ];
-      listenStreams = [ socket ];
-      socketConfig = {
-        FileDescriptorName = name;
-        Service = "castore-fs.service";
-        SocketMode = "0600";
+      # With its own start the daemon starts the socket first, and so it does with a restart: one that runs
+      # already would not be given it, and systemd starts no socket of a service that is running.
+      systemd.services.castore-fs = {
+        wants = [ "castore-fs-${name}.socket" ];
+        after = [ "castore-fs-${name}.socket" ];
       };
-    };
 
-    nix.settings.experimental-features = [ "local-overlay-store" ];
-    # systemd takes % for the beginning of something.
-    systemd.services.nix-daemon.environment.NIX_REMOTE = lib.replaceStrings [ "%" ] [ "%%" ] store;
-    systemd.globalEnvironment.NIX_REMOTE = "daemon";
-    environment.variables.NIX_REMOTE = "daemon";
-  };
+      # The first command after the boot finds what is valid on the disk. Nix works without the overlay as well,
+      # for what needs nothing of it; so it is not required.
+      systemd.services.nix-daemon = {
+        wants = [ "castore-fs-nix-store.service" ];
+        after = [ "castore-fs-nix-store.service" ];
+        # systemd takes % for the beginning of something.
+        environment.NIX_REMOTE = lib.replaceStrings [ "%" ] [ "%%" ] store;
+      };
+
+      nix.settings.extra-experimental-features = [ "local-overlay-store" ];
+
+      # Of services, of which no unit changes by it; of sessions, sudo's too, which PAM begins; of shells.
+      systemd.settings.Manager.DefaultEnvironment = [ "NIX_REMOTE=daemon" ];
+      environment.sessionVariables.NIX_REMOTE = "daemon";
+      environment.variables.NIX_REMOTE = "daemon";
+    })
+  ];
 }

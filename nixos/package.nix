@@ -73,7 +73,7 @@ rustPlatform.buildRustPackage {
   '';
 
   meta = {
-    inherit (manifest) description;
+    inherit (manifest) description homepage;
     license = [
       lib.licenses.mit
       lib.licenses.asl20

@@ -1,4 +1,4 @@
-# What the friendly options say, in the daemon's own words: the tables of its file, and the URL by
+# The friendly options in the daemon's own format: the tables of its file, and the URL by
 # which a command opens a store. A secret is named by where systemd puts it for the unit that needs it.
 { lib }:
 
@@ -18,7 +18,8 @@ let
       inherit at;
       keys = present {
         token-file = if inBucket || store.binaryCache != null then null else at store.credential;
-        tls-ca-cert-path = orNull toString store.tls.authorities;
+        # A path of Nix is copied into the store, and has to stay there as long as the machine has the file.
+        tls-ca-cert-path = orNull (path: "${path}") store.tls.authorities;
         tls-client-cert-path = at store.tls.certificate;
         tls-client-key-path = at store.tls.key;
       };
@@ -38,14 +39,28 @@ let
       "${url}${separator}${name}=${value}"
     ) url (lib.attrNames parameters);
 
+  # Text in which systemd would expand specifiers: % begins one.
+  specifiers = lib.replaceStrings [ "%" ] [ "%%" ];
+
+  # A command line as systemd reads it, which expands specifiers and variables, and takes escapes of C within
+  # quotes.
+  execArgs = lib.concatMapStringsSep " " (
+    argument:
+    let
+      text = "${argument}";
+    in
+    # A pattern may refer to no store path.
+    if builtins.match "[A-Za-z0-9_@:,./+=?&-]+" (builtins.unsafeDiscardStringContext text) != null then
+      text
+    else
+      lib.replaceStrings [ "%" "$" ] [ "%%" "$$" ] (builtins.toJSON text)
+  );
+
   # The names that a guest with a `closure` is shown. It is gone with the boot, and every guest too.
   closureFile = name: "/run/castore-fs-closures/${name}";
 in
 {
-  inherit closureFile;
-
-  # A command line as systemd reads it, to which % is the beginning of something.
-  execArgs = arguments: lib.replaceStrings [ "%" ] [ "%%" ] (lib.escapeShellArgs arguments);
+  inherit closureFile execArgs specifiers;
 
   # The table of one of `stores`, for the daemon that `unit` runs.
   storeSettings =
@@ -86,23 +101,28 @@ in
     }
     // keys;
 
-  # The URL by which a command in `unit` opens a store that has one.
+  # The URL by which a command in `unit` opens a store of the daemon's file (`daemon`): its keys are parameters
+  # there. And the names of those of `credentials` that it takes.
   storeUrl =
-    unit: store:
+    { daemon, unit }:
+    credentials: store:
     let
-      inherit (secrets unit store) keys parameters;
+      parameters =
+        lib.mapAttrs (_: value: if lib.isBool value then lib.boolToString value else toString value)
+          (
+            lib.filterAttrs (_: value: value != null && !lib.isAttrs value && !lib.isList value) (
+              removeAttrs store [ "url" ]
+            )
+          );
+      url = withParameters (toString store.url) parameters;
+      place = name: "/run/credentials/${daemon}/${name}";
     in
-    withParameters store.url (parameters // keys);
-
-  # The names of the credentials that opening a store takes.
-  storeCredentials =
-    store:
-    lib.filter (name: name != null) [
-      store.credential
-      store.tls.certificate
-      store.tls.key
-      (orNull (cache: cache.netrc) store.binaryCache)
-    ];
+    {
+      url = lib.replaceStrings [ (place "") ] [ "/run/credentials/${unit}/" ] url;
+      credentials = lib.filter (
+        name: lib.any (end: lib.hasInfix "=${place name}${end}" "${url}&") [ "&" ]
+      ) credentials;
+    };
 
   # The table of one of `mounts`.
   mountSettings =

@@ -33,10 +33,10 @@ let
   warmup = optional (types.enum [
     "learn"
     "off"
-  ]) "Whether what is read first is learned, and fetched first the next time; null for `off`.";
+  ]) "Whether what is read first is recorded, and fetched first the next time; null for `off`.";
   size = optional types.str;
-  gid = optional id "Who owns every file: group id; null for 0.";
-  uid = optional id "Who owns every file: user id; null for 0.";
+  gid = optional id "Owner of every file: group id; null for 0.";
+  uid = optional id "Owner of every file: user id; null for 0.";
   xattr = optional types.bool "Whether extended attributes, which have digests, are answered.";
   friendly = option: "See {option}`services.castore-fs.stores.<name>.${option}`.";
 in
@@ -44,7 +44,7 @@ in
   freeformType = format.type;
 
   options = {
-    state-dir = optional types.str "The folder for what the service keeps; null for systemd's `StateDirectory=`.";
+    state-dir = optional types.str "The directory for what the service keeps; null for systemd's `StateDirectory=`.";
     drain = optional types.str "How long a stop waits for programs that use a mount; null for `20s`.";
 
     stores = mkOption {
@@ -85,12 +85,10 @@ in
           roots = required names (friendly "filter.roots");
         }) (friendly "filter");
         join = optional names (friendly "join");
-        verify = optional (types.enum
-          [
-            "root"
-            "chunks"
-          ]
-        ) "For stores far away that tell chunks and no proofs: when bytes are handed out; null for `root`.";
+        verify = optional (types.enum [
+          "root"
+          "chunks"
+        ]) "For upstreams that have chunks and no proofs: when bytes are handed out; null for `root`.";
       };
       default = { };
       description = "Stores; see {option}`services.castore-fs.stores`.";
@@ -121,7 +119,7 @@ in
           "fuse"
           "auto"
           "image"
-        ]) "What the kernel mounts; null for `fuse`.";
+        ]) "What the kernel mounts; null for `auto`.";
         images = optional types.bool "Whether trees are shown as disk images too, in `.images`.";
         image-patience = optional types.str "For how long a read of an image in `.images` is repeated while its endpoint fails; null for `10m`.";
         mount-options = optional (types.listOf types.str) "Options that mount(8) has for every file system.";
@@ -134,7 +132,7 @@ in
           warmup
           xattr
           ;
-        stay-awake = optional types.bool "Whether processors are kept from sleeping during a walk; null for machines with two to eight of them.";
+        latency-guard = optional types.bool "Whether processors are kept from sleeping during a walk; null for machines with two to eight of them.";
       };
       default = { };
       description = "Mounts; see {option}`services.castore-fs.mounts`.";

@@ -31,7 +31,7 @@ in
       default = null;
       example = "upstream";
       description = ''
-        ${credential} what the store's server asks for: the bearer token of one behind gRPC; for one in
+        ${credential} what the store's server asks for: the bearer token of a gRPC server; for one in
         an object store, a file as the cloud's own tools have it (for S3 the `credentials` file, with
         `aws_access_key_id` and `aws_secret_access_key`); the bearer token of a binary cache.
       '';
@@ -102,7 +102,7 @@ in
         ]) "What is fetched ahead of the paths that a path refers to; null for `fetch`, narinfos and NARs.";
         netrc = optional types.str "${credential} a netrc(5) file with login and password.";
         size = optional types.str "How much the local store may take on its disk; null for as much as there is.";
-        keepFree = optional types.str "How much stays free on that disk, whatever `size` says.";
+        keepFree = optional types.str "How much stays free on that disk, regardless of `size`.";
       };
       default = null;
       example = {

@@ -25,8 +25,10 @@ in
       example = lib.literalExpression "[ guest.config.system.build.toplevel ]";
       description = ''
         Store paths of this machine that the guest gets, with all that they refer to: they are imported
-        into the guest's store, and the guest is shown these and no others. A switch to another closure
-        adds to what a running guest is shown. The guest's kernel takes
+        into the guest's store by {file}`castore-fs-closure-<name>.service`, after which the virtual machine is
+        to be started, and the guest is shown these and no others. A switch to another closure
+        adds to what a running guest is shown; the roots of former ones are removed when the host has booted
+        again. The guest's kernel takes
         `regInfo=''${registration}/registration` on its command line, so that the guest's Nix knows them.
       '';
     };
@@ -45,7 +47,8 @@ in
       description = ''
         Whether a process of its own serves this guest: one that has given up every privilege and every
         file but its store's, so that a guest that takes it over has gained nothing. It opens the store
-        by its URL, so the store has to have one; to share the daemon's cache with it, give it a store
+        by its URL, so the store has to have one, which is not in {file}`/home`, {file}`/root`,
+        {file}`/run/user`, {file}`/tmp` or {file}`/var/tmp`; to share the daemon's cache with it, give it a store
         with the URL `grpc+unix:` of a socket on which the daemon serves the cache. Without this the
         daemon serves the guest, along with everything else, and has one cache for all.
       '';
@@ -70,7 +73,7 @@ in
       example = "kvm";
       description = ''
         The socket's group; null for the daemon's. Where the daemon makes the socket, it has it from its
-        folder, so the socket is to stay where it is by default.
+        directory, so the socket is to stay where it is by default.
       '';
     };
 

@@ -27,4 +27,5 @@ mod unpack;
 mod upstream;
 
 pub use address::{AddressError, CacheAddress, CacheLocation, SCHEMES, is_url};
-pub use upstream::{BinaryCaches, ClosureMode};
+pub use closure::ClosureMode;
+pub use upstream::BinaryCaches;

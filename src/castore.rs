@@ -14,10 +14,10 @@ mod node;
 mod printable;
 
 pub use digest::{Digest, DigestError};
-pub use directory::{Directory, DirectoryError, Entry, MAX_DIRECTORY_BYTES};
+pub use directory::{Directory, DirectoryEntry, DirectoryError, MAX_DIRECTORY_BYTES};
 pub use groups::{
-    BlobHasher, GroupTable, GroupTableError, PartProofs, PartValues, group_size, part_size,
-    verify_part,
+    BlobHasher, ExtentProofs, ExtentValues, GroupTable, GroupTableError, extent_size, group_size,
+    verify_extent,
 };
 pub use name::{Name, NameError, SymlinkTarget, check_name, check_symlink_target};
 pub use node::{Node, NodeError, NodeRef, Root};

@@ -7,6 +7,7 @@
 //! Exit status: 0 success; 1 failure, or `verify` found damage; 2 wrong usage; 130 interrupted; 141
 //! the reader of the output closed it. An error is one line, `castore-fs: …`.
 
+mod background;
 mod cat;
 mod check_config;
 mod closed;
@@ -22,6 +23,7 @@ mod gc;
 mod generate;
 mod image;
 mod import;
+mod import_paths;
 mod interrupt;
 mod json;
 mod ls;
@@ -35,8 +37,8 @@ mod pin;
 mod prefetch;
 mod profile;
 mod progress;
-mod remount;
 mod rm;
+mod running_import;
 mod serve;
 mod stat;
 mod status;
@@ -67,33 +69,33 @@ NAME. A root whose name reads as a digest is reached with a slash in front. Symb
 not followed.
 
 Logs go to standard error; RUST_LOG sets what is logged (RUST_LOG=castore_fs=debug).")]
-struct Arguments {
+struct CliArguments {
     #[command(subcommand)]
-    verb: Verb,
+    verb: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum Command {
     Import(import::Import),
     Ls(ls::Ls),
     Cat(cat::Cat),
     Stat(stat::Stat),
-    Export(export::Export),
-    Mount(Box<mount::Mount>),
-    Virtiofs(virtiofs::Virtiofs),
-    Verify(verify::Verify),
-    Copy(copy::Copy),
+    Export(export::ExportCommand),
+    Mount(Box<mount::MountCommand>),
+    Virtiofs(virtiofs::VirtiofsCommand),
+    Verify(verify::VerifyCommand),
+    Copy(copy::CopyCommand),
     Rm(rm::Rm),
-    Tag(tag::Tag),
+    Tag(tag::TagCommand),
     Mv(mv::Mv),
     Du(du::Du),
     Gc(gc::Gc),
     Serve(serve::Serve),
-    Daemon(daemon::Daemon),
+    Daemon(daemon::DaemonCommand),
     CheckConfig(check_config::CheckConfig),
-    Status(status::Status),
-    Image(image::Image),
-    Prefetch(prefetch::Prefetch),
+    Status(status::StatusCommand),
+    Image(image::ImageCommand),
+    Prefetch(prefetch::PrefetchCommand),
     Pin(pin::Pin),
     Unpin(pin::Unpin),
     DropCache(drop_cache::DropCache),
@@ -102,7 +104,7 @@ enum Verb {
 }
 
 /// Runs the command that the process was started with.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let mut words = std::env::args_os();
     if words
         .next()
@@ -110,44 +112,44 @@ pub fn main() -> ExitCode {
     {
         return mount_helper::run(words);
     }
-    let arguments = match Arguments::try_parse() {
+    let arguments = match CliArguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return failure::usage(&error),
     };
     match arguments.verb {
         // The service's log is configured in its file.
-        Verb::Daemon(_) => {}
-        Verb::Mount(_) | Verb::Virtiofs(_) | Verb::Serve(_) => log_messages("warn", true),
+        Command::Daemon(_) => {}
+        Command::Mount(_) | Command::Virtiofs(_) | Command::Serve(_) => log_messages("warn", true),
         // A failing endpoint makes the command fail, whose one error has the reason.
-        _ => log_messages("warn,castore_fs::store::reputation=off", false),
+        _ => log_messages("warn,castore_fs::store::circuit_breaker=off", false),
     }
     allow_many_files();
     let result = match arguments.verb {
-        Verb::Import(verb) => verb.run(),
-        Verb::Ls(verb) => verb.run(),
-        Verb::Cat(verb) => verb.run(),
-        Verb::Stat(verb) => verb.run(),
-        Verb::Export(verb) => verb.run(),
-        Verb::Mount(verb) => verb.run(),
-        Verb::Virtiofs(verb) => verb.run(),
-        Verb::Verify(verb) => verb.run(),
-        Verb::Copy(verb) => verb.run(),
-        Verb::Rm(verb) => verb.run(),
-        Verb::Tag(verb) => verb.run(),
-        Verb::Mv(verb) => verb.run(),
-        Verb::Du(verb) => verb.run(),
-        Verb::Gc(verb) => verb.run(),
-        Verb::Serve(verb) => verb.run(),
-        Verb::Daemon(verb) => verb.run(),
-        Verb::CheckConfig(verb) => verb.run(),
-        Verb::Status(verb) => verb.run(),
-        Verb::Image(verb) => verb.run(),
-        Verb::Prefetch(verb) => verb.run(),
-        Verb::Pin(verb) => verb.run(),
-        Verb::Unpin(verb) => verb.run(),
-        Verb::DropCache(verb) => verb.run(),
-        Verb::Profile(verb) => verb.run(),
-        Verb::Generate(verb) => verb.run(),
+        Command::Import(verb) => verb.run(),
+        Command::Ls(verb) => verb.run(),
+        Command::Cat(verb) => verb.run(),
+        Command::Stat(verb) => verb.run(),
+        Command::Export(verb) => verb.run(),
+        Command::Mount(verb) => verb.run(),
+        Command::Virtiofs(verb) => verb.run(),
+        Command::Verify(verb) => verb.run(),
+        Command::Copy(verb) => verb.run(),
+        Command::Rm(verb) => verb.run(),
+        Command::Tag(verb) => verb.run(),
+        Command::Mv(verb) => verb.run(),
+        Command::Du(verb) => verb.run(),
+        Command::Gc(verb) => verb.run(),
+        Command::Serve(verb) => verb.run(),
+        Command::Daemon(verb) => verb.run(),
+        Command::CheckConfig(verb) => verb.run(),
+        Command::Status(verb) => verb.run(),
+        Command::Image(verb) => verb.run(),
+        Command::Prefetch(verb) => verb.run(),
+        Command::Pin(verb) => verb.run(),
+        Command::Unpin(verb) => verb.run(),
+        Command::DropCache(verb) => verb.run(),
+        Command::Profile(verb) => verb.run(),
+        Command::Generate(verb) => verb.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -174,11 +176,11 @@ fn log_messages(usual: &str, with_time: bool) {
         Ok(()) if !asked.is_empty() => EnvFilter::new(asked),
         Ok(()) => EnvFilter::new(usual),
         Err(wrong) => {
-            failure::say(&format!("RUST_LOG: {wrong}"));
+            failure::print_error(&format!("RUST_LOG: {wrong}"));
             EnvFilter::new(usual)
         }
     };
-    if mount_helper::is_background()
+    if background::is_background()
         && let Ok(journal) = tracing_journald::layer()
     {
         let journal = journal.with_field_prefix(None);
@@ -194,5 +196,13 @@ fn log_messages(usual: &str, with_time: bool) {
     match with_time {
         true => lines.init(),
         false => lines.without_time().init(),
+    }
+}
+
+/// Permissions in octal, as arguments have them.
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("a mode is octal, 000 to 777".to_owned()),
     }
 }

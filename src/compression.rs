@@ -6,11 +6,11 @@
 //! input, as for `gzip -d`, `bzip2 -d`, `xz -d` and `zstd -d`.
 //!
 //! **Bombs.** A few kilobytes can stand for terabytes, or demand gigabytes of memory before the first
-//! byte comes out. [`Limits`] bounds both: memory by what a decoder may allocate for its window, and
+//! byte comes out. [`DecompressionLimits`] bounds both: memory by what a decoder may allocate for its window, and
 //! output by a number of bytes and a multiple of the input that was read. The multiple is above what
 //! gzip can reach at all (1032), so that it only ever concerns data that are nearly all alike.
 //!
-//! Errors are [`io::Error`]s with an [`enum@Error`] inside, except those of the input itself, which come
+//! Errors are [`io::Error`]s with an [`enum@DecompressionError`] inside, except those of the input itself, which come
 //! out unchanged.
 
 use std::io::{self, BufRead, BufReader, Read};
@@ -120,16 +120,16 @@ impl Compression {
 
 /// How much a stream may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct DecompressionLimits {
     /// Bytes of memory for a decoder's window.
     pub memory: u64,
     /// Bytes of output that are allowed in any case.
     pub output: u64,
-    /// Bytes of output that are allowed for each byte of input, beyond [`Limits::output`].
+    /// Bytes of output that are allowed for each byte of input, beyond [`DecompressionLimits::output`].
     pub ratio: u64,
 }
 
-impl Default for Limits {
+impl Default for DecompressionLimits {
     /// 128 MiB of memory: what `xz -9` (65 MiB) and `zstd --ultra -22` (128 MiB) need. 8 GiB of
     /// output, or 2000 times the input.
     fn default() -> Self {
@@ -141,7 +141,7 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
+impl DecompressionLimits {
     /// The default memory, and `output` bytes of output whatever the input.
     pub fn of_output(output: u64) -> Self {
         Self {
@@ -154,13 +154,13 @@ impl Limits {
 
 /// Why a stream cannot be decompressed.
 #[derive(Debug, Error)]
-pub enum Error {
+pub enum DecompressionError {
     /// The data break the format, or a checksum is wrong.
     #[error("the {} data are damaged: {source}", compression.name())]
     Damaged {
         /// The format.
         compression: Compression,
-        /// What the decoder said.
+        /// The decoder's error.
         source: io::Error,
     },
     /// The input ends inside the compressed data.
@@ -175,7 +175,7 @@ pub enum Error {
         /// The format.
         compression: Compression,
     },
-    /// The window is larger than [`Limits::memory`].
+    /// The window is larger than [`DecompressionLimits::memory`].
     #[error(
         "the {} data need more than {} MiB of memory; decompress them first, and import the result",
         compression.name(), limit >> 20
@@ -186,7 +186,7 @@ pub enum Error {
         /// Bytes allowed.
         limit: u64,
     },
-    /// More comes out than [`Limits::output`] and [`Limits::ratio`] allow.
+    /// More comes out than [`DecompressionLimits::output`] and [`DecompressionLimits::ratio`] allow.
     #[error(
         "the {} data decompress to more than {limit} bytes, which is suspicious after {input} bytes of \
          input",
@@ -210,14 +210,16 @@ pub enum Error {
     },
 }
 
-impl From<Error> for io::Error {
-    fn from(error: Error) -> Self {
+impl From<DecompressionError> for io::Error {
+    fn from(error: DecompressionError) -> Self {
         let kind = match &error {
-            Error::Damaged { .. } | Error::Trailing { .. } => io::ErrorKind::InvalidData,
-            Error::Truncated { .. } => io::ErrorKind::UnexpectedEof,
-            Error::Memory { .. } => io::ErrorKind::OutOfMemory,
-            Error::Output { .. } => io::ErrorKind::FileTooLarge,
-            Error::Foreign { .. } => io::ErrorKind::Unsupported,
+            DecompressionError::Damaged { .. } | DecompressionError::Trailing { .. } => {
+                io::ErrorKind::InvalidData
+            }
+            DecompressionError::Truncated { .. } => io::ErrorKind::UnexpectedEof,
+            DecompressionError::Memory { .. } => io::ErrorKind::OutOfMemory,
+            DecompressionError::Output { .. } => io::ErrorKind::FileTooLarge,
+            DecompressionError::Foreign { .. } => io::ErrorKind::Unsupported,
         };
         io::Error::new(kind, error)
     }
@@ -225,17 +227,17 @@ impl From<Error> for io::Error {
 
 /// Decompresses what it reads.
 pub struct Decoder<R: Read> {
-    inner: Inner<R>,
+    inner: StreamDecoder<R>,
     compression: Option<Compression>,
-    limits: Limits,
-    meter: Arc<Meter>,
+    limits: DecompressionLimits,
+    meter: Arc<InputMeter>,
     /// Bytes given out.
     output: u64,
 }
 
 /// What the input has given so far.
 #[derive(Debug, Default)]
-struct Meter {
+struct InputMeter {
     bytes: AtomicU64,
     /// The last read failed, so that its error is the input's and not the decoder's.
     failed: AtomicBool,
@@ -243,14 +245,14 @@ struct Meter {
 }
 
 /// The input, with what was read of it to recognise it in front.
-type Input<R> = BufReader<io::Chain<io::Cursor<Vec<u8>>, Metered<R>>>;
+type Input<R> = BufReader<io::Chain<io::Cursor<Vec<u8>>, MeteredReader<R>>>;
 
-struct Metered<R> {
+struct MeteredReader<R> {
     input: R,
-    meter: Arc<Meter>,
+    meter: Arc<InputMeter>,
 }
 
-impl<R: Read> Read for Metered<R> {
+impl<R: Read> Read for MeteredReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.input.read(buffer) {
@@ -271,17 +273,17 @@ impl<R: Read> Read for Metered<R> {
     }
 }
 
-enum Inner<R: Read> {
+enum StreamDecoder<R: Read> {
     Plain(Input<R>),
-    Gzip(Box<Member<GzDecoder<Input<R>>, Input<R>>>),
+    Gzip(Box<MemberReader<GzDecoder<Input<R>>, Input<R>>>),
     Xz(Box<liblzma::bufread::XzDecoder<Input<R>>>),
     Zstd(zstd::stream::read::Decoder<'static, Input<R>>),
-    Bzip2(Box<Member<bzip2::bufread::BzDecoder<Input<R>>, Input<R>>>),
+    Bzip2(Box<MemberReader<bzip2::bufread::BzDecoder<Input<R>>, Input<R>>>),
     Brotli(Box<brotli_decompressor::Decompressor<Input<R>>>),
 }
 
 /// Where a format stands whose members are decompressed one by one.
-enum Member<D, I> {
+enum MemberReader<D, I> {
     Open(D),
     /// After a member's end.
     Between(I),
@@ -292,7 +294,7 @@ enum Member<D, I> {
 impl<R: Read> Decoder<R> {
     /// A decoder for what `input` turns out to be by its first bytes. A known format that is not
     /// supported is an error; anything else goes through as it is.
-    pub fn detect(mut input: R, limits: Limits) -> io::Result<Self> {
+    pub fn detect(mut input: R, limits: DecompressionLimits) -> io::Result<Self> {
         let mut start = vec![0; SIGNATURE];
         let mut length = 0;
         while length < SIGNATURE {
@@ -306,14 +308,18 @@ impl<R: Read> Decoder<R> {
         start.truncate(length);
         let foreign = FOREIGN.iter().find(|(first, ..)| start.starts_with(first));
         if let Some(&(_, name, command)) = foreign {
-            return Err(Error::Foreign { name, command }.into());
+            return Err(DecompressionError::Foreign { name, command }.into());
         }
         let compression = Compression::of_signature(&start);
         Self::after(start, input, compression, limits)
     }
 
     /// A decoder for `compression`; without any, what goes through as it is.
-    pub fn new(input: R, compression: Option<Compression>, limits: Limits) -> io::Result<Self> {
+    pub fn new(
+        input: R,
+        compression: Option<Compression>,
+        limits: DecompressionLimits,
+    ) -> io::Result<Self> {
         Self::after(Vec::new(), input, compression, limits)
     }
 
@@ -322,22 +328,24 @@ impl<R: Read> Decoder<R> {
         start: Vec<u8>,
         input: R,
         compression: Option<Compression>,
-        limits: Limits,
+        limits: DecompressionLimits,
     ) -> io::Result<Self> {
-        let meter = Arc::new(Meter::default());
+        let meter = Arc::new(InputMeter::default());
         meter.bytes.store(start.len() as u64, Ordering::Relaxed);
-        let metered = Metered {
+        let metered = MeteredReader {
             input,
             meter: meter.clone(),
         };
         let input = BufReader::with_capacity(64 << 10, io::Cursor::new(start).chain(metered));
         let inner = match compression {
-            None => Inner::Plain(input),
-            Some(Compression::Gzip) => Inner::Gzip(Box::new(Member::Between(input))),
-            Some(Compression::Bzip2) => Inner::Bzip2(Box::new(Member::Between(input))),
+            None => StreamDecoder::Plain(input),
+            Some(Compression::Gzip) => StreamDecoder::Gzip(Box::new(MemberReader::Between(input))),
+            Some(Compression::Bzip2) => {
+                StreamDecoder::Bzip2(Box::new(MemberReader::Between(input)))
+            }
             Some(Compression::Xz) => {
                 let stream = Stream::new_stream_decoder(limits.memory, CONCATENATED)?;
-                Inner::Xz(Box::new(liblzma::bufread::XzDecoder::new_stream(
+                StreamDecoder::Xz(Box::new(liblzma::bufread::XzDecoder::new_stream(
                     input, stream,
                 )))
             }
@@ -345,9 +353,9 @@ impl<R: Read> Decoder<R> {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
                 // The smallest window that the format knows has 2^10 bytes.
                 decoder.window_log_max(limits.memory.max(1 << 10).ilog2())?;
-                Inner::Zstd(decoder)
+                StreamDecoder::Zstd(decoder)
             }
-            Some(Compression::Brotli) => Inner::Brotli(Box::new(
+            Some(Compression::Brotli) => StreamDecoder::Brotli(Box::new(
                 brotli_decompressor::Decompressor::new(input, 64 << 10),
             )),
         };
@@ -370,7 +378,10 @@ impl<R: Read> Decoder<R> {
         if self.meter.failed.swap(false, Ordering::Relaxed) {
             return source;
         }
-        if source.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+        if source
+            .get_ref()
+            .is_some_and(|inner| inner.is::<DecompressionError>())
+        {
             return source;
         }
         let text = source.to_string();
@@ -383,11 +394,11 @@ impl<R: Read> Decoder<R> {
         let brotli = compression == Compression::Brotli;
         if memory {
             let limit = self.limits.memory;
-            Error::Memory { compression, limit }.into()
+            DecompressionError::Memory { compression, limit }.into()
         } else if source.kind() == io::ErrorKind::UnexpectedEof || (brotli && at_end) {
-            Error::Truncated { compression }.into()
+            DecompressionError::Truncated { compression }.into()
         } else {
-            Error::Damaged {
+            DecompressionError::Damaged {
                 compression,
                 source,
             }
@@ -403,17 +414,17 @@ impl<R: Read> Read for Decoder<R> {
         }
         let Some(compression) = self.compression else {
             return match &mut self.inner {
-                Inner::Plain(input) => input.read(buffer),
+                StreamDecoder::Plain(input) => input.read(buffer),
                 _ => unreachable!("only what goes through has no compression"),
             };
         };
         let read = match &mut self.inner {
-            Inner::Plain(input) => input.read(buffer),
-            Inner::Gzip(member) => member.read(buffer, GzDecoder::new),
-            Inner::Xz(decoder) => decoder.read(buffer),
-            Inner::Zstd(decoder) => decoder.read(buffer),
-            Inner::Bzip2(member) => member.read(buffer, bzip2::bufread::BzDecoder::new),
-            Inner::Brotli(decoder) => decoder.read(buffer),
+            StreamDecoder::Plain(input) => input.read(buffer),
+            StreamDecoder::Gzip(member) => member.read(buffer, GzDecoder::new),
+            StreamDecoder::Xz(decoder) => decoder.read(buffer),
+            StreamDecoder::Zstd(decoder) => decoder.read(buffer),
+            StreamDecoder::Bzip2(member) => member.read(buffer, bzip2::bufread::BzDecoder::new),
+            StreamDecoder::Brotli(decoder) => decoder.read(buffer),
         };
         let read = read.map_err(|error| self.error(compression, error))?;
         self.output += read as u64;
@@ -423,7 +434,7 @@ impl<R: Read> Read for Decoder<R> {
             .output
             .max(input.saturating_mul(self.limits.ratio));
         if self.output > limit {
-            return Err(Error::Output {
+            return Err(DecompressionError::Output {
                 compression,
                 limit,
                 input,
@@ -462,19 +473,19 @@ impl<I: BufRead> MemberDecoder<I> for bzip2::bufread::BzDecoder<I> {
     }
 }
 
-impl<I: BufRead, D: MemberDecoder<I>> Member<D, I> {
+impl<I: BufRead, D: MemberDecoder<I>> MemberReader<D, I> {
     /// Reads on, from member to member. Zeros after the last one are padding (tapes have it).
     fn read(&mut self, buffer: &mut [u8], open: impl Fn(I) -> D) -> io::Result<usize> {
         loop {
-            match std::mem::replace(self, Member::Moving) {
-                Member::Open(mut decoder) => match decoder.read(buffer) {
-                    Ok(0) => *self = Member::Between(decoder.into_input()),
+            match std::mem::replace(self, MemberReader::Moving) {
+                MemberReader::Open(mut decoder) => match decoder.read(buffer) {
+                    Ok(0) => *self = MemberReader::Between(decoder.into_input()),
                     read => {
-                        *self = Member::Open(decoder);
+                        *self = MemberReader::Open(decoder);
                         return read;
                     }
                 },
-                Member::Between(mut input) => {
+                MemberReader::Between(mut input) => {
                     let first = loop {
                         let bytes = input.fill_buf()?;
                         let zeros = bytes.iter().take_while(|&&byte| byte == 0).count();
@@ -489,19 +500,19 @@ impl<I: BufRead, D: MemberDecoder<I>> Member<D, I> {
                     };
                     match first {
                         None => {
-                            *self = Member::Between(input);
+                            *self = MemberReader::Between(input);
                             return Ok(0);
                         }
-                        Some(first) if first == D::FIRST => *self = Member::Open(open(input)),
+                        Some(first) if first == D::FIRST => *self = MemberReader::Open(open(input)),
                         Some(_) => {
-                            *self = Member::Between(input);
+                            *self = MemberReader::Between(input);
                             let compression = D::COMPRESSION;
-                            return Err(Error::Trailing { compression }.into());
+                            return Err(DecompressionError::Trailing { compression }.into());
                         }
                     }
                 }
                 // A read that failed halfway: what was decoded is lost.
-                Member::Moving => return Err(io::ErrorKind::BrokenPipe.into()),
+                MemberReader::Moving => return Err(io::ErrorKind::BrokenPipe.into()),
             }
         }
     }

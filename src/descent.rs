@@ -27,24 +27,24 @@ pub enum DescentError {
 /// The directories from the start of a walk down to where it is.
 #[derive(Debug)]
 pub struct Descent<F> {
-    levels: Vec<Level<F>>,
+    levels: Vec<DescentLevel<F>>,
     /// How many of them are open, at most: the last ones.
     window: usize,
 }
 
 #[derive(Debug)]
-enum Level<F> {
+enum DescentLevel<F> {
     Open(F),
-    Closed(Identity),
+    Closed(InodeIdentity),
 }
 
 /// Device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity(u64, u64);
+struct InodeIdentity(u64, u64);
 
-impl Identity {
-    fn of(folder: impl AsFd) -> io::Result<Self> {
-        let stat = fstat(folder)?;
+impl InodeIdentity {
+    fn of(dir: impl AsFd) -> io::Result<Self> {
+        let stat = fstat(dir)?;
         Ok(Self(stat.st_dev, stat.st_ino))
     }
 }
@@ -64,22 +64,22 @@ impl<F: AsFd> Descent<F> {
     }
 
     /// The directory that the walk is in.
-    pub fn here(&self) -> Option<&F> {
+    pub fn innermost(&self) -> Option<&F> {
         match self.levels.last() {
-            Some(Level::Open(folder)) => Some(folder),
-            Some(Level::Closed(_)) | None => None,
+            Some(DescentLevel::Open(dir)) => Some(dir),
+            Some(DescentLevel::Closed(_)) | None => None,
         }
     }
 
-    /// Descends into `folder`, which is in the directory that the walk is in.
-    pub fn enter(&mut self, folder: F) -> io::Result<()> {
-        if let Some(far) = self.levels.len().checked_sub(self.window)
-            && let Some(level) = self.levels.get_mut(far)
-            && let Level::Open(folder) = level
+    /// Descends into `dir`, which is in the directory that the walk is in.
+    pub fn enter(&mut self, dir: F) -> io::Result<()> {
+        if let Some(upstream) = self.levels.len().checked_sub(self.window)
+            && let Some(level) = self.levels.get_mut(upstream)
+            && let DescentLevel::Open(dir) = level
         {
-            *level = Level::Closed(Identity::of(folder)?);
+            *level = DescentLevel::Closed(InodeIdentity::of(dir)?);
         }
-        self.levels.push(Level::Open(folder));
+        self.levels.push(DescentLevel::Open(dir));
         Ok(())
     }
 
@@ -89,20 +89,20 @@ impl<F: AsFd> Descent<F> {
         &mut self,
         again: impl FnOnce(OwnedFd, &F) -> F,
     ) -> Result<Option<F>, DescentError> {
-        let Some(Level::Open(left)) = self.levels.pop() else {
+        let Some(DescentLevel::Open(departed)) = self.levels.pop() else {
             return Ok(None);
         };
         if let Some(above) = self.levels.last_mut()
-            && let Level::Closed(identity) = above
+            && let DescentLevel::Closed(identity) = above
         {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = openat(&left, "..", flags, Mode::empty()).map_err(io::Error::from)?;
-            if Identity::of(&fd)? != *identity {
+            let fd = openat(&departed, "..", flags, Mode::empty()).map_err(io::Error::from)?;
+            if InodeIdentity::of(&fd)? != *identity {
                 return Err(DescentError::Moved);
             }
-            *above = Level::Open(again(fd, &left));
+            *above = DescentLevel::Open(again(fd, &departed));
         }
-        Ok(Some(left))
+        Ok(Some(departed))
     }
 }
 
@@ -126,23 +126,24 @@ mod tests {
 
     #[test]
     fn a_walk_comes_back_through_directories_that_were_closed() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut path = folder.path().to_owned();
+        let dir = tempfile::tempdir().unwrap();
+        let mut path = dir.path().to_owned();
         for _ in 0..40 {
             path.push("d");
             fs::create_dir(&path).unwrap();
         }
         let mut descent = Descent::new(4);
         descent
-            .enter(open(rustix::fs::CWD, folder.path().to_str().unwrap()))
+            .enter(open(rustix::fs::CWD, dir.path().to_str().unwrap()))
             .unwrap();
         for _ in 0..40 {
-            let next = open(descent.here().unwrap(), "d");
+            let next = open(descent.innermost().unwrap(), "d");
             descent.enter(next).unwrap();
         }
         let open_levels = |descent: &Descent<OwnedFd>| {
             let open = descent.levels.iter();
-            open.filter(|level| matches!(level, Level::Open(_))).count()
+            open.filter(|level| matches!(level, DescentLevel::Open(_)))
+                .count()
         };
         assert_eq!((descent.depth(), open_levels(&descent)), (41, 4));
         let mut again = 0;
@@ -156,26 +157,26 @@ mod tests {
                 .unwrap();
         }
         assert_eq!(again, 37);
-        let here = Identity::of(descent.here().unwrap()).unwrap();
+        let innermost_identity = InodeIdentity::of(descent.innermost().unwrap()).unwrap();
         assert_eq!(
-            here,
-            Identity::of(open(rustix::fs::CWD, folder.path().to_str().unwrap())).unwrap()
+            innermost_identity,
+            InodeIdentity::of(open(rustix::fs::CWD, dir.path().to_str().unwrap())).unwrap()
         );
     }
 
     #[test]
     fn a_directory_that_was_moved_ends_the_walk() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("a/b/c")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
         let mut descent = Descent::new(2);
         descent
-            .enter(open(rustix::fs::CWD, folder.path().to_str().unwrap()))
+            .enter(open(rustix::fs::CWD, dir.path().to_str().unwrap()))
             .unwrap();
         for name in ["a", "b", "c"] {
-            let next = open(descent.here().unwrap(), name);
+            let next = open(descent.innermost().unwrap(), name);
             descent.enter(next).unwrap();
         }
-        fs::rename(folder.path().join("a/b"), folder.path().join("elsewhere")).unwrap();
+        fs::rename(dir.path().join("a/b"), dir.path().join("elsewhere")).unwrap();
         descent.leave(|fd, _| fd).unwrap();
         let error = descent.leave(|fd, _| fd).unwrap_err();
         assert!(matches!(error, DescentError::Moved), "{error}");

@@ -11,7 +11,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
 use crate::castore::{Digest, Directory, Name, Node, SymlinkTarget};
-use crate::nar::Writer;
+use crate::nar::NarWriter;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Tree {
@@ -43,12 +43,12 @@ impl Tree {
 
     /// This tree as a NAR.
     pub(crate) fn nar(&self) -> Vec<u8> {
-        let mut writer = Writer::new(Vec::new());
+        let mut writer = NarWriter::new(Vec::new());
         self.write(None, &mut writer);
         writer.finish().unwrap()
     }
 
-    fn write(&self, name: Option<&[u8]>, writer: &mut Writer<Vec<u8>>) {
+    fn write(&self, name: Option<&[u8]>, writer: &mut NarWriter<Vec<u8>>) {
         match self {
             Tree::Directory(entries) => {
                 writer.directory(name).unwrap();

@@ -20,20 +20,20 @@ mod image_pages;
 mod images;
 mod in_use;
 mod listed_roots;
-mod listers;
 mod listing;
+mod mount_root;
 mod node_id;
 mod nodes;
-mod numbering;
+mod options;
+mod page_cache_push;
 mod passthrough;
+mod readdirplus;
 mod reading;
 mod requests;
 mod root_lookup;
-mod scout;
 mod slow;
-mod top;
 mod waiting;
-mod walk_ahead;
+mod walk_prefetch;
 mod warm_up;
 mod xattr;
 
@@ -47,31 +47,35 @@ use fuse_backend_rs::api::filesystem::Entry;
 use crate::castore::{Digest, Directory, Node, NodeRef, Printable};
 use crate::store::{Answer, Error, LocalStore, Store};
 
-pub use attributes::Owner;
+pub use attributes::NodeOwner;
 pub use images::{ImageClosures, ImageCount, ImageRoots, PreparedImage};
+pub use mount_root::{MountRoot, RootChanges};
 pub use node_id::NodeId;
-pub use nodes::{Ledger, LedgerError, NodeCount};
-pub use passthrough::{BackingDevice, Handle, OpenCount, OpenRequest, Opened, Passthrough, Reads};
-pub use root_lookup::{RootListing, RootNames, WhenUnreachable};
-pub use top::{RootChanges, Top};
-pub use waiting::{Arrival, Parked, Paused, Waiting, parkable};
-pub use walk_ahead::PageCache;
-pub use warm_up::{WarmUp, WarmUpCount};
+pub use nodes::{InodeTable, InodeTableError, NodeCount};
+pub use options::{DEFAULT_DIRECTORY_LIMIT, FsOptions};
+pub use page_cache_push::PageCache;
+pub use passthrough::{
+    BackingDevice, FileHandle, OpenCount, OpenReply, OpenRequest, Passthrough, ReadPath,
+};
+pub use root_lookup::{RootListing, RootNames, UnreachableLookup};
+pub use waiting::{ObjectArrival, ParkedState, ParkedWait, WaitingRequests, parkable};
+pub use warm_up::{WarmUpCount, WarmUpOptions};
 
 use errno::failure;
-use images::Images;
-use in_use::InUse;
+use images::MountImages;
+use in_use::ObjectsInUse;
 use listed_roots::ListedRoots;
-use listers::Listers;
-use node_id::Place;
+use mount_root::{MountedRoots, SeenRoot};
+use node_id::NodePlace;
+use nodes::NameRange;
+use nodes::numbering::{InodeNumbering, ROOT_INO};
 use nodes::{DirectoryNode, Nodes};
-use numbering::{NameRange, Numbering, ROOT_INO};
-use root_lookup::Pause;
-use scout::Scout;
-use top::{Roots, SeenRoot};
-use waiting::{Brought, Stop, Wanted};
-use walk_ahead::WalkAhead;
-use warm_up::Learner;
+use page_cache_push::PageCachePush;
+use readdirplus::ReaddirplusHeuristic;
+use root_lookup::RootLookupPause;
+use waiting::{AwaitedObject, FetchedObject, NotInPlace};
+use walk_prefetch::WalkPrefetch;
+use warm_up::AccessRecorder;
 
 /// How long the kernel may cache what cannot change: more than a hundred million years, and still
 /// well inside the kernel's arithmetic of seconds.
@@ -79,106 +83,32 @@ const FOREVER: Duration = Duration::from_secs(1 << 52);
 /// How long the kernel may cache the attributes of a mount root that shows roots. Its mtime shows
 /// that a cached listing is stale; but every path goes through the mount root, and a permission
 /// check would request its mode each time.
-const TOP_TIMEOUT: Duration = Duration::from_millis(10);
+const MOUNT_ROOT_TIMEOUT: Duration = Duration::from_millis(10);
 /// How long the kernel may cache what can change at any moment.
 const NOT_AT_ALL: Duration = Duration::ZERO;
-/// Bytes of Directories that are cached unless the mount sets another limit.
-pub const DEFAULT_DIRECTORY_LIMIT: usize = 512 << 20;
-
-/// How a mount presents its store.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// What the mount root shows.
-    pub top: Top,
-    /// The owner of every node.
-    pub owner: Owner,
-    /// How bytes come to their readers.
-    pub reads: Reads,
-    /// Whether extended attributes are supported at all. The kernel does not cache them, so that
-    /// `ls -l` would cost a round trip a file.
-    pub xattr: bool,
-    /// How long the kernel may cache the name of a root: for ever if the transport can notify the
-    /// kernel of changes.
-    pub root_timeout: Duration,
-    /// Which names of roots the store is asked for.
-    pub root_names: RootNames,
-    /// What a lookup of a root returns while the store cannot be reached.
-    pub when_unreachable: WhenUnreachable,
-    /// Bytes of Directories to cache in memory, at most.
-    pub directory_limit: usize,
-    /// Directories that the kernel may know at once; the next lookup gets ENOMEM. This machine's
-    /// kernel forgets when memory is short; a guest's may not.
-    pub most_directories: usize,
-    /// Requests that take longer are logged with a breakdown of their time; none is logged without
-    /// this.
-    pub slow_requests: Option<Duration>,
-    /// Record what is read first, and prefetch what was recorded; neither without this.
-    pub warm_up: Option<WarmUp>,
-    /// Show trees as disk images in `.images`, and these images of several roots; no images without
-    /// this.
-    pub images: Option<Arc<ImageClosures>>,
-    /// For how long a read of an image is repeated whose endpoint fails; only once if this is zero.
-    pub image_patience: Duration,
-    /// Whether EROFS mounts an image of `images`: the kernel then reports what it opens and closes.
-    pub image_view: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            top: Top::Roots {
-                list: RootListing::All,
-            },
-            owner: Owner::default(),
-            reads: Reads::default(),
-            xattr: false,
-            root_timeout: FOREVER,
-            root_names: RootNames::default(),
-            when_unreachable: WhenUnreachable::default(),
-            directory_limit: DEFAULT_DIRECTORY_LIMIT,
-            most_directories: usize::MAX,
-            slow_requests: None,
-            warm_up: None,
-            images: None,
-            image_patience: Duration::ZERO,
-            image_view: false,
-        }
-    }
-}
-
-impl Options {
-    /// The digest and size of the directory in the mount root.
-    fn top_directory(&self) -> (Digest, u64) {
-        match &self.top {
-            Top::Directory { digest, size } => (*digest, *size),
-            // Never read: lookups and listings of this mount root ask the store for its roots.
-            Top::Roots { .. } => (Digest::of(b""), 0),
-        }
-    }
-}
 
 /// A castore as a file system.
 pub struct CastoreFs {
     store: Arc<dyn Store>,
-    options: Options,
+    options: FsOptions,
     nodes: Nodes,
-    roots: Roots,
+    roots: MountedRoots,
     passthrough: Option<Passthrough>,
-    walk_ahead: WalkAhead,
-    scout: Scout,
-    listers: Listers,
-    learner: Option<Learner>,
-    in_use: InUse,
-    waiting: Waiting,
-    images: Option<Images>,
-    pause: Pause,
+    page_cache_push: PageCachePush,
+    walk_prefetch: WalkPrefetch,
+    readdirplus: ReaddirplusHeuristic,
+    access_recorder: Option<AccessRecorder>,
+    in_use: ObjectsInUse,
+    waiting: WaitingRequests,
+    images: Option<MountImages>,
+    pause: RootLookupPause,
     listed: ListedRoots,
     /// The stores on this machine's disks that `store` reads from.
     embedded: Vec<LocalStore>,
 }
 
 /// A node with what its attributes need.
-struct Found {
+struct FoundNode {
     node: Node,
     ino: u64,
 }
@@ -188,101 +118,113 @@ impl CastoreFs {
     /// `waiting`. Backing files are registered in `passthrough`, if the transport has it.
     pub fn new(
         store: Arc<dyn Store>,
-        options: Options,
-        waiting: Waiting,
+        options: FsOptions,
+        waiting: WaitingRequests,
         passthrough: Option<Passthrough>,
     ) -> Self {
-        Self::with_ledger(store, options, waiting, passthrough, None)
+        Self::with_inode_table(store, options, waiting, passthrough, None)
     }
 
-    /// As [`new`](Self::new), writing the hand-over state to `ledger`.
-    pub fn with_ledger(
+    /// As [`new`](Self::new), writing the hand-over state to `inode_table`.
+    pub fn with_inode_table(
         store: Arc<dyn Store>,
-        options: Options,
-        waiting: Waiting,
+        options: FsOptions,
+        waiting: WaitingRequests,
         passthrough: Option<Passthrough>,
-        ledger: Option<Arc<Ledger>>,
+        inode_table: Option<Arc<InodeTable>>,
     ) -> Self {
-        let (digest, size) = options.top_directory();
+        let (digest, size) = options.mount_root_directory();
         let closures = options.images.clone();
-        let numbering = Arc::new(Numbering::new(closures.is_some(), ledger.clone()));
+        let numbering = Arc::new(InodeNumbering::new(closures.is_some(), inode_table.clone()));
         let images = closures.map(|closures| {
-            Images::new(closures, Vec::new(), numbering.clone(), ledger.clone())
+            MountImages::new(closures, Vec::new(), numbering.clone(), inode_table.clone())
                 .mounted(options.image_view)
         });
         let limit = options.directory_limit;
         Self {
-            nodes: Nodes::new(digest, size, limit, numbering.clone(), ledger.clone())
+            nodes: Nodes::new(digest, size, limit, numbering.clone(), inode_table.clone())
                 .bounded(options.most_directories),
-            learner: options
+            access_recorder: options
                 .warm_up
                 .clone()
-                .map(|warm_up| Learner::new(warm_up, 0)),
+                .map(|warm_up| AccessRecorder::new(warm_up, 0)),
             embedded: store.embedded(),
             store,
             options,
-            roots: Roots::new(numbering, ledger),
+            roots: MountedRoots::new(numbering, inode_table),
             passthrough,
-            walk_ahead: WalkAhead::default(),
-            scout: Scout::default(),
-            listers: Listers::default(),
-            in_use: InUse::default(),
+            page_cache_push: PageCachePush::default(),
+            walk_prefetch: WalkPrefetch::default(),
+            readdirplus: ReaddirplusHeuristic::default(),
+            in_use: ObjectsInUse::default(),
             waiting,
             images,
-            pause: Pause::default(),
+            pause: RootLookupPause::default(),
             listed: ListedRoots::default(),
         }
     }
 
-    /// Takes over from the process that wrote `ledger`, with the same store and options. Backing
+    /// Takes over from the process that wrote `inode_table`, with the same store and options. Backing
     /// files are registered with the same `device`, if there were any.
-    pub fn adopt(
+    pub fn take_over(
         store: Arc<dyn Store>,
-        options: Options,
-        waiting: Waiting,
+        options: FsOptions,
+        waiting: WaitingRequests,
         device: Option<Box<dyn BackingDevice>>,
-        ledger: Arc<Ledger>,
-    ) -> Result<Self, LedgerError> {
-        let (digest, _) = options.top_directory();
-        let roots = ledger.roots()?;
-        let numbering = Arc::new(Numbering::adopt(options.images.is_some(), ledger.clone())?);
+        inode_table: Arc<InodeTable>,
+    ) -> Result<Self, InodeTableError> {
+        let (digest, _) = options.mount_root_directory();
+        let roots = inode_table.roots()?;
+        let numbering = Arc::new(InodeNumbering::take_over(
+            options.images.is_some(),
+            inode_table.clone(),
+        )?);
         let limit = options.directory_limit;
-        let nodes = Nodes::adopt(digest, limit, numbering.clone(), ledger.clone())?
+        let nodes = Nodes::take_over(digest, limit, numbering.clone(), inode_table.clone())?
             .bounded(options.most_directories);
         let passthrough = match device {
-            Some(device) if ledger.keeps_open_files() => {
+            Some(device) if inode_table.keeps_open_files() => {
                 let is_known = |id| images::is_image(id) || nodes.may_be_known(id);
-                Some(Passthrough::adopt(device, ledger.clone(), is_known)?)
+                Some(Passthrough::take_over(
+                    device,
+                    inode_table.clone(),
+                    is_known,
+                )?)
             }
             _ => None,
         };
         let images = match options.images.clone() {
             Some(closures) => {
-                let numbered = ledger.numbered()?;
-                let images =
-                    Images::new(closures, numbered, numbering.clone(), Some(ledger.clone()));
+                let numbered = inode_table.numbered()?;
+                let images = MountImages::new(
+                    closures,
+                    numbered,
+                    numbering.clone(),
+                    Some(inode_table.clone()),
+                );
                 Some(images.mounted(options.image_view))
             }
             None => None,
         };
         // For roots that were used before, the kernel has cached the files that would be recorded.
         let warm_up = options.warm_up.clone();
-        let warm_up = warm_up.filter(|_| matches!(options.top, Top::Roots { .. }));
+        let warm_up = warm_up.filter(|_| matches!(options.mount_root, MountRoot::Roots { .. }));
         Ok(Self {
-            learner: warm_up.map(|warm_up| Learner::new(warm_up, roots.len() as u32)),
+            access_recorder: warm_up
+                .map(|warm_up| AccessRecorder::new(warm_up, roots.len() as u32)),
             nodes,
             embedded: store.embedded(),
             store,
             options,
-            roots: Roots::adopt(roots, numbering, ledger),
+            roots: MountedRoots::take_over(roots, numbering, inode_table),
             passthrough,
-            walk_ahead: WalkAhead::default(),
-            scout: Scout::default(),
-            listers: Listers::default(),
-            in_use: InUse::default(),
+            page_cache_push: PageCachePush::default(),
+            walk_prefetch: WalkPrefetch::default(),
+            readdirplus: ReaddirplusHeuristic::default(),
+            in_use: ObjectsInUse::default(),
             waiting,
             images,
-            pause: Pause::default(),
+            pause: RootLookupPause::default(),
             listed: ListedRoots::default(),
         })
     }
@@ -297,9 +239,11 @@ impl CastoreFs {
     /// process held for it.
     pub fn hold_in_use(&self, connection: Option<u64>) {
         self.in_use.begin(self.store.as_ref(), connection);
-        match self.options.top {
-            Top::Directory { digest, size } => self.in_use.hold(&Node::Directory { digest, size }),
-            Top::Roots { .. } => {
+        match self.options.mount_root {
+            MountRoot::Directory { digest, size } => {
+                self.in_use.hold(&Node::Directory { digest, size })
+            }
+            MountRoot::Roots { .. } => {
                 for (index, root) in (0..).zip(self.roots.all()) {
                     if self.may_know_root(index) {
                         self.in_use.hold_root(index, &root.node);
@@ -358,12 +302,12 @@ impl CastoreFs {
 
     /// Whether the mount root shows roots, which can change.
     pub fn shows_roots(&self) -> bool {
-        matches!(self.options.top, Top::Roots { .. })
+        matches!(self.options.mount_root, MountRoot::Roots { .. })
     }
 
     /// Asks the store for its roots.
-    fn refresh_roots(&self) -> Result<(), Stop> {
-        if let Brought::Roots(now) = self.waiting.wait(&self.store, Wanted::Roots)? {
+    fn refresh_roots(&self) -> Result<(), NotInPlace> {
+        if let FetchedObject::Roots(now) = self.waiting.wait(&self.store, AwaitedObject::Roots)? {
             self.roots.update(now.to_vec());
         }
         Ok(())
@@ -378,10 +322,10 @@ impl CastoreFs {
         };
         match listed {
             // No request runs here, so none is parked.
-            Ok(()) | Err(Stop::Parked) => Ok(self.roots.take_changes()),
+            Ok(()) | Err(NotInPlace::Parked) => Ok(self.roots.take_changes()),
             // Without listings no change is noticed; store paths do not change.
-            Err(Stop::Failed(Error::Unlisted { .. })) => Ok(self.roots.take_changes()),
-            Err(Stop::Failed(error)) => Err(error),
+            Err(NotInPlace::Failed(Error::Unlisted { .. })) => Ok(self.roots.take_changes()),
+            Err(NotInPlace::Failed(error)) => Err(error),
         }
     }
 
@@ -407,12 +351,15 @@ impl CastoreFs {
         Ok((node, directory, names))
     }
 
-    fn find(&self, digest: &Digest) -> Result<Option<Directory>, Stop> {
+    fn find(&self, digest: &Digest) -> Result<Option<Directory>, NotInPlace> {
         match self.store.directory_now(digest)? {
             Answer::Found(directory) => Ok(Some(directory)),
             Answer::Absent => Ok(None),
-            Answer::Wait => match self.waiting.wait(&self.store, Wanted::Directory(*digest))? {
-                Brought::Directory(directory) => Ok(directory),
+            Answer::Wait => match self
+                .waiting
+                .wait(&self.store, AwaitedObject::Directory(*digest))?
+            {
+                FetchedObject::Directory(directory) => Ok(directory),
                 _ => Ok(None),
             },
         }
@@ -422,7 +369,11 @@ impl CastoreFs {
     /// digest. An object store keeps closures, and finds a Directory once it has read the root of a
     /// closure that contains it. It no longer has that in memory after a restart or many other
     /// requests.
-    fn find_below_ancestors(&self, slot: u32, digest: &Digest) -> Result<Option<Directory>, Stop> {
+    fn find_below_ancestors(
+        &self,
+        slot: u32,
+        digest: &Digest,
+    ) -> Result<Option<Directory>, NotInPlace> {
         for ancestor in self.nodes.ancestors(slot) {
             if self.find(&ancestor)?.is_some()
                 && let Some(directory) = self.find(digest)?
@@ -434,17 +385,17 @@ impl CastoreFs {
     }
 
     /// The file or symlink at `index` in the directory in `slot`.
-    fn entry(&self, slot: u32, index: u32) -> io::Result<Found> {
+    fn entry(&self, slot: u32, index: u32) -> io::Result<FoundNode> {
         if slot == 0 && self.shows_roots() {
             let SeenRoot { root, ino, .. } = self.roots.get(index).ok_or(failure(libc::ESTALE))?;
-            return Ok(Found {
+            return Ok(FoundNode {
                 node: root.node,
                 ino,
             });
         }
         let (_, directory, names) = self.directory(slot)?;
         let entry = directory.get(index as usize).ok_or(failure(libc::ESTALE))?;
-        Ok(Found {
+        Ok(FoundNode {
             ino: names.ino(index),
             node: entry.node.to_owned().map_err(|_| failure(libc::EIO))?,
         })
@@ -456,12 +407,14 @@ impl CastoreFs {
             return Ok(stat);
         }
         match id.place().ok_or(failure(libc::ESTALE))? {
-            Place::Directory(0) if self.shows_roots() => Ok((self.stat_roots()?, TOP_TIMEOUT)),
-            Place::Directory(slot) => {
+            NodePlace::Directory(0) if self.shows_roots() => {
+                Ok((self.stat_roots()?, MOUNT_ROOT_TIMEOUT))
+            }
+            NodePlace::Directory(slot) => {
                 let (node, directory, _) = self.directory(slot)?;
                 Ok((self.stat_directory(&node, &directory), FOREVER))
             }
-            Place::Entry { slot, index } => {
+            NodePlace::Entry { slot, index } => {
                 let found = self.entry(slot, index)?;
                 let stat = self.stat_leaf(found.node.borrow(), found.ino);
                 Ok((stat, FOREVER))
@@ -564,10 +517,10 @@ impl CastoreFs {
     }
 
     /// As [`failed`](Self::failed), unless the request is only parked.
-    fn stopped(&self, id: NodeId, digest: Option<&Digest>, stop: Stop) -> io::Error {
+    fn stopped(&self, id: NodeId, digest: Option<&Digest>, stop: NotInPlace) -> io::Error {
         match stop {
-            Stop::Parked => errno::parked(),
-            Stop::Failed(error) => self.failed(id, digest, &error),
+            NotInPlace::Parked => errno::parked(),
+            NotInPlace::Failed(error) => self.failed(id, digest, &error),
         }
     }
 

@@ -21,6 +21,7 @@
 //! `docs/image-format.md` describes every byte.
 
 mod count;
+mod error;
 mod extents;
 mod format;
 mod layout;
@@ -28,15 +29,17 @@ mod location;
 mod metadata;
 mod names;
 mod reader;
+mod root;
 #[cfg(test)]
 mod tests;
 
-pub use count::MOST_NAMES;
-pub use extents::ImagePiece;
+pub use error::{ImageError, MOST_NAMES};
+pub use extents::ImageExtent;
 pub use format::{BLOCK, IMAGE_ALIGNMENT};
-pub use layout::{ImageError, ImageLayout, ImageTop, ImageVersion};
+pub use layout::{ImageLayout, ImageVersion};
 pub use location::ImageLocation;
 pub use reader::{ErofsEntry, ErofsError, ErofsInode, ErofsKind, ErofsReader};
+pub use root::ImageRoot;
 
 use crate::castore::{Digest, Directory};
 

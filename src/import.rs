@@ -14,6 +14,7 @@ mod assembly;
 mod closure;
 mod error;
 mod nar;
+mod nix_daemon;
 mod packet;
 mod path;
 mod progress;
@@ -24,14 +25,15 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-pub use closure::import_path;
-pub use error::Error;
-pub use progress::{Progress, Stage, Totals};
+pub use closure::{ImportedPath, import_path};
+pub use error::ImportError;
+pub use nix_daemon::{DAEMON_SOCKET, MAX_CLOSURE, NixDaemon, NixDaemonError};
+pub use progress::{ImportProgress, ImportStage, ImportTotals};
 
 use crate::castore::{Name, Node, Root};
-use crate::compression::{Decoder, Limits};
+use crate::compression::{Decoder, DecompressionLimits};
 use crate::nix::{self, NarHash, PathInfo, StorePath};
-use crate::store::{Added, Blocking, Ingest};
+use crate::store::{AddedTotals, Blocking, Ingest};
 use crate::tree::nar::write_nar;
 use crate::tree::{TreePath, export};
 
@@ -44,7 +46,7 @@ const SMALL: u64 = 1 << 20;
 pub const MAX_ZEROS: u64 = 256 << 30;
 
 /// The source of a tree.
-pub enum Source<'a> {
+pub enum ImportSource<'a> {
     /// A file, directory or symlink of the local file system. A symlink is not followed.
     Path(&'a Path),
     /// A NAR as it is, to its end.
@@ -56,7 +58,7 @@ pub enum Source<'a> {
 }
 
 /// How the root is named.
-pub enum Naming {
+pub enum RootNaming {
     /// With this name.
     Name(Name),
     /// As Nix would name the tree, with this name after the hash; a [`PathInfo`] is stored with it.
@@ -75,75 +77,99 @@ pub enum SpecialFiles {
 
 /// How to import.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
+pub struct ImportOptions {
     /// How to treat files that are neither regular, directory nor symlink.
     pub special_files: SpecialFiles,
     /// For a tar archive: how many leading components to remove from every path. Entries with fewer
     /// are left out.
     pub strip_components: usize,
     /// The most bytes that an archive may decompress to, and the most zeros that the holes of its
-    /// sparse files may add up to. None: the defaults of [`Limits`], and [`MAX_ZEROS`].
+    /// sparse files may add up to. None: the defaults of [`DecompressionLimits`], and [`MAX_ZEROS`].
     pub max_size: Option<u64>,
 }
 
 /// The result of an import.
 #[derive(Clone, Debug)]
-pub struct Imported {
+pub struct ImportResult {
     /// The root, as it is in the store now.
     pub root: Root,
     /// What was not in the store before.
-    pub added: Added,
+    pub added: AddedTotals,
     /// What was read.
-    pub totals: Totals,
+    pub totals: ImportTotals,
     /// Of a tree with a Nix name: the store path and the NAR.
     pub nix: Option<(StorePath, NarHash)>,
 }
 
 /// Imports a tree into `store` under a name. Blocks; see [`Blocking`] for where not to call it.
+///
+/// ```
+/// use castore_fs::castore::{Name, Node};
+/// use castore_fs::import::{ImportOptions, ImportProgress, ImportSource, RootNaming, import};
+/// use castore_fs::store::Blocking;
+///
+/// let dir = tempfile::tempdir()?;
+/// std::fs::write(dir.path().join("greeting"), "hello")?;
+///
+/// let runtime = tokio::runtime::Runtime::new()?;
+/// let store = castore_fs::stores::open("memory:")?;
+/// let store = Blocking::new(store, runtime.handle().clone());
+/// let imported = import(
+///     &store,
+///     ImportSource::Path(dir.path()),
+///     RootNaming::Name(Name::new(b"tree")?),
+///     &ImportOptions::default(),
+///     &ImportProgress::default(),
+/// )?;
+/// assert!(matches!(imported.root.node, Node::Directory { .. }));
+/// assert_eq!(store.root(b"tree")?, Some(imported.root));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn import(
     store: &Blocking,
-    source: Source<'_>,
-    naming: Naming,
-    options: &Options,
-    progress: &Progress,
-) -> Result<Imported, Error> {
-    if let Naming::Nix(name) = &naming {
+    source: ImportSource<'_>,
+    naming: RootNaming,
+    options: &ImportOptions,
+    progress: &ImportProgress,
+) -> Result<ImportResult, ImportError> {
+    if let RootNaming::Nix(name) = &naming {
         StorePath::check_name(name.as_bytes())?;
     }
     let ingest = store.ingest()?;
-    if let Naming::Name(name) = &naming {
+    if let RootNaming::Name(name) = &naming {
         ingest.check_root_name(name)?;
     }
-    progress.enter(Stage::Reading);
+    progress.enter(ImportStage::Reading);
     let node = add(&*ingest, source, options, progress)?;
     progress.check()?;
     match naming {
-        Naming::Name(name) => {
+        RootNaming::Name(name) => {
             let root = Root { name, node };
             ingest.put_root(&root, None)?;
-            progress.enter(Stage::Committing);
+            progress.enter(ImportStage::Committing);
             let added = ingest.commit()?;
-            Ok(Imported {
+            Ok(ImportResult {
                 root,
                 added,
                 totals: progress.totals(),
                 nix: None,
             })
         }
-        Naming::Nix(name) => {
-            progress.enter(Stage::Committing);
+        RootNaming::Nix(name) => {
+            progress.enter(ImportStage::Committing);
+            // It begins before, so that no garbage collection runs until the contents have a root.
+            let named = store.ingest()?;
             let added = ingest.commit()?;
-            progress.enter(Stage::HashingNar);
+            progress.enter(ImportStage::HashingNar);
             let nar = nar_hash(store, &TreePath::new(name.as_bytes()), &node, progress)?;
             let path = nix::content_addressed(&name, &nar)?;
             let root = path.root(node);
             let path_info = PathInfo::content_addressed(&root, &nar);
             progress.check()?;
-            progress.enter(Stage::Committing);
-            let ingest = store.ingest()?;
-            ingest.put_root(&root, Some(&path_info))?;
-            ingest.commit()?;
-            Ok(Imported {
+            progress.enter(ImportStage::Committing);
+            named.put_root(&root, Some(&path_info))?;
+            named.commit()?;
+            Ok(ImportResult {
                 root,
                 added,
                 totals: progress.totals(),
@@ -156,21 +182,21 @@ pub fn import(
 /// Adds a tree's blobs and Directories; returns the node of the tree. Names and commits nothing.
 pub fn add(
     ingest: &dyn Ingest,
-    source: Source<'_>,
-    options: &Options,
-    progress: &Progress,
-) -> Result<Node, Error> {
+    source: ImportSource<'_>,
+    options: &ImportOptions,
+    progress: &ImportProgress,
+) -> Result<Node, ImportError> {
     match source {
-        Source::Path(path) => path::add(ingest, path, options, progress),
-        Source::PlainNar(input) => nar::add(ingest, input, progress),
-        Source::Nar(input) => {
+        ImportSource::Path(path) => path::add(ingest, path, options, progress),
+        ImportSource::PlainNar(input) => nar::add(ingest, input, progress),
+        ImportSource::Nar(input) => {
             let mut input = decompressed(input, options)
-                .map_err(|source| crate::nar::Error::Io { offset: 0, source })?;
+                .map_err(|source| crate::nar::NarError::Io { offset: 0, source })?;
             nar::add(ingest, &mut input, progress)
         }
-        Source::Tar(input) => {
+        ImportSource::Tar(input) => {
             let mut input = decompressed(input, options)
-                .map_err(|source| tar::Error::Io { offset: 0, source })?;
+                .map_err(|source| tar::TarError::Io { offset: 0, source })?;
             tar::add(ingest, &mut input, options, progress)
         }
     }
@@ -179,11 +205,11 @@ pub fn add(
 /// An archive without its compression, if it has one.
 fn decompressed<'a>(
     input: &'a mut dyn Read,
-    options: &Options,
+    options: &ImportOptions,
 ) -> io::Result<Decoder<&'a mut dyn Read>> {
     let limits = options
         .max_size
-        .map_or_else(Limits::default, Limits::of_output);
+        .map_or_else(DecompressionLimits::default, DecompressionLimits::of_output);
     Decoder::detect(input, limits)
 }
 
@@ -192,14 +218,14 @@ fn nar_hash(
     store: &Blocking,
     path: &TreePath,
     node: &Node,
-    progress: &Progress,
-) -> Result<NarHash, Error> {
-    let mut sink = HashingSink {
+    progress: &ImportProgress,
+) -> Result<NarHash, ImportError> {
+    let mut sink = ImportHashingSink {
         progress,
         size: 0,
         hasher: Sha256::new(),
     };
-    let uncounted = export::Progress::default();
+    let uncounted = export::ExportProgress::default();
     let written = write_nar(store, path, node, &mut sink, &uncounted);
     progress.check()?;
     written?;
@@ -210,13 +236,13 @@ fn nar_hash(
 }
 
 /// Hashes what is written to it, until the import is cancelled.
-struct HashingSink<'a> {
-    progress: &'a Progress,
+struct ImportHashingSink<'a> {
+    progress: &'a ImportProgress,
     size: u64,
     hasher: Sha256,
 }
 
-impl Write for HashingSink<'_> {
+impl Write for ImportHashingSink<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.progress.check().map_err(io::Error::other)?;
         self.hasher.update(bytes);

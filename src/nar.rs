@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Entries are sorted by the bytes of their names. A store path's hash is taken over the archive, so
-//! the [`Reader`] refuses whatever the [`Writer`] would have written otherwise: what it accepts,
+//! the [`NarReader`] refuses whatever the [`NarWriter`] would have written otherwise: what it accepts,
 //! written again, gives the same bytes. A hash of the input is therefore the hash of the tree.
 //!
 //! Both work in bounded memory, and neither recurses: how deep a tree is costs no stack.
@@ -21,13 +21,13 @@ pub(crate) mod framing;
 mod reader;
 mod writer;
 
-pub use reader::{Contents, Error, Event, Reader};
-pub use writer::Writer;
+pub use reader::{NarContents, NarError, NarEvent, NarReader};
+pub use writer::NarWriter;
 
 /// What an archive starts with.
 const MAGIC: &[u8] = b"nix-archive-1";
 
-/// The most directories inside one another that the [`Reader`] follows: far more than any tree has
+/// The most directories inside one another that the [`NarReader`] follows: far more than any tree has
 /// that is meant to be used (the longest path that Linux takes has 4096 bytes), and little memory.
 pub const MAX_DEPTH: usize = 1 << 16;
 

@@ -21,7 +21,7 @@ pub use content_address::{ContentAddress, ContentAddressError, ContentMethod};
 pub use derivation::derivation_outputs;
 pub use hash::{NixHash, NixHashError};
 pub use narinfo::{MAX_NARINFO_BYTES, NarinfoError, NarinfoFile};
-pub use path_info::{MOST_SIGNATURES, NarHash, TooManySignatures, content_addressed, unite};
+pub use path_info::{MOST_SIGNATURES, NarHash, TooManySignatures, content_addressed, renew, unite};
 pub use reference_graph::{
     MAX_GRAPH_BYTES, NarMismatch, ReferenceGraphError, parse_reference_graph,
 };

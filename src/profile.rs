@@ -9,17 +9,17 @@
 //! wherever the profile came from.
 //!
 //! **Extents, not files.** A program may need little of a large file: reads are recorded by aligned
-//! extents of [`STRETCH`] bytes.
+//! extents of [`EXTENT`] bytes.
 //!
 //! **It follows its root.** Each recording is put before the older entries, so that the order is
-//! that of the last start ([`Recording::follow`]); what [`MOST_MISSED`] complete recordings in a
+//! that of the last start ([`ProfileRecording::follow`]); what [`MOST_MISSED`] complete recordings in a
 //! row did not read is removed.
 //!
 //! A profile is a hint. A damaged or wrong one costs what it would have saved, and nothing else.
 
 mod codec;
-mod folder;
-mod similar;
+mod profiles;
+mod similarity;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -27,16 +27,16 @@ use std::fmt;
 use crate::castore::{Digest, Printable, check_name};
 
 pub use codec::FormatError;
-pub use folder::{Found, ProfileError, Profiles, Summary};
+pub use profiles::{FoundProfile, ProfileError, ProfileSummary, Profiles};
 
 /// Bytes of an extent.
-pub const STRETCH: u64 = 1 << 20;
+pub const EXTENT: u64 = 1 << 20;
 /// Files in a profile, at most.
 pub const MOST_FILES: usize = 16 << 10;
 /// Runs of extents in a profile, at most.
 pub const MOST_RUNS: usize = 32 << 10;
 /// Extents in a profile, at most: of files of an extent or less, all that fit.
-pub const MOST_STRETCHES: u64 = 64 << 10;
+pub const MOST_EXTENTS: u64 = 64 << 10;
 /// Bytes of all paths in a profile, at most.
 const MOST_PATH_BYTES: usize = 4 << 20;
 /// The longest path, in bytes.
@@ -47,9 +47,9 @@ pub const MOST_MISSED: u8 = 4;
 /// A profile's key: the name of a root, or `NAME/PATH` of a directory below one, or a digest, as in
 /// a mount's `root`. 1 to 4096 bytes, no NUL.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Subject(Box<[u8]>);
+pub struct ProfileKey(Box<[u8]>);
 
-impl Subject {
+impl ProfileKey {
     /// The key that `bytes` stand for: slashes around it and a leading `/nix/store/` are ignored.
     pub fn new(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.strip_prefix(b"/nix/store/").unwrap_or(bytes);
@@ -66,14 +66,14 @@ impl Subject {
     }
 }
 
-impl fmt::Display for Subject {
+impl fmt::Display for ProfileKey {
     /// As [`Printable`] shows it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Printable(&self.0).fmt(f)
     }
 }
 
-impl fmt::Debug for Subject {
+impl fmt::Debug for ProfileKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\"", self.0.escape_ascii())
     }
@@ -81,7 +81,7 @@ impl fmt::Debug for Subject {
 
 /// A file of a profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct File {
+pub struct ProfileFile {
     /// Its path below the root: names with slashes between them. Empty if the root is the file.
     pub path: Box<[u8]>,
     /// Complete recordings in a row that did not read it, up to the last one.
@@ -90,7 +90,7 @@ pub struct File {
 
 /// Extents of a file that were read one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct ExtentRun {
     /// The file, by its index in the profile.
     pub file: u32,
     /// The first extent.
@@ -102,16 +102,16 @@ pub struct Run {
 /// What was read first below a root, and in which order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
-    subject: Subject,
+    profile_key: ProfileKey,
     digest: Digest,
-    files: Vec<File>,
-    runs: Vec<Run>,
+    files: Vec<ProfileFile>,
+    runs: Vec<ExtentRun>,
 }
 
 impl Profile {
     /// Its key.
-    pub fn subject(&self) -> &Subject {
-        &self.subject
+    pub fn profile_key(&self) -> &ProfileKey {
+        &self.profile_key
     }
 
     /// The digest of the root that was recorded last.
@@ -120,43 +120,46 @@ impl Profile {
     }
 
     /// Its files, in the order of their first access.
-    pub fn files(&self) -> &[File] {
+    pub fn files(&self) -> &[ProfileFile] {
         &self.files
     }
 
     /// The same profile under another key.
-    pub fn renamed(self, subject: Subject) -> Self {
-        Self { subject, ..self }
+    pub fn renamed(self, profile_key: ProfileKey) -> Self {
+        Self {
+            profile_key,
+            ..self
+        }
     }
 
     /// The extents that were read, in that order.
-    pub fn runs(&self) -> &[Run] {
+    pub fn runs(&self) -> &[ExtentRun] {
         &self.runs
     }
 }
 
 /// A profile that is being recorded.
 #[derive(Clone, Debug)]
-pub struct Recording {
+pub struct ProfileRecording {
     profile: Profile,
     files: HashMap<Box<[u8]>, u32>,
-    stretches: HashSet<(u32, u32)>,
+    extents: HashSet<(u32, u32)>,
     path_bytes: usize,
     full: bool,
 }
 
-impl Recording {
+impl ProfileRecording {
     /// For the root with `digest`.
-    pub fn new(subject: Subject, digest: Digest) -> Self {
+    pub fn new(profile_key: ProfileKey, digest: Digest) -> Self {
         Self {
             profile: Profile {
-                subject,
+                profile_key,
                 digest,
                 files: Vec::new(),
                 runs: Vec::new(),
             },
             files: HashMap::new(),
-            stretches: HashSet::new(),
+            extents: HashSet::new(),
             path_bytes: 0,
             full: false,
         }
@@ -173,22 +176,22 @@ impl Recording {
     }
 
     /// Records an access to an extent of the file at `path`; returns whether it is the first.
-    pub fn touch(&mut self, path: &[u8], stretch: u32) -> bool {
-        self.take(path, stretch, 0)
+    pub fn record(&mut self, path: &[u8], extent: u32) -> bool {
+        self.take(path, extent, 0)
     }
 
-    fn take(&mut self, path: &[u8], stretch: u32, missed: u8) -> bool {
+    fn take(&mut self, path: &[u8], extent: u32, missed: u8) -> bool {
         let known = self.files.get(path).copied();
         let file = known.unwrap_or(self.profile.files.len() as u32);
         // The end of every run must fit too.
-        if stretch == u32::MAX || self.stretches.contains(&(file, stretch)) || !is_path(path) {
+        if extent == u32::MAX || self.extents.contains(&(file, extent)) || !is_path(path) {
             return false;
         }
         let last = self.profile.runs.last_mut();
-        let follows = last
-            .filter(|run| run.file == file && run.first.checked_add(run.count) == Some(stretch));
+        let follows =
+            last.filter(|run| run.file == file && run.first.checked_add(run.count) == Some(extent));
         let needs_run = follows.is_none();
-        self.full |= self.stretches.len() as u64 >= MOST_STRETCHES
+        self.full |= self.extents.len() as u64 >= MOST_EXTENTS
             || needs_run && self.profile.runs.len() >= MOST_RUNS
             || known.is_none()
                 && (self.profile.files.len() >= MOST_FILES
@@ -198,17 +201,17 @@ impl Recording {
         }
         match self.profile.runs.last_mut() {
             Some(run) if !needs_run => run.count += 1,
-            _ => self.profile.runs.push(Run {
+            _ => self.profile.runs.push(ExtentRun {
                 file,
-                first: stretch,
+                first: extent,
                 count: 1,
             }),
         }
-        self.stretches.insert((file, stretch));
+        self.extents.insert((file, extent));
         if known.is_none() {
             self.path_bytes += path.len();
             self.files.insert(path.into(), file);
-            self.profile.files.push(File {
+            self.profile.files.push(ProfileFile {
                 path: path.into(),
                 missed,
             });
@@ -225,13 +228,13 @@ impl Recording {
             let Some(file) = before.files.get(run.file as usize) else {
                 continue;
             };
-            let touched = self.files.contains_key(&file.path);
+            let is_recorded = self.files.contains_key(&file.path);
             let missed = file.missed.saturating_add(u8::from(whole));
-            if (touched && whole) || missed >= MOST_MISSED {
+            if (is_recorded && whole) || missed >= MOST_MISSED {
                 continue;
             }
-            for stretch in run.first..run.first.saturating_add(run.count) {
-                all.take(&file.path, stretch, missed);
+            for extent in run.first..run.first.saturating_add(run.count) {
+                all.take(&file.path, extent, missed);
             }
         }
         all.profile

@@ -14,7 +14,7 @@
 mod generation;
 mod raw_directory;
 
-pub use generation::{Generation, with_generation};
+pub use generation::{ProtocolGeneration, with_generation};
 pub use raw_directory::RawDirectory;
 
 /// The largest message that is sent or accepted, in bytes. tonic's default of 4 MiB would refuse a
@@ -58,7 +58,7 @@ pub mod opentelemetry {
 
 /// Where the generated code of other packages looks for the two above.
 mod snix {
-    pub use super::{castore, store};
+    pub(super) use super::{castore, store};
 }
 
 /// The protocol between castore-fs processes.

@@ -47,7 +47,7 @@ pub struct Sandbox {
 
 /// Which layers are in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sandboxed {
+pub struct SandboxLayers {
     /// Whether files are confined: not on kernels older than 5.13, or without Landlock.
     pub files: bool,
     /// Whether system calls are: not on kernels without seccomp.
@@ -73,7 +73,7 @@ pub enum SandboxError {
 
 impl Sandbox {
     /// Confines the calling thread and all threads and processes that it will start.
-    pub fn enter(&self) -> Result<Sandboxed, SandboxError> {
+    pub fn enter(&self) -> Result<SandboxLayers, SandboxError> {
         self.limit_open_files()?;
         give_up_privileges()?;
         let files = self.confine_files()?;
@@ -85,7 +85,7 @@ impl Sandbox {
             }
             confined => confined.map(|()| true)?,
         };
-        Ok(Sandboxed {
+        Ok(SandboxLayers {
             files,
             system_calls,
         })

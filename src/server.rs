@@ -1,20 +1,20 @@
 //! Serving any store over gRPC, or as a Nix binary cache ([`BinaryCacheOptions`]), or to Nix as its daemon
-//! ([`Options::nix_daemon`]).
+//! ([`ServerOptions::nix_daemon`]).
 //!
 //! One server answers two kinds of client: castore-fs of the same version, through the services of
 //! `castore_fs.v1` (roots of any name, parts of blobs, additions in one stream), and clients of
 //! either generation of the castore protocol. `docs/protocol.md` has the details. The generations
-//! cost one rewritten word per call ([`crate::proto::Generation`]).
+//! cost one rewritten word per call ([`crate::proto::ProtocolGeneration`]).
 //!
 //! A store may read the local disk in a call, and a few of its methods block; so every call runs on
 //! tokio's blocking pool, and holds no thread of it while it waits for its client: a thousand slow
 //! readers cost a thousand small tasks.
 //!
-//! **What is refused.** Calls without one of [`Options::tokens`], if there are any; clients without
-//! a certificate, if [`Tls::client_authority`] is given. Additions, unless [`Options::writable`];
-//! replacing and removing roots, unless [`Options::allow_replace`] or a token gives the right.
-//! Requests, connections, calls, uploads and memory over a limit ([`Limits`]), before and after a
-//! token is checked. More than [`Options::streams`] calls at once on a connection wait for their
+//! **What is refused.** Calls without one of [`ServerOptions::tokens`], if there are any; clients without
+//! a certificate, if [`TlsInput::client_authority`] is given. Additions, unless [`ServerOptions::writable`];
+//! replacing and removing roots, unless [`ServerOptions::allow_replace`] or a token gives the right.
+//! Requests, connections, calls, uploads and memory over a limit ([`ServerLimits`]), before and after a
+//! token is checked. More than [`ServerOptions::streams`] calls at once on a connection wait for their
 //! turn.
 
 mod access;
@@ -25,6 +25,7 @@ mod budget;
 mod capacity;
 mod chunks;
 mod client;
+mod client_root_changes;
 mod connections;
 mod directories;
 mod guard;
@@ -38,7 +39,6 @@ mod parts;
 mod path_infos;
 mod path_names;
 mod respond;
-mod root_changes;
 mod roots;
 mod tls;
 mod turns;
@@ -66,31 +66,31 @@ use crate::proto::castore_fs::services::ingest_service_server::IngestServiceServ
 use crate::proto::castore_fs::services::part_service_server::PartServiceServer;
 use crate::proto::castore_fs::services::root_service_server::RootServiceServer;
 use crate::proto::store::services::path_info_service_server::PathInfoServiceServer;
-use crate::proto::{DESCRIPTORS, Generation, MAX_MESSAGE_BYTES, with_generation};
+use crate::proto::{DESCRIPTORS, MAX_MESSAGE_BYTES, ProtocolGeneration, with_generation};
 use crate::store::{LocalStore, Store};
 
-pub use access::{Access, AccessError, load_secret_key};
-pub use authorize::{Rights, Tokens, TokensError};
+pub use access::{AccessError, AccessFiles, load_secret_key};
+pub use authorize::{AcceptedTokens, ClientRights, TokensError};
 pub use binary_cache::{BinaryCacheOptions, DEFAULT_PRIORITY};
 pub use capacity::Capacity;
-pub use limits::Limits;
+pub use limits::ServerLimits;
 pub use listen::{ListenError, Listener};
-pub use nix_daemon::{ConnectionKeeper, HandOver, NixDaemonOptions};
+pub use nix_daemon::{ConnectionHolder, HandOver, NixDaemonOptions};
 pub use turns::BLOCKING_THREADS;
 
 use authorize::Authorize;
-use binary_cache::BinaryCache;
-use chunks::Chunks;
+use binary_cache::ServedBinaryCache;
+use chunks::ServedChunks;
 use connections::Connections;
-use guard::Guard;
-use incomplete::Incomplete;
+use guard::LimitsLayer;
+use incomplete::IncompleteRoots;
 use limits::HEADERS;
-use nars::Nars;
+use nars::NarHashes;
 use path_infos::PathInfos;
 use path_names::PathNames;
-use turns::OwnTurns;
+use turns::ConnectionTurns;
 
-/// HTTP/2 windows, in bytes: what a client may have under way to us before we say that we have read it,
+/// HTTP/2 windows, in bytes: what a client may have under way to us before we report that we have read it,
 /// and so what it can leave with us unread: all connections together no more than a quarter of 512 MiB. It
 /// fills 400 Mbit/s over 10 ms. The library also counts small frames that were not read yet by the window:
 /// half as many as there would be of 256 bytes.
@@ -102,7 +102,7 @@ pub const DEFAULT_STREAMS: NonZeroU32 = NonZeroU32::new(256).expect("256 is not 
 
 /// How a store is served.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct ServerOptions {
     /// Whether clients may add to the store. Existing roots are not replaced.
     pub writable: bool,
     /// Whether clients whose token names no rights may replace and remove roots.
@@ -113,17 +113,17 @@ pub struct Options {
     /// The store that is served, if it is one that stores computed chunk lists.
     pub local: Option<LocalStore>,
     /// The limits.
-    pub limits: Limits,
-    /// What this server shares with others of the process; nothing for what the limits say, alone.
+    pub limits: ServerLimits,
+    /// What this server shares with others of the process; nothing for the limits alone.
     pub capacity: Option<Capacity>,
     /// Calls at once on a connection.
     pub streams: NonZeroU32,
     /// How long running calls may take once the server is stopped.
     pub drain: Duration,
     /// TLS on the TCP listeners.
-    pub tls: Option<Tls>,
+    pub tls: Option<TlsInput>,
     /// If given, calls must have one of these.
-    pub tokens: Option<Tokens>,
+    pub tokens: Option<AcceptedTokens>,
     /// If given, the store is served as a Nix binary cache, and not over gRPC.
     pub binary_cache: Option<BinaryCacheOptions>,
     /// If given, these are served as a Nix daemon, and not over gRPC.
@@ -132,7 +132,7 @@ pub struct Options {
 
 /// The input of TLS: PEM text.
 #[derive(Clone)]
-pub struct Tls {
+pub struct TlsInput {
     /// The server's certificate chain.
     pub certificate: Vec<u8>,
     /// Its private key.
@@ -141,20 +141,20 @@ pub struct Tls {
     pub client_authority: Option<Vec<u8>>,
 }
 
-impl std::fmt::Debug for Tls {
+impl std::fmt::Debug for TlsInput {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Tls")
     }
 }
 
-impl Default for Options {
+impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             writable: false,
             allow_replace: false,
             narinfos_ahead: false,
             local: None,
-            limits: Limits::default(),
+            limits: ServerLimits::default(),
             capacity: None,
             streams: DEFAULT_STREAMS,
             drain: Duration::from_secs(20),
@@ -206,17 +206,17 @@ pub enum ServerError {
 
 /// The state that all services share.
 #[derive(Clone)]
-struct Served {
+struct ServedState {
     store: Arc<dyn Store>,
     paths: PathNames,
     writable: bool,
-    limits: Arc<Limits>,
+    limits: Arc<ServerLimits>,
     /// Held while a root node is replaced for a client.
     replacing: Arc<Mutex<()>>,
-    own_turns: OwnTurns,
-    nars: Nars,
-    chunks: Chunks,
-    incomplete: Arc<Incomplete>,
+    own_turns: ConnectionTurns,
+    nars: NarHashes,
+    chunks: ServedChunks,
+    incomplete: Arc<IncompleteRoots>,
     /// Identifies one run of the server: versions of the roots begin again in each.
     instance: u64,
     proofs: parts::Proofs,
@@ -227,11 +227,11 @@ struct Served {
 }
 
 /// Serves `store` on all of `listeners` until `shutdown` is ready; then accepts no more calls, lets
-/// those that run continue for [`Options::drain`], and returns.
+/// those that run continue for [`ServerOptions::drain`], and returns.
 pub async fn serve(
     store: Arc<dyn Store>,
     listeners: Vec<Listener>,
-    options: Options,
+    options: ServerOptions,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServerError> {
     let (stop, stopping) = watch::channel(false);
@@ -240,14 +240,14 @@ pub async fn serve(
     let capacity = capacity.unwrap_or_else(|| Capacity::new(&options.limits));
     let own_turns = capacity.own_turns();
     let connections = Connections::new(options.limits.clone(), capacity);
-    let served = Served {
+    let served = ServedState {
         writable: options.writable,
         limits: Arc::new(options.limits.clone()),
         replacing: Arc::default(),
         own_turns,
-        nars: Nars::new(store.clone(), stopping.clone()),
-        chunks: Chunks::new(store.clone(), options.local.clone(), options.writable),
-        incomplete: Arc::new(Incomplete::new(options.limits.incomplete)),
+        nars: NarHashes::new(store.clone(), stopping.clone()),
+        chunks: ServedChunks::new(store.clone(), options.local.clone(), options.writable),
+        incomplete: Arc::new(IncompleteRoots::new(options.limits.incomplete)),
         paths: PathNames::new(store.clone()),
         store,
         instance: RandomState::new().hash_one(std::process::id()),
@@ -264,7 +264,7 @@ pub async fn serve(
         }
     }
     tokio::spawn(connections.clone().watch(stopping.clone()));
-    let every = Rights {
+    let every = ClientRights {
         read: true,
         add: options.writable,
         replace: options.writable && options.allow_replace,
@@ -272,7 +272,7 @@ pub async fn serve(
     let mut running = JoinSet::new();
     let mut health = None;
     if let Some(of_nix) = options.nix_daemon.clone() {
-        running.spawn(nix_daemon::serve_left(
+        running.spawn(nix_daemon::serve_previous(
             of_nix.clone(),
             options.clone(),
             connections.clone(),
@@ -291,7 +291,7 @@ pub async fn serve(
         }
     } else if let Some(of_cache) = options.binary_cache.clone() {
         let (tokens, local) = (options.tokens.clone(), options.local.clone());
-        let cache = BinaryCache::new(served, of_cache, tokens, every, local);
+        let cache = ServedBinaryCache::new(served, of_cache, tokens, every, local);
         for listener in listeners {
             let (connections, stopping) = (connections.clone(), stopping.clone());
             let options = options.clone();
@@ -325,7 +325,9 @@ pub async fn serve(
         Some(ended) = running.join_next() => ended.ok().and_then(Result::err),
     };
     if let Some(health) = health {
-        health.set_not_serving::<BlobServiceServer<Served>>().await;
+        health
+            .set_not_serving::<BlobServiceServer<ServedState>>()
+            .await;
     }
     // Fails only if every listener has already ended.
     let _ = stop.send(true);
@@ -339,8 +341,8 @@ pub async fn serve(
 async fn serve_one(
     listener: Listener,
     routes: Routes,
-    options: Options,
-    every: Rights,
+    options: ServerOptions,
+    every: ClientRights,
     connections: Arc<Connections>,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), ServerError> {
@@ -375,7 +377,7 @@ async fn serve_one(
     };
     let tokens = options.tokens;
     let router = server
-        .layer(Guard(Arc::new(options.limits)))
+        .layer(LimitsLayer(Arc::new(options.limits)))
         .layer(Authorize { tokens, every })
         .layer(MapRequestLayer::new(to_current_generation))
         .add_routes(routes);
@@ -399,12 +401,12 @@ async fn serve_one(
 
 fn to_current_generation<B>(mut request: Request<B>) -> Request<B> {
     let uri = std::mem::take(request.uri_mut());
-    *request.uri_mut() = with_generation(uri, Generation::Current);
+    *request.uri_mut() = with_generation(uri, ProtocolGeneration::Current);
     request
 }
 
 async fn routes(
-    served: &Served,
+    served: &ServedState,
     path_infos: PathInfos,
 ) -> (tonic_health::server::HealthReporter, Routes) {
     macro_rules! limited {
@@ -420,8 +422,10 @@ async fn routes(
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<BlobServiceServer<Served>>().await;
-    health.set_serving::<DirectoryServiceServer<Served>>().await;
+    health.set_serving::<BlobServiceServer<ServedState>>().await;
+    health
+        .set_serving::<DirectoryServiceServer<ServedState>>()
+        .await;
     health
         .set_serving::<PathInfoServiceServer<PathInfos>>()
         .await;

@@ -10,12 +10,12 @@ mod control;
 mod daemon;
 mod endpoints;
 mod log;
+mod log_rate_limiter;
 mod metrics;
 mod mounts;
 mod panics;
 mod profiles;
-mod reach;
-mod repeats;
+mod reachability;
 mod signals;
 mod socket_file;
 mod sockets;
@@ -25,13 +25,14 @@ mod telemetry;
 mod view;
 mod watchdog;
 
-pub use config::{Config, Problem, Size};
-pub use control::{CachedRoots, Done, Request, ask_status, tell};
+pub use config::{Config, ConfigProblem, Size, check_level};
+pub use control::{CachedRoots, ControlRequest, ControlResult, ask_status, send_request};
 pub use daemon::{DaemonError, run};
-pub use log::{check_level, text_fields};
+pub use log::text_fields;
 pub use profiles::{ProfileDone, ProfileRequest, ProfileStatus, obey as obey_profile_request};
-pub use reach::{Outcome, Reached, reach};
-pub use sockets::{Ask, Serving, SocketError, listen_for_metrics, metrics_on};
+pub use reachability::{CheckedStore, ProbeOutcome, check_reachability};
+pub use sockets::{ServedSocket, ServiceSocketError, StatusSource, listen_for_metrics, metrics_on};
 pub use status::{
-    LatencyStatus, ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus,
+    LatencyStatus, ListenStatus, MountStatus, PrefetchStatus, ServiceStatus, StoreStatus,
+    VirtiofsStatus,
 };

@@ -7,7 +7,7 @@
 //! through an async runtime would double the cost of such an answer. So every method exists twice:
 //! `…_now` answers in place or returns [`Answer::Wait`], and the async method of the same name
 //! fetches. A store that can always answer in place implements the second kind by the first
-//! (`at_hand`).
+//! (`in_place`).
 //!
 //! **Every store implements every method.** No method of [`Store`] and [`Ingest`] has a default: a
 //! store that wraps others would silently lose a method that it does not forward.
@@ -16,22 +16,22 @@
 //! [`Error`] means that there is no answer.
 
 mod advice;
-mod at_hand;
 mod authorities;
 mod blocking;
 mod bounded;
 mod cache;
 mod chunked;
+mod circuit_breaker;
 pub(crate) mod combined;
 pub(crate) mod credential;
 mod error;
+mod extents;
 mod failure;
-mod far;
 mod filter;
-pub(crate) mod flights;
 mod grpc;
 mod health;
 mod in_flight;
+mod in_place;
 mod join;
 mod last_listing;
 mod latency;
@@ -44,13 +44,13 @@ pub(crate) mod network;
 mod object;
 mod pace;
 mod redb_file;
-mod reputation;
 mod root_change;
 mod root_list;
 mod root_versions;
-mod segments;
 mod shown_url;
+pub(crate) mod single_flight;
 mod staged_directories;
+mod upstream;
 
 use std::fmt::Debug;
 use std::os::fd::OwnedFd;
@@ -65,27 +65,28 @@ use crate::nix::PathInfo;
 
 pub use blocking::Blocking;
 pub(crate) use bounded::Bounded;
-pub(crate) use cache::WithoutNear;
+pub(crate) use cache::WithoutCache;
 pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
-pub use combined::Combined;
+pub use combined::CombinedStore;
 pub use error::{Damage, Error, Object};
-pub use filter::{Filter, Pattern, names_in};
+pub use filter::{FilteredStore, RootPattern, names_in};
 pub use grpc::GrpcStore;
 pub use health::{EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
-pub use join::Join;
-pub(crate) use local::CachedRoot;
+pub use join::JoinedStore;
 pub(crate) use local::OUR_NAMES as LOCAL_STORE_NAMES;
 pub(crate) use local::url as local_url;
-pub use local::url::{local_folder, open_local};
+pub use local::url::{local_dir, open_local};
+pub(crate) use local::{CachedRoot, NamesVersion};
 pub use local::{
-    Chunk, ChunkPlace, Collected, GcOptions, Lease, LocalStore, Rebuilt, Repaired, RootRecord,
-    ValidPath, WaitingNar,
+    ChunkPlace, GcOptions, GcResult, InUseLease, LocalStore, RebuiltIndex, RepairOutcome,
+    RootRecord, StoredChunk, ValidPath, WaitingNar,
 };
-pub(crate) use measured::Measured;
+pub(crate) use measured::MeasuredStore;
 pub use memory::MemoryStore;
-pub use mirrors::{Mirrors, Order};
+pub use mirrors::{MemberOrder, Mirrors};
 pub use object::ObjectStore;
 pub use redb_file::RedbFile;
+pub use root_change::RootCondition;
 pub(crate) use root_change::check_free;
 pub(crate) use shown_url::shown_parameter;
 pub use shown_url::{shown_url, with_shown_urls};
@@ -110,7 +111,7 @@ impl<T> From<Option<T>> for Answer<T> {
 
 /// How much a store holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
+pub struct StoreUsage {
     /// Blobs, each once.
     pub blobs: u64,
     /// Their bytes.
@@ -190,15 +191,15 @@ pub trait Store: Debug + Send + Sync {
     async fn incomplete_root(&self, name: &[u8])
     -> Result<Option<(Root, Option<PathInfo>)>, Error>;
 
-    /// Whether the Directory `digest` and everything below it are here, as far as the store knows;
+    /// Whether the Directory `digest` and everything below it are stored, as far as the store knows;
     /// an object that was found damaged is not. For a bucket, and a server without castore-fs services,
     /// the Directory stands for what is below it: their writers put it last.
     async fn has_tree(&self, digest: &Digest) -> Result<bool, Error>;
 
-    /// Whether the blob `digest` is here.
+    /// Whether the blob `digest` is stored.
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error>;
 
-    /// The size in bytes of the blob `digest`, if it is here: for callers with a digest and no
+    /// The size in bytes of the blob `digest`, if it is stored: for callers with a digest and no
     /// node.
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error>;
 
@@ -206,12 +207,12 @@ pub trait Store: Debug + Send + Sync {
     /// it, or its server has one. Nothing is cut for it.
     async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error>;
 
-    /// The table that verifies the parts of the blob `digest` of `size` bytes, if it is here: for
+    /// The table that verifies the parts of the blob `digest` of `size` bytes, if it is stored: for
     /// servers. A store without such tables reads the whole blob for it.
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error>;
 
-    /// How much is here; nothing if the store does not know.
-    fn usage(&self) -> Result<Option<Usage>, Error>;
+    /// How much is stored; nothing if the store does not know.
+    fn usage(&self) -> Result<Option<StoreUsage>, Error>;
 
     /// The store's health, as far as it is known without a request.
     fn health(&self) -> Health;
@@ -273,18 +274,24 @@ pub trait Ingest: Send + Sync {
     /// does where the service has conditional writes.
     fn add_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error>;
 
-    /// Adds a root whose content may not be here yet, when this is committed. It is visible only as
+    /// Adds a root whose content may not be stored yet, when this is committed. It is visible only as
     /// [`Store::incomplete_root`] until some addition has brought the rest; after a day without, it
-    /// is dropped. It replaces no root whose content is here. Only embedded stores accept such
+    /// is dropped. It replaces no root whose content is stored. Only embedded stores accept such
     /// roots, others fail with [`Error::Refused`].
     fn put_incomplete_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error>;
+
+    /// Makes the commit fail with [`Error::Refused`], and change nothing, unless `condition` holds then. Local
+    /// stores check it, within the commit; others do not.
+    fn only_if(&self, condition: RootCondition) {
+        let _ = condition;
+    }
 
     /// Lets garbage collections run until the next call, for an addition that waits for its source.
     /// Objects that the store had before may be gone: the commit checks what is below its roots.
     fn release(&self);
 
     /// Makes everything durable, then visible.
-    fn commit(self: Box<Self>) -> Result<Added, Error>;
+    fn commit(self: Box<Self>) -> Result<AddedTotals, Error>;
 }
 
 /// A blob that is being written.
@@ -298,7 +305,7 @@ pub trait BlobWriter: Send {
 
 /// What an [`Ingest`] added that was not there before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Added {
+pub struct AddedTotals {
     /// Blobs.
     pub blobs: u64,
     /// Their bytes.

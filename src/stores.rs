@@ -6,7 +6,7 @@ mod plan;
 mod url;
 mod valid_paths;
 
-pub use needs::{Needs, UsedFile, needs};
-pub use plan::{Named, OpenError, OpenStores, Opened, Plan, open_all, open_each};
+pub use needs::{StoreNeeds, UsedFile, needs};
+pub use plan::{NamedStore, OpenError, OpenStores, OpenedStore, StorePlan, open_all, open_each};
 pub use url::{check_url, must_exist, open};
-pub use valid_paths::{CannotPromise, ValidPaths, cannot_promise};
+pub use valid_paths::{CannotPromise, QuestionLimits, ValidPaths, cannot_promise};

@@ -131,13 +131,13 @@ fn listing_with_attributes_allocates_nothing() {
 
 #[test]
 fn noting_what_is_touched_first_allocates_nothing() {
-    let mut requests = Requests::learning();
+    let mut requests = Requests::recording();
     let mut read = |at: u64| {
         let read = requests.request(Opcode::Read, LARGE, &read_in(at, 4096));
         assert_eq!(read, 16 + 4096);
     };
     assert!(counted(|| read(0)) > 0, "nothing is counted");
-    // The first touches of other stretches.
-    let allocations = counted(|| (1..4).for_each(|stretch| read(stretch << 20)));
+    // The first reads of other extents.
+    let allocations = counted(|| (1..4).for_each(|extent| read(extent << 20)));
     assert_eq!(allocations, 0, "allocations");
 }

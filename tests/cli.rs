@@ -14,15 +14,15 @@ use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_castore-fs");
 
-/// A folder with a store in it.
+/// A directory with a store in it.
 struct Place {
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Place {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        Self { folder }
+        let dir = tempfile::tempdir().unwrap();
+        Self { dir }
     }
 
     /// A store that has the tree of [`make_tree`] as `tree`.
@@ -34,14 +34,14 @@ impl Place {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.dir.path().join(name)
     }
 
     fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
         let mut command = Command::new(PROGRAM);
         command
             .args(arguments)
-            .current_dir(self.folder.path())
+            .current_dir(self.dir.path())
             .env("CASTORE_FS_STORE", "local:store")
             .env_remove("RUST_LOG");
         command
@@ -113,14 +113,14 @@ fn large() -> Vec<u8> {
 /// Every path below `path`, with type, executable bit and contents or target.
 fn listing(path: &Path) -> Vec<(PathBuf, String, Vec<u8>)> {
     let mut all = Vec::new();
-    let mut folders = vec![PathBuf::new()];
-    while let Some(below) = folders.pop() {
+    let mut dirs = vec![PathBuf::new()];
+    while let Some(below) = dirs.pop() {
         for entry in fs::read_dir(path.join(&below)).unwrap() {
             let below = below.join(entry.unwrap().file_name());
             let full = path.join(&below);
             let found = full.symlink_metadata().unwrap();
             let (kind, bytes) = if found.is_dir() {
-                folders.push(below.clone());
+                dirs.push(below.clone());
                 ("directory", Vec::new())
             } else if found.is_symlink() {
                 let target = fs::read_link(&full).unwrap().into_os_string();
@@ -141,7 +141,7 @@ fn listing(path: &Path) -> Vec<(PathBuf, String, Vec<u8>)> {
 fn shell(place: &Place, line: &str) -> Output {
     Command::new("bash")
         .args(["-c", line])
-        .current_dir(place.folder.path())
+        .current_dir(place.dir.path())
         .env("CASTORE_FS_STORE", "local:store")
         .env("CASTORE", PROGRAM)
         .output()
@@ -169,6 +169,21 @@ fn what_is_imported_can_be_listed_read_and_exported() {
     assert_eq!(
         place.text(&["ls", "-R"]).lines().count(),
         1 + listing(&place.path("tree")).len()
+    );
+    let roots = place.text(&["ls", "-l"]);
+    let fields: Vec<_> = roots.split_whitespace().collect();
+    // Mode, size, date, time, digest, name.
+    assert_eq!(
+        (fields[0], fields[1], fields[5]),
+        ("dr-xr-xr-x", "-", "tree")
+    );
+    let today = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let json: serde_json::Value = serde_json::from_str(&place.text(&["ls", "--json"])).unwrap();
+    let added = json["added"].as_u64().unwrap();
+    assert!(today.unwrap().as_secs() - added < 3600, "{json}");
+    assert!(
+        fields[2].starts_with("20") && fields[2].len() == 10,
+        "{roots}"
     );
     let long = place.text(&["ls", "-l", "tree"]);
     let lines: Vec<Vec<_>> = long
@@ -608,7 +623,7 @@ fn a_closed_or_full_standard_output_is_an_error() {
             "import tree",
             "gc --dry-run",
             "generate reference",
-            "profile list --folder .",
+            "profile list --directory .",
             "help",
             "--version",
             "import --help",
@@ -884,10 +899,10 @@ fn a_reader_that_goes_away_is_no_error() {
     assert!(one_line(run.stderr).contains("No space left"));
 }
 
-/// Changes every occurrence of `bytes` in the files below `folder`; gives how many there were.
-fn spoil(folder: &Path, bytes: &[u8]) -> usize {
+/// Changes every occurrence of `bytes` in the files below `dir`; gives how many there were.
+fn spoil(dir: &Path, bytes: &[u8]) -> usize {
     let mut count = 0;
-    for (path, _, mut contents) in listing(folder) {
+    for (path, _, mut contents) in listing(dir) {
         let found: Vec<_> = contents
             .windows(bytes.len())
             .enumerate()
@@ -901,7 +916,7 @@ fn spoil(folder: &Path, bytes: &[u8]) -> usize {
         for at in found {
             contents[at] ^= 0x20;
         }
-        let path = folder.join(path);
+        let path = dir.join(path);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         fs::write(path, contents).unwrap();
     }
@@ -980,7 +995,7 @@ fn verify_names_a_damaged_directory() {
         "{text}"
     );
     assert_eq!(text.lines().count(), 2, "{text}");
-    // A listing continues behind it, and reports it.
+    // A listing continues after it, and reports it.
     let run = place.run(&["ls", "-R", "tree"]);
     assert_eq!(run.status.code(), Some(1));
     let listed = String::from_utf8(run.stdout).unwrap();
@@ -1042,9 +1057,14 @@ fn an_import_that_is_interrupted_leaves_nothing() {
         crate::signal(signal, &child);
         let status = wait(&mut child).expect("the import ends though its input does not");
         assert_eq!((status.code(), status.signal()), (Some(130), None));
-        let mut said = Vec::new();
-        child.stderr.take().unwrap().read_to_end(&mut said).unwrap();
-        assert_eq!(one_line(said), "interrupted");
+        let mut reported = Vec::new();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_end(&mut reported)
+            .unwrap();
+        assert_eq!(one_line(reported), "interrupted");
     }
     assert_eq!(place.text(&["ls"]), "tree\n");
     place.good(&["verify"]);
@@ -1057,11 +1077,11 @@ fn an_import_that_is_interrupted_leaves_nothing() {
 /// A store with a tree of so many files that an export can be stopped in the middle.
 fn place_with_many_files() -> Place {
     let place = Place::new();
-    for folder in 0..60 {
-        let folder = place.path(&format!("tree/{folder}"));
-        fs::create_dir_all(&folder).unwrap();
+    for dir in 0..60 {
+        let dir = place.path(&format!("tree/{dir}"));
+        fs::create_dir_all(&dir).unwrap();
         for file in 0..60 {
-            fs::write(folder.join(file.to_string()), file.to_string()).unwrap();
+            fs::write(dir.join(file.to_string()), file.to_string()).unwrap();
         }
     }
     place.good(&["import", "tree"]);
@@ -1070,7 +1090,7 @@ fn place_with_many_files() -> Place {
 
 /// The hidden directories in which exports to `copy` are.
 fn unfinished(place: &Place) -> Vec<PathBuf> {
-    let all = fs::read_dir(place.folder.path()).unwrap();
+    let all = fs::read_dir(place.dir.path()).unwrap();
     let all = all.map(|entry| entry.unwrap().path());
     let is_one = |path: &PathBuf| {
         let name = path.file_name().unwrap().to_str().unwrap();
@@ -1119,11 +1139,11 @@ fn an_export_removes_what_a_killed_one_has_left_and_not_what_another_makes() {
     let mut killed = stopped_export(&place);
     signal("KILL", &killed.0);
     wait(&mut killed.0).unwrap();
-    let left = unfinished(&place);
-    assert_eq!(left.len(), 1);
+    let remaining = unfinished(&place);
+    assert_eq!(remaining.len(), 1);
     let mut other = stopped_export(&place);
     let of_other = unfinished(&place);
-    assert!(of_other.len() == 1 && of_other != left, "{of_other:?}");
+    assert!(of_other.len() == 1 && of_other != remaining, "{of_other:?}");
     let run = place.run(&["export", "tree", "copy"]);
     assert!(run.status.success(), "{run:?}");
     assert_eq!(listing(&place.path("copy")), listing(&place.path("tree")));
@@ -1134,11 +1154,11 @@ fn an_export_removes_what_a_killed_one_has_left_and_not_what_another_makes() {
 }
 
 #[test]
-fn the_default_store_is_in_the_data_folder() {
+fn the_default_store_is_in_the_data_directory() {
     let place = Place::new();
     let root = rustix::process::geteuid().is_root();
     let run = |variable: &str, value: &Path| {
-        // As root, with an empty folder in the place of the machine's own.
+        // As root, with an empty directory in the place of the machine's own.
         let mut command = Command::new(if root { "unshare" } else { "env" });
         if root {
             let script = "mount -t tmpfs none /var/lib && exec \"$@\"";
@@ -1150,20 +1170,16 @@ fn the_default_store_is_in_the_data_folder() {
         one_line(command.output().unwrap().stderr)
     };
     let home = place.path("home");
-    for (variable, folder) in [
+    for (variable, dir) in [
         ("XDG_DATA_HOME", home.clone()),
         ("HOME", home.join(".local/share")),
     ] {
-        let folder = if root {
-            PathBuf::from("/var/lib")
-        } else {
-            folder
-        };
+        let dir = if root { PathBuf::from("/var/lib") } else { dir };
         assert_eq!(
             run(variable, &home),
             format!(
                 "local:{}/castore-fs: there is no store yet; `castore-fs import` makes one",
-                folder.display()
+                dir.display()
             )
         );
     }
@@ -1200,7 +1216,7 @@ fn completions_and_manual_pages_are_written() {
 }
 
 #[test]
-fn a_folder_goes_in_and_a_mount_comes_out() {
+fn a_directory_is_imported_and_mounted() {
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
         kit::skip::skip(&format!("/dev/fuse cannot be opened: {error}"));
         return;
@@ -1214,9 +1230,9 @@ fn a_folder_goes_in_and_a_mount_comes_out() {
         .spawn()
         .unwrap();
     let mut child = Running(child);
-    let said = std::io::BufReader::new(child.0.stderr.take().unwrap());
-    let mut said = said.lines();
-    let up = said.next().unwrap().unwrap();
+    let reported = std::io::BufReader::new(child.0.stderr.take().unwrap());
+    let mut reported = reported.lines();
+    let up = reported.next().unwrap().unwrap();
     assert!(up.starts_with("castore-fs: local:store is on "), "{up}");
     let mounted = place.path("mount/tree");
     assert_eq!(listing(&mounted), listing(&place.path("tree")));
@@ -1239,7 +1255,7 @@ fn a_folder_goes_in_and_a_mount_comes_out() {
     let status = wait(&mut child.0).expect("an interrupt ends the mount");
     assert!(status.success(), "{status}");
     assert_eq!(fs::read_dir(place.path("mount")).unwrap().count(), 0);
-    assert!(said.next().is_none());
+    assert!(reported.next().is_none());
 
     // A place where nothing can be mounted.
     let line = place.bad(1, &["mount", "nowhere"]);
@@ -1253,7 +1269,7 @@ fn a_tree_deeper_than_any_path_goes_in_and_out() {
     let place = Place::new();
     // The path to the bottom has 6000 bytes, and the system takes 4095 in one piece.
     let depth = 1200;
-    let mut nar = castore_fs::nar::Writer::new(Vec::new());
+    let mut nar = castore_fs::nar::NarWriter::new(Vec::new());
     nar.directory(None).unwrap();
     for _ in 1..depth {
         nar.directory(Some(b"down")).unwrap();
@@ -1293,7 +1309,7 @@ fn a_tree_deeper_than_the_limit_of_descriptors_goes_in_and_out() {
         }
     }
     let place = Place::new();
-    let _removed = Removed(place.folder.path().to_owned());
+    let _removed = Removed(place.dir.path().to_owned());
     fs::create_dir(place.path("deep")).unwrap();
     let depth = 5000;
     let directory = rustix::fs::OFlags::DIRECTORY;
@@ -1327,7 +1343,7 @@ fn a_tree_deeper_than_the_limit_of_descriptors_goes_in_and_out() {
 
     // One that fails at the bottom takes everything back.
     let there = |place: &Place| {
-        let entries = fs::read_dir(place.folder.path()).unwrap();
+        let entries = fs::read_dir(place.dir.path()).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         names
@@ -1343,14 +1359,14 @@ fn a_tree_deeper_than_the_limit_of_descriptors_goes_in_and_out() {
 #[test]
 fn an_export_that_fails_leaves_nothing_in_any_format() {
     let place = Place::with_tree();
-    let before = fs::read_dir(place.folder.path()).unwrap().count();
+    let before = fs::read_dir(place.dir.path()).unwrap().count();
     for format in ["dir", "tar", "nar"] {
         let line = format!("ulimit -f 1000; $CASTORE export --format {format} tree out");
         let run = shell(&place, &line);
         assert_eq!(run.status.code(), Some(1), "{run:?}");
         let line = one_line(run.stderr);
         assert!(line.contains("File too large"), "{line}");
-        assert_eq!(fs::read_dir(place.folder.path()).unwrap().count(), before);
+        assert_eq!(fs::read_dir(place.dir.path()).unwrap().count(), before);
     }
 }
 
@@ -1376,8 +1392,8 @@ fn gc_removes_what_no_root_reaches_and_prints_how_much() {
     assert!(done["freed"].as_u64().unwrap() >= 3 << 20, "{done}");
     assert!(text(&["gc", "--grace=0s"]).starts_with("removed 0 blobs"));
     place.good(&["verify"]);
-    let far = place.run(&["gc", "--store", "memory:"]);
-    let error = String::from_utf8(far.stderr).unwrap();
+    let upstream = place.run(&["gc", "--store", "memory:"]);
+    let error = String::from_utf8(upstream.stderr).unwrap();
     assert!(
         error.contains("gc works only on local stores (local:PATH)"),
         "{error}"
@@ -1389,8 +1405,8 @@ fn gc_removes_what_no_root_reaches_and_prints_how_much() {
 /// As in a container made of nothing.
 #[test]
 fn a_machine_without_certificates_of_authorities_gets_an_error_that_names_them() {
-    let folder = tempfile::tempdir().unwrap();
-    let nothing = folder.path().join("nothing");
+    let dir = tempfile::tempdir().unwrap();
+    let nothing = dir.path().join("nothing");
     for url in [
         "grpc+https://store.example.org",
         "objectstore+s3://bucket/path?region=us-east-1",
@@ -1405,13 +1421,13 @@ fn a_machine_without_certificates_of_authorities_gets_an_error_that_names_them()
             .output()
             .unwrap();
         assert!(!output.status.success(), "{url}");
-        let said = String::from_utf8_lossy(&output.stderr);
+        let reported = String::from_utf8_lossy(&output.stderr);
         for part in [
             url.split('?').next().unwrap(),
             "ca-certificates",
             "SSL_CERT_FILE",
         ] {
-            assert!(said.contains(part), "{part} in {said}");
+            assert!(reported.contains(part), "{part} in {reported}");
         }
     }
 }
@@ -1449,9 +1465,9 @@ fn verify_repairs_what_is_damaged_from_another_store() {
     assert!(error.contains("--repair"), "{error}");
     // Without another store there is nothing to repair them from.
     assert_eq!(place.run(&["verify", "--repair"]).status.code(), Some(1));
-    let said = place.text(&["verify", "--repair", "--from", "local:good"]);
-    assert!(said.contains("repaired: fetched "), "{said}");
-    assert!(said.ends_with("nothing is damaged\n"), "{said}");
+    let reported = place.text(&["verify", "--repair", "--from", "local:good"]);
+    assert!(reported.contains("repaired: fetched "), "{reported}");
+    assert!(reported.ends_with("nothing is damaged\n"), "{reported}");
     place.good(&["verify"]);
     // The same for an index that is lost.
     std::fs::remove_file(place.path("store/index.redb")).unwrap();
@@ -1460,8 +1476,11 @@ fn verify_repairs_what_is_damaged_from_another_store() {
         error.contains("castore-fs verify --repair --store local:store"),
         "{error}"
     );
-    let said = place.text(&["verify", "--repair"]);
-    assert!(said.contains("repaired: made a new index of "), "{said}");
+    let reported = place.text(&["verify", "--repair"]);
+    assert!(
+        reported.contains("repaired: made a new index of "),
+        "{reported}"
+    );
     assert_eq!(place.text(&["ls"]), "tree\n");
 }
 
@@ -1530,7 +1549,7 @@ fn all_units_of_time_are_taken_where_an_error_suggests_them() {
 }
 
 #[test]
-fn a_remote_store_is_mounted_behind_a_cache_without_a_configuration() {
+fn a_remote_store_is_mounted_with_a_cache_and_without_a_configuration() {
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
         kit::skip::skip(&format!("/dev/fuse cannot be opened: {error}"));
         return;
@@ -1544,10 +1563,10 @@ fn a_remote_store_is_mounted_behind_a_cache_without_a_configuration() {
     };
     let start = |arguments: &[&str]| {
         let mut child = run(arguments);
-        let mut said = std::io::BufReader::new(child.0.stderr.take().unwrap()).lines();
-        let up = said.next().unwrap().unwrap();
+        let mut reported = std::io::BufReader::new(child.0.stderr.take().unwrap()).lines();
+        let up = reported.next().unwrap().unwrap();
         assert!(up.contains(" is on "), "{up}");
-        (child, said)
+        (child, reported)
     };
     let socket = place.path("socket").to_str().unwrap().to_owned();
     let url = format!("grpc+unix:{socket}");
@@ -1561,7 +1580,7 @@ fn a_remote_store_is_mounted_behind_a_cache_without_a_configuration() {
     let mount = ["mount", "--store", &url, "--cache", "cache"];
     let mount = [&mount[..], &["--cache-size", "1GiB", "mount"]].concat();
     let original = listing(&place.path("tree"));
-    let (mut mounted, _said) = start(&mount);
+    let (mut mounted, _output) = start(&mount);
     assert_eq!(listing(&place.path("mount/tree")), original);
     signal("INT", &mounted.0);
     assert!(wait(&mut mounted.0).unwrap().success());
@@ -1569,14 +1588,14 @@ fn a_remote_store_is_mounted_behind_a_cache_without_a_configuration() {
     // What was read is in the cache, over a restart and without the server.
     signal("KILL", &server.0);
     wait(&mut server.0);
-    let (mut mounted, _said) = start(&mount);
+    let (mut mounted, _output) = start(&mount);
     assert_eq!(listing(&place.path("mount/tree")), original);
     signal("INT", &mounted.0);
     assert!(wait(&mut mounted.0).unwrap().success());
 
-    let near = place.bad(1, &["mount", "--cache", "cache", "mount"]);
+    let local_store = place.bad(1, &["mount", "--cache", "cache", "mount"]);
     assert_eq!(
-        near,
+        local_store,
         "store is on this machine already: --cache is for stores that are not"
     );
     let alone = place.bad(2, &["mount", "--cache-size", "1GiB", "mount"]);
@@ -1590,7 +1609,7 @@ fn the_store_of_a_configuration_file_is_used_where_none_is_named() {
     let ls = || {
         let mut command = place.command(&["ls", "--config", "config.toml"]);
         command.env_remove("CASTORE_FS_STORE");
-        let run = command.env("HOME", place.folder.path()).output().unwrap();
+        let run = command.env("HOME", place.dir.path()).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (text(run.stdout), text(run.stderr))
     };
@@ -1599,24 +1618,24 @@ fn the_store_of_a_configuration_file_is_used_where_none_is_named() {
         place.path("store").display()
     );
     config(&disk);
-    let (listed, said) = ls();
+    let (listed, reported) = ls();
     assert_eq!(listed, "tree\n");
-    assert_eq!(said, "castore-fs: using store:disk of config.toml\n");
+    assert_eq!(reported, "castore-fs: using store:disk of config.toml\n");
 
     // A filter of it is the one that is no part of another.
     config(&format!(
         "{disk}[stores.seen]\nfilter = {{ store = 'disk', roots = ['x*'] }}\n"
     ));
-    let (listed, said) = ls();
+    let (listed, reported) = ls();
     assert_eq!(
-        (listed.as_str(), said.as_str()),
+        (listed.as_str(), reported.as_str()),
         ("", "castore-fs: using store:seen of config.toml\n")
     );
 
     config(&format!("{disk}[stores.other]\nurl = 'memory:'\n"));
-    let (_, said) = ls();
+    let (_, reported) = ls();
     assert!(
-        said.contains(": config.toml describes several stores, which --store store:NAME"),
-        "{said}"
+        reported.contains(": config.toml describes several stores, which --store store:NAME"),
+        "{reported}"
     );
 }

@@ -9,11 +9,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use castore_fs::castore::Digest;
-use kit::collector::{Collector, said};
+use kit::collector::{Collector, reported};
 use kit::manager::Manager;
 use kit::mounted::can_mount;
 
-const FOLDERS: usize = 20;
+const DIRS: usize = 20;
 
 fn castore_fs(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_castore-fs"))
@@ -30,10 +30,10 @@ fn succeeds(arguments: &[&str]) -> String {
 
 /// A directory with a directory for each number, in each of which is a file with the number.
 fn make_tree(at: &Path) {
-    for number in 0..FOLDERS {
-        let folder = at.join(format!("folder-{number}"));
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("file"), contents(number)).unwrap();
+    for number in 0..DIRS {
+        let dir = at.join(format!("dir-{number}"));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("file"), contents(number)).unwrap();
     }
 }
 
@@ -45,15 +45,15 @@ fn contents(number: usize) -> String {
 struct Server(Child);
 
 impl Server {
-    fn start(folder: &Path, name: &str) -> Self {
-        let tree = folder.join("tree");
+    fn start(dir: &Path, name: &str) -> Self {
+        let tree = dir.join("tree");
         if !tree.exists() {
             make_tree(&tree);
         }
-        let store = format!("local:{}/store-{name}", folder.display());
+        let store = format!("local:{}/store-{name}", dir.display());
         let tree = tree.to_str().unwrap();
         succeeds(&["import", "--store", &store, "--name", "tree", tree]);
-        let socket = format!("unix:{}/{name}", folder.display());
+        let socket = format!("unix:{}/{name}", dir.display());
         let child = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
             .args(["serve", "--store", &store, "--listen", &socket])
             .stderr(Stdio::null())
@@ -61,7 +61,7 @@ impl Server {
             .unwrap();
         let server = Self(child);
         let began = Instant::now();
-        while UnixStream::connect(folder.join(name)).is_err() {
+        while UnixStream::connect(dir.join(name)).is_err() {
             assert!(began.elapsed() < Duration::from_secs(20), "no server");
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -116,8 +116,8 @@ fn a_mount_of_mirrors_reads_on_when_one_hangs_and_when_it_dies() {
     let mnt = manager.join("mnt");
     let read = |number: usize| {
         let began = Instant::now();
-        let read = fs::read_to_string(mnt.join(format!("tree/folder-{number}/file"))).unwrap();
-        assert!(read == contents(number), "folder-{number}");
+        let read = fs::read_to_string(mnt.join(format!("tree/dir-{number}/file"))).unwrap();
+        assert!(read == contents(number), "dir-{number}");
         began.elapsed()
     };
     read(0);
@@ -132,7 +132,7 @@ fn a_mount_of_mirrors_reads_on_when_one_hangs_and_when_it_dies() {
     assert_ne!(member(&manager)["state"], "up");
     assert!(member(&manager)["hedges"].as_u64().unwrap() > 0);
     drop(first);
-    for number in 10..FOLDERS {
+    for number in 10..DIRS {
         assert!(read(number) < Duration::from_secs(4), "{number}");
     }
     let status = manager.status();
@@ -191,7 +191,7 @@ fn a_collector_receives_which_fetches_a_request_caused() {
     ));
     let _server = Server::start(manager.path(), "a");
     manager.start_and_wait();
-    let file = manager.join("mnt/tree/folder-7/file");
+    let file = manager.join("mnt/tree/dir-7/file");
     assert!(fs::read_to_string(file).unwrap() == contents(7));
     // Sends what it still has.
     manager.signal(libc::SIGTERM);
@@ -200,7 +200,7 @@ fn a_collector_receives_which_fetches_a_request_caused() {
     let digest = Digest::of(contents(7).as_bytes()).to_string();
     let of_file = |name: &str| {
         let found = spans.iter().find(|span| {
-            span.name == name && said(&span.attributes).get("DIGEST") == Some(&digest)
+            span.name == name && reported(&span.attributes).get("DIGEST") == Some(&digest)
         });
         found.unwrap_or_else(|| panic!("no {name} of {digest} in {spans:#?}"))
     };
@@ -212,15 +212,15 @@ fn a_collector_receives_which_fetches_a_request_caused() {
     assert!(read.end_time_unix_nano >= fetch.start_time_unix_nano);
     let endpoint = format!("grpc+unix:{}", manager.join("a").display());
     for span in [read, fetch] {
-        let said = said(&span.attributes);
-        assert_eq!((&*said["MOUNT"], &*said["STORE"]), ("tree", "main"));
+        let reported = reported(&span.attributes);
+        assert_eq!((&*reported["MOUNT"], &*reported["STORE"]), ("tree", "main"));
         // A request waits for the mount's store, which asks the endpoint.
-        assert!(said["ENDPOINT"].contains(&endpoint), "{said:?}");
+        assert!(reported["ENDPOINT"].contains(&endpoint), "{reported:?}");
     }
-    assert_eq!(said(&fetch.attributes)["ENDPOINT"], endpoint);
-    let said = said(&read.attributes);
-    assert_eq!(said["PATH"], "/tree/folder-7/file");
-    assert!(said["ENDPOINT_MS"].parse::<f64>().unwrap() > 0.0);
+    assert_eq!(reported(&fetch.attributes)["ENDPOINT"], endpoint);
+    let reported = reported(&read.attributes);
+    assert_eq!(reported["PATH"], "/tree/dir-7/file");
+    assert!(reported["ENDPOINT_MS"].parse::<f64>().unwrap() > 0.0);
     // Other requests vary, and those in flight at the end are not exported.
     for span in &spans {
         let outer = spans
@@ -236,8 +236,8 @@ fn a_collector_receives_which_fetches_a_request_caused() {
 
 #[test]
 fn a_command_line_takes_the_name_of_a_composed_store() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
     make_tree(&path.join("tree"));
     let [one, two] = ["one", "two"].map(|name| format!("local:{}/{name}", path.display()));
     let tree = path.join("tree");
@@ -263,7 +263,7 @@ fn a_command_line_takes_the_name_of_a_composed_store() {
     let config = config.to_str().unwrap();
     let listed = succeeds(&["ls", "--store", "store:all", "--config", config]);
     assert_eq!(listed, "app-1\nlib-1\n");
-    let file = "lib-1/folder-7/file";
+    let file = "lib-1/dir-7/file";
     let read = succeeds(&["cat", "--config", config, "--store", "store:all", file]);
     assert!(read == contents(7));
     let listed = succeeds(&["ls", "--store", "store:same", "--config", config]);
@@ -282,7 +282,7 @@ fn a_command_line_takes_the_name_of_a_composed_store() {
     ];
     succeeds(&copy);
     assert_eq!(succeeds(&["ls", "--store", &three]), "app-1\nlib-1\n");
-    for (arguments, said) in [
+    for (arguments, reported) in [
         (
             ["ls", "--store", "store:al", "--config", config],
             "describes no store \"al\"; it has all, apps, one, one-again, same, two",
@@ -295,7 +295,7 @@ fn a_command_line_takes_the_name_of_a_composed_store() {
         let output = castore_fs(&arguments);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(
-            !output.status.success() && stderr.contains(said),
+            !output.status.success() && stderr.contains(reported),
             "{stderr}"
         );
     }
@@ -326,10 +326,10 @@ fn a_command_line_takes_the_name_of_a_composed_store() {
 
 #[test]
 fn check_config_online_reports_which_stores_answer() {
-    let folder = tempfile::tempdir().unwrap();
-    let _server = Server::start(folder.path(), "a");
-    let path = folder.path().display();
-    let config = folder.path().join("config.toml");
+    let dir = tempfile::tempdir().unwrap();
+    let _server = Server::start(dir.path(), "a");
+    let path = dir.path().display();
+    let config = dir.path().join("config.toml");
     let text = format!(
         "[stores.up]\nurl = 'grpc+unix:{path}/a'\n\
          [stores.down]\nurl = 'grpc+unix:{path}/no-server'\n\
@@ -351,7 +351,7 @@ fn check_config_online_reports_which_stores_answer() {
         "{stderr}"
     );
     assert!(stderr.contains("is the server running"), "{stderr}");
-    assert!(!folder.path().join("new").exists());
+    assert!(!dir.path().join("new").exists());
 }
 
 #[test]
@@ -364,36 +364,36 @@ fn commands_pin_and_prefetch_in_the_cache_of_a_running_service() {
     let server = Server::start(manager.path(), "far");
     manager.start_and_wait();
     let control = manager.join("control").display().to_string();
-    let tell = |words: &[&str]| succeeds(&[words, &["--socket", &control]].concat());
+    let send_request = |words: &[&str]| succeeds(&[words, &["--socket", &control]].concat());
     let tree = manager.join("tree").display().to_string();
-    let far = format!("local:{}", manager.join("store-far").display());
+    let upstream = format!("local:{}", manager.join("store-far").display());
     // An impossible request is refused, with the name.
     let refused = |words: &[&str]| {
         let output = castore_fs(&[words, &["--socket", &control]].concat());
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     };
-    let said = refused(&["prefetch", "nothing"]);
-    assert!(said.contains("no root of that name"), "{said}");
-    let said = refused(&["pin", "--store", "near", "tree"]);
+    let reported = refused(&["prefetch", "nothing"]);
+    assert!(reported.contains("no root of that name"), "{reported}");
+    let reported = refused(&["pin", "--store", "near", "tree"]);
     let expected = "there is no cache named \"near\"; there is main";
-    assert!(said.contains(expected), "{said}");
+    assert!(reported.contains(expected), "{reported}");
 
-    succeeds(&["import", "--store", &far, "--name", "again", &tree]);
-    let fetched = tell(&["prefetch", "tree", "--json"]);
+    succeeds(&["import", "--store", &upstream, "--name", "again", &tree]);
+    let fetched = send_request(&["prefetch", "tree", "--json"]);
     let fetched: serde_json::Value = serde_json::from_str(&fetched).unwrap();
-    assert_eq!(fetched["blobs"], FOLDERS, "{fetched}");
-    assert_eq!(fetched["total_blobs"], FOLDERS, "{fetched}");
-    assert_eq!(tell(&["pin", "tree"]), "tree\n");
-    tell(&["drop-cache"]);
+    assert_eq!(fetched["blobs"], DIRS, "{fetched}");
+    assert_eq!(fetched["total_blobs"], DIRS, "{fetched}");
+    assert_eq!(send_request(&["pin", "tree"]), "tree\n");
+    send_request(&["drop-cache"]);
     // A pinned root is readable without the upstream; after its removal it is not.
     drop(server);
     let cat = |number: usize| {
         let url = format!("grpc+unix:{}", manager.join("castore.sock").display());
-        let file = format!("tree/folder-{number}/file");
+        let file = format!("tree/dir-{number}/file");
         castore_fs(&["cat", "--store", &url, &file])
     };
-    for number in 0..FOLDERS {
+    for number in 0..DIRS {
         let read = cat(number);
         let right = read.stdout == contents(number).as_bytes();
         assert!(
@@ -404,10 +404,10 @@ fn commands_pin_and_prefetch_in_the_cache_of_a_running_service() {
         );
     }
     assert_eq!(manager.status()["prefetches"], serde_json::json!([]));
-    assert_eq!(tell(&["unpin", "tree"]), "");
-    let dropped = tell(&["drop-cache", "--json"]);
+    assert_eq!(send_request(&["unpin", "tree"]), "");
+    let dropped = send_request(&["drop-cache", "--json"]);
     let dropped: serde_json::Value = serde_json::from_str(&dropped).unwrap();
-    assert_eq!(dropped["blobs"], FOLDERS, "{dropped}");
+    assert_eq!(dropped["blobs"], DIRS, "{dropped}");
     assert!(!cat(0).status.success());
     manager.signal(libc::SIGTERM);
     assert!(manager.wait(), "{}", manager.log());
@@ -430,7 +430,7 @@ fn command_lines_use_the_stores_of_a_running_service_and_do_without_when_it_is_g
     };
     assert_eq!(on("store:main", &["ls"]), "tree\n");
     let cat = |store, number: usize| {
-        let file = format!("tree/folder-{number}/file");
+        let file = format!("tree/dir-{number}/file");
         assert!(on(store, &["cat", &file]) == contents(number));
     };
     cat("store:main", 1);
@@ -446,7 +446,7 @@ fn command_lines_use_the_stores_of_a_running_service_and_do_without_when_it_is_g
     assert!(manager.wait(), "{}", manager.log());
     assert_eq!(fs::read_dir(manager.join("stores")).unwrap().count(), 0);
     let is_there = |store: &str, number: usize| {
-        let file = format!("tree/folder-{number}/file");
+        let file = format!("tree/dir-{number}/file");
         let read = castore_fs(&["cat", "--config", &config, "--store", store, &file]);
         read.status.success()
     };

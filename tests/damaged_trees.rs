@@ -1,4 +1,4 @@
-//! Trees in stores that have lost or damaged parts of them: what an export, a walk and a check say.
+//! Trees in stores that have lost or damaged parts of them: what an export, a walk and a check report.
 
 use std::fs;
 use std::sync::Arc;
@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef};
 use castore_fs::store::{Blocking, MemoryStore, Object, Store};
-use castore_fs::tree::export::{Progress, to_directory};
-use castore_fs::tree::verify::{self, Why};
-use castore_fs::tree::{Error, TreePath, Walk};
+use castore_fs::tree::export::{ExportProgress, to_directory};
+use castore_fs::tree::verify::{self, FaultCause};
+use castore_fs::tree::{TreeError, TreePath, TreeWalk};
 use kit::double::Double;
 use kit::model::{Model, directory, file, program};
 use tokio::runtime::Runtime;
@@ -54,12 +54,19 @@ fn an_export_that_fails_leaves_nothing() {
         ("z", file(b"last")),
     ]);
     let sound = Sound::new(&tree);
-    let spoiled = Double::near("spoiled:", sound.memory.clone()).without(&Digest::of(b"gone"));
+    let spoiled =
+        Double::local_store("spoiled:", sound.memory.clone()).without(&Digest::of(b"gone"));
     let store = Blocking::new(Arc::new(spoiled), sound.runtime.handle().clone());
-    let folder = tempfile::tempdir().unwrap();
-    let target = folder.path().join("out");
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
     let path = TreePath::new(b"tree");
-    let error = to_directory(&store, &path, &sound.node, &target, &Progress::default());
+    let error = to_directory(
+        &store,
+        &path,
+        &sound.node,
+        &target,
+        &ExportProgress::default(),
+    );
     assert_eq!(
         error.unwrap_err().to_string(),
         format!(
@@ -67,15 +74,15 @@ fn an_export_that_fails_leaves_nothing() {
             Digest::of(b"gone")
         )
     );
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 
-    let stopped = Progress::default();
+    let stopped = ExportProgress::default();
     stopped
         .stop
         .store(true, std::sync::atomic::Ordering::Relaxed);
     let error = to_directory(&sound.store, &path, &sound.node, &target, &stopped);
-    assert!(matches!(error, Err(Error::Interrupted)));
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert!(matches!(error, Err(TreeError::Interrupted)));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]
@@ -83,13 +90,13 @@ fn verify_reads_each_object_once() {
     let part = directory([("x", file(b"same")), ("y", file(b"same")), ("z", file(b""))]);
     let tree = directory([("a", part.clone()), ("b", part.clone()), ("c", part)]);
     let sound = Sound::new(&tree);
-    let spoiled = Arc::new(Double::near("spoiled:", sound.memory.clone()));
+    let spoiled = Arc::new(Double::local_store("spoiled:", sound.memory.clone()));
     let store = Blocking::new(spoiled.clone(), sound.runtime.handle().clone());
     let roots = [
         (TreePath::new(b"tree"), sound.node.clone()),
         (TreePath::new(b"again"), sound.node.clone()),
     ];
-    let report = verify::verify(&store, &roots, &verify::Progress::default()).unwrap();
+    let report = verify::verify(&store, &roots, &verify::VerifyProgress::default()).unwrap();
     assert_eq!(
         (report.directories, report.blobs, report.blob_bytes),
         (2, 2, 4)
@@ -112,19 +119,19 @@ fn verify_names_every_path_that_damage_spoils() {
         ("good", directory([("good", file(b"good"))])),
     ]);
     let sound = Sound::new(&tree);
-    let spoiled = Double::near("spoiled:", sound.memory.clone())
+    let spoiled = Double::local_store("spoiled:", sound.memory.clone())
         .without(&Digest::of(b"gone"))
         .without(&digest(&lost))
         .damaging(&Digest::of(b"bad"));
     let store = Blocking::new(Arc::new(spoiled), sound.runtime.handle().clone());
     let roots = [(TreePath::new(b"tree"), sound.node.clone())];
-    let report = verify::verify(&store, &roots, &verify::Progress::default()).unwrap();
+    let report = verify::verify(&store, &roots, &verify::VerifyProgress::default()).unwrap();
     let faults: Vec<_> = report
         .faults
         .iter()
         .map(|fault| {
             let paths = fault.paths.iter().map(ToString::to_string);
-            let missing = matches!(fault.why, Why::Missing);
+            let missing = matches!(fault.why, FaultCause::Missing);
             (fault.object, missing, paths.collect::<Vec<_>>())
         })
         .collect();
@@ -171,18 +178,21 @@ fn verify_reports_a_blob_once() {
     let tree = Directory::from_entries(entries.collect()).unwrap();
     ingest.put_directory(&tree).unwrap();
     ingest.commit().unwrap();
-    let store = Arc::new(Double::near("double:", memory));
+    let store = Arc::new(Double::local_store("double:", memory));
     let runtime = Runtime::new().unwrap();
     let blocking = Blocking::new(store.clone(), runtime.handle().clone());
     let roots = [(TreePath::new(b"tree"), tree.node())];
-    let report = verify::verify(&blocking, &roots, &verify::Progress::default()).unwrap();
+    let report = verify::verify(&blocking, &roots, &verify::VerifyProgress::default()).unwrap();
     assert_eq!((report.directories, report.blobs), (1, 2));
     let [first, second] = &report.faults[..] else {
         panic!("{} faults", report.faults.len());
     };
     assert_eq!(first.why.to_string(), "missing");
     assert_eq!(first.paths.len() as u64 + first.more_paths, 999);
-    assert_eq!(second.why.to_string(), "the node says size 1, it is 5");
+    assert_eq!(
+        second.why.to_string(),
+        "the node states the size 1, and the object has the size 5"
+    );
     assert_eq!(second.paths.len() as u64 + second.more_paths, 998);
     // Not once for each piece of its stated size.
     let asked = store.objects.load(Ordering::Relaxed);
@@ -194,9 +204,9 @@ fn a_directory_that_cannot_be_read_is_one_error_of_a_walk() {
     let lost = directory([("x", file(b"x"))]);
     let tree = directory([("lost", lost.clone()), ("next", file(b"y"))]);
     let sound = Sound::new(&tree);
-    let spoiled = Double::near("spoiled:", sound.memory.clone()).without(&digest(&lost));
+    let spoiled = Double::local_store("spoiled:", sound.memory.clone()).without(&digest(&lost));
     let store = Blocking::new(Arc::new(spoiled), sound.runtime.handle().clone());
-    let mut walk = Walk::new(&store, TreePath::new(b"tree"), sound.node.clone());
+    let mut walk = TreeWalk::new(&store, TreePath::new(b"tree"), sound.node.clone());
     let mut seen = Vec::new();
     loop {
         match walk.step() {
@@ -209,7 +219,7 @@ fn a_directory_that_cannot_be_read_is_one_error_of_a_walk() {
     assert!(seen[2].starts_with("tree/lost: spoiled: does not have the directory "));
     assert_eq!(seen[3..], ["tree/next"]);
     // What follows an unreadable directory is still where it belongs.
-    let mut walk = Walk::new(&store, TreePath::new(b"tree"), sound.node.clone());
+    let mut walk = TreeWalk::new(&store, TreePath::new(b"tree"), sound.node.clone());
     while walk.step().is_ok() {}
     let step = walk.step().unwrap().unwrap();
     assert!(matches!(step.node, NodeRef::File { size: 1, .. }));

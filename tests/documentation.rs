@@ -7,36 +7,39 @@ use std::process::{Command, Stdio};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_castore-fs");
 
-/// The blocks of shell commands of a page, as one script.
-fn script(page: &str) -> String {
+/// The blocks of shell commands of a page.
+fn blocks(page: &str) -> Vec<String> {
     let text = fs::read_to_string(page).unwrap();
-    let mut script = String::new();
+    let mut blocks = Vec::new();
     let mut inside = false;
     for line in text.lines() {
         match line {
-            "```sh" => inside = true,
+            "```sh" => {
+                blocks.push(String::new());
+                inside = true;
+            }
             "```" => inside = false,
-            line if inside => script.extend([line, "\n"]),
+            line if inside => blocks.last_mut().unwrap().extend([line, "\n"]),
             _ => {}
         }
     }
-    assert!(!script.is_empty(), "{page} shows no command");
-    script
+    assert!(!blocks.is_empty(), "{page} shows no command");
+    blocks
 }
 
 /// Runs a page's commands with bash in an empty directory; a command that fails ends it.
 fn run(page: &str) -> String {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let path = std::env::var("PATH").unwrap();
     let beside = Path::new(PROGRAM).parent().unwrap().display();
     // In a process group of its own, so that the end leaves no process that a failure left behind.
     let shell = Command::new("timeout")
         .args(["--kill-after=10", "300", "bash", "-euxo", "pipefail", "-c"])
-        .arg(script(page))
-        .current_dir(folder.path())
+        .arg(blocks(page).concat())
+        .current_dir(dir.path())
         .env_clear()
         .env("PATH", format!("{beside}:{path}"))
-        .env("HOME", folder.path())
+        .env("HOME", dir.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -68,4 +71,14 @@ fn the_tutorial_works_as_it_is_written() {
         assert!(lines.contains(&line), "{line}: {output}");
     }
     assert!(output.contains("nothing is damaged"), "{output}");
+}
+
+/// A scenario runs them, with a real Nix.
+#[test]
+fn the_tutorial_of_a_store_that_nix_knows_is_what_a_scenario_runs() {
+    let shown = blocks("docs/nixos.md");
+    for file in ["tutorial.sh", "tutorial-offline.sh"] {
+        let run = fs::read_to_string(format!("tests/scenarios/nix-store/files/{file}")).unwrap();
+        assert!(shown.contains(&run), "docs/nixos.md does not show {file}");
+    }
 }

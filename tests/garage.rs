@@ -32,41 +32,37 @@ fn command(arguments: &[&str]) -> Output {
 /// Runs castore-fs, which has to succeed and not to print the key.
 fn run(arguments: &[&str]) -> String {
     let run = command(arguments);
-    let said = format!(
+    let reported = format!(
         "{}{}",
         String::from_utf8_lossy(&run.stdout),
         String::from_utf8_lossy(&run.stderr)
     );
-    assert!(run.status.success(), "{arguments:?}: {said}");
-    assert!(!said.contains(SECRET), "the key was printed");
-    said
+    assert!(run.status.success(), "{arguments:?}: {reported}");
+    assert!(!reported.contains(SECRET), "the key was printed");
+    reported
 }
 
 /// A real tree: the sources of this program, with a large file and some hundred small ones beside
 /// them.
-fn make_tree(folder: &Path) {
+fn make_tree(dir: &Path) {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let copied = Command::new("cp")
-        .arg("-r")
-        .arg(sources)
-        .arg(folder)
-        .status();
+    let copied = Command::new("cp").arg("-r").arg(sources).arg(dir).status();
     assert!(copied.unwrap().success());
     let mut noise = blake3::Hasher::new().finalize_xof();
     let mut large = vec![0; 24 << 20];
     noise.fill(&mut large);
-    fs::write(folder.join("large"), &large).unwrap();
-    fs::create_dir(folder.join("small")).unwrap();
+    fs::write(dir.join("large"), &large).unwrap();
+    fs::create_dir(dir.join("small")).unwrap();
     for index in 0..200 {
         let small = &large[index * 1000..index * 2000 + 1];
-        fs::write(folder.join(format!("small/{index}")), small).unwrap();
+        fs::write(dir.join(format!("small/{index}")), small).unwrap();
     }
 }
 
-/// Every file below `folder`, by its path there.
-fn files(folder: &Path) -> BTreeMap<PathBuf, PathBuf> {
+/// Every file below `dir`, by its path there.
+fn files(dir: &Path) -> BTreeMap<PathBuf, PathBuf> {
     let mut found = BTreeMap::new();
-    let mut stack = vec![folder.to_owned()];
+    let mut stack = vec![dir.to_owned()];
     while let Some(path) = stack.pop() {
         if path.is_dir() {
             stack.extend(
@@ -75,7 +71,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, PathBuf> {
                     .map(|entry| entry.unwrap().path()),
             );
         } else {
-            found.insert(path.strip_prefix(folder).unwrap().to_owned(), path);
+            found.insert(path.strip_prefix(dir).unwrap().to_owned(), path);
         }
     }
     found
@@ -84,7 +80,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, PathBuf> {
 /// A mount with an empty cache, through the node that serves reads.
 fn cold_mount(cluster: &Cluster, root: &Root) -> Mounted {
     let store = ObjectStore::open(&cluster.url(READ_AT, "store")).unwrap();
-    Mounted::top(Arc::new(store), &root.node)
+    Mounted::mount_root(Arc::new(store), &root.node)
 }
 
 #[test]
@@ -95,8 +91,8 @@ fn a_cluster_of_three_loses_a_node_and_reads_continue() {
     let Some(mut cluster) = Cluster::start() else {
         return;
     };
-    let folder = tempfile::tempdir().unwrap();
-    let tree = folder.path().join("tree");
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
     fs::create_dir(&tree).unwrap();
     make_tree(&tree);
     let expected = files(&tree);
@@ -154,15 +150,18 @@ fn a_cluster_of_three_loses_a_node_and_reads_continue() {
     step("lost the node that is asked, and found it again");
 
     // Whole closures go from it and to it.
-    let near = format!("local:{}", folder.path().join("near").display());
-    let far = cluster.url(READ_AT, "copied");
+    let local_store = format!("local:{}", dir.path().join("near").display());
+    let upstream = cluster.url(READ_AT, "copied");
     let from = cluster.url(READ_AT, "store");
-    let said = run(&["copy", "--from", &from, "--to", &near, "tree"]);
-    assert!(said.contains("copied") || said.contains("blobs"), "{said}");
-    run(&["verify", "--store", &near]);
-    run(&["copy", "--from", &near, "--to", &far, "tree"]);
-    run(&["verify", "--store", &far]);
-    let again = run(&["copy", "--from", &near, "--to", &far, "tree"]);
+    let reported = run(&["copy", "--from", &from, "--to", &local_store, "tree"]);
+    assert!(
+        reported.contains("copied") || reported.contains("blobs"),
+        "{reported}"
+    );
+    run(&["verify", "--store", &local_store]);
+    run(&["copy", "--from", &local_store, "--to", &upstream, "tree"]);
+    run(&["verify", "--store", &upstream]);
+    let again = run(&["copy", "--from", &local_store, "--to", &upstream, "tree"]);
     assert!(again.contains(" 0 blobs"), "{again}");
     step("copied from and to it");
 }
@@ -182,8 +181,11 @@ fn a_wrong_key_is_refused_by_name_and_not_printed() {
     let text = fs::read_to_string(cluster.credentials()).unwrap();
     fs::write(cluster.credentials(), text.replace(SECRET, &wrong)).unwrap();
     let run = command(&["ls", "--store", &cluster.url(0, "store")]);
-    let said = String::from_utf8_lossy(&run.stderr);
+    let reported = String::from_utf8_lossy(&run.stderr);
     assert!(!run.status.success());
-    assert!(said.contains("objectstore+s3://castore/store"), "{said}");
-    assert!(!said.contains(&wrong), "the key was printed");
+    assert!(
+        reported.contains("objectstore+s3://castore/store"),
+        "{reported}"
+    );
+    assert!(!reported.contains(&wrong), "the key was printed");
 }

@@ -52,9 +52,9 @@ fn instructions(test: &str, count: u64) -> u64 {
         .env(COUNT, count.to_string())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    let collected = said
+    let reported = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{reported}");
+    let collected = reported
         .lines()
         .find_map(|line| line.split("Collected : ").nth(1));
     collected
@@ -106,7 +106,7 @@ fn reading_a_file_of_4_kib() {
 #[test]
 fn reading_a_file_of_4_kib_where_first_touches_are_noted() {
     let test = "reading_a_file_of_4_kib_where_first_touches_are_noted";
-    costs_at_most_of(Requests::learning, 42_000, test, |bench, count| {
+    costs_at_most_of(Requests::recording, 42_000, test, |bench, count| {
         for number in 0..count {
             let node = number % FILES as u64 + 2;
             let answered = bench.request(Opcode::Read, node, &read_in(0, 4096));

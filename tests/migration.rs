@@ -1,62 +1,42 @@
 //! From a snix store to one of ours, by the program as users run it.
 
 use std::fs;
+use std::ops::Deref;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
-use castore_fs::import::{self, Naming, Options, Progress, Source};
+use castore_fs::import::{self, ImportOptions, ImportProgress, ImportSource, RootNaming};
 use castore_fs::nix::{NarHash, NixHash, PathInfo, encode_base32, output_hash};
 use castore_fs::store::{Blocking, LocalStore, MemoryStore, ObjectStore, Store};
 use castore_fs::tree::copy;
+use kit::program::WorkingDirectory;
 use prost::Message;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_castore-fs");
-
 struct Place {
-    folder: tempfile::TempDir,
+    dir: WorkingDirectory,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Place {
     fn new() -> Self {
         Self {
-            folder: tempfile::tempdir().unwrap(),
+            dir: WorkingDirectory::new(&[]),
             runtime: tokio::runtime::Runtime::new().unwrap(),
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(PROGRAM);
-        command.args(arguments).current_dir(self.folder.path());
-        command
-            .env_remove("RUST_LOG")
-            .env_remove("CASTORE_FS_STORE");
-        command.output().unwrap()
-    }
-
-    #[track_caller]
-    fn good(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{arguments:?}: {said}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    #[track_caller]
-    fn bad(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        assert!(!output.status.success(), "{arguments:?}");
-        String::from_utf8(output.stderr).unwrap()
-    }
-
     fn blocking(&self, store: impl Store + 'static) -> Blocking {
         Blocking::new(Arc::new(store), self.runtime.handle().clone())
+    }
+}
+
+impl Deref for Place {
+    type Target = WorkingDirectory;
+
+    fn deref(&self) -> &WorkingDirectory {
+        &self.dir
     }
 }
 
@@ -78,10 +58,10 @@ fn imported(place: &Place) -> (Blocking, String, PathInfo) {
     let memory = place.blocking(MemoryStore::new());
     let imported = import::import(
         &memory,
-        Source::Path(&place.path("tree")),
-        Naming::Nix("tree".to_owned()),
-        &Options::default(),
-        &Progress::new(),
+        ImportSource::Path(&place.path("tree")),
+        RootNaming::Nix("tree".to_owned()),
+        &ImportOptions::default(),
+        &ImportProgress::new(),
     );
     let root = imported.unwrap().root;
     let info = memory.path_info(&root.name).unwrap().unwrap();
@@ -95,7 +75,7 @@ fn snix_store(place: &Place) -> (String, String, PathInfo) {
     fs::create_dir(place.path("blobs")).unwrap();
     let bucket = place.blocking(ObjectStore::open(&blobs).unwrap());
     let roots = memory.roots().unwrap();
-    copy::copy(&memory, &bucket, &roots, &copy::Progress::default()).unwrap();
+    copy::copy(&memory, &bucket, &roots, &copy::CopyProgress::default()).unwrap();
     // Only the blobs are there.
     fs::remove_dir_all(place.path("blobs/dirs")).unwrap();
     fs::remove_dir_all(place.path("blobs/castore-fs")).unwrap();
@@ -105,12 +85,12 @@ fn snix_store(place: &Place) -> (String, String, PathInfo) {
     {
         let table = redb3::TableDefinition::<[u8; 32], Vec<u8>>::new("directory");
         let mut table = transaction.open_table(table).unwrap();
-        let mut left = vec![roots[0].node.borrow().digest().unwrap()];
-        while let Some(digest) = left.pop() {
+        let mut remaining = vec![roots[0].node.borrow().digest().unwrap()];
+        while let Some(digest) = remaining.pop() {
             let directory = memory.directory(&digest).unwrap().unwrap();
             let bytes = directory.as_bytes().to_vec();
             table.insert(digest.as_bytes(), bytes).unwrap();
-            left.extend(directory.iter().filter_map(|entry| match entry.node {
+            remaining.extend(directory.iter().filter_map(|entry| match entry.node {
                 castore_fs::castore::NodeRef::Directory { digest, .. } => Some(digest),
                 _ => None,
             }));
@@ -165,18 +145,21 @@ fn a_snix_store_is_listed_verified_and_copied_as_it_lies() {
 }
 
 #[test]
-fn a_scheme_that_only_snix_knows_says_how_to_migrate() {
+fn an_error_about_a_scheme_of_snix_has_the_way_to_migrate() {
     let place = Place::new();
     for url in [
         "bigtable://instance",
         "cache:?near=memory:&far=memory:",
         "lru://",
     ] {
-        let said = place.bad(&["ls", "--store", url]);
-        assert!(said.contains("castore-fs copy --all --from"), "{said}");
+        let reported = place.bad(&["ls", "--store", url]);
+        assert!(
+            reported.contains("castore-fs copy --all --from"),
+            "{reported}"
+        );
     }
-    let said = place.bad(&["ls", "--store", "blobs=memory:&directories=memory:"]);
-    assert!(said.contains("path-infos=URL"), "{said}");
+    let reported = place.bad(&["ls", "--store", "blobs=memory:&directories=memory:"]);
+    assert!(reported.contains("path-infos=URL"), "{reported}");
 }
 
 /// The graph of the path `name`, which refers to another and to itself.
@@ -212,7 +195,7 @@ fn a_closure_is_copied_with_what_its_reference_graph_knows() {
     // From this machine, and from another store that has the path.
     let closure = [
         "copy",
-        "--closure",
+        "--graph",
         "graph.json",
         "--paths-in",
         "paths",
@@ -223,11 +206,11 @@ fn a_closure_is_copied_with_what_its_reference_graph_knows() {
     assert_eq!(place.good(&closure), "1 paths; 1 were there already\n");
     let source = place.blocking(LocalStore::open(&place.path("source")).unwrap());
     let roots = memory.roots().unwrap();
-    copy::copy(&memory, &source, &roots, &copy::Progress::default()).unwrap();
+    copy::copy(&memory, &source, &roots, &copy::CopyProgress::default()).unwrap();
     drop(source);
     place.good(&[
         "copy",
-        "--closure",
+        "--graph",
         "graph.json",
         "--from",
         "local:source",
@@ -255,12 +238,12 @@ fn a_closure_is_copied_with_what_its_reference_graph_knows() {
         ["--paths-in", "paths", "--to", "local:three"],
         ["--from", "local:source", "--to", "local:three"],
     ] {
-        let refused = place.bad(&[&["copy", "--closure", "graph.json"][..], &arguments].concat());
+        let refused = place.bad(&[&["copy", "--graph", "graph.json"][..], &arguments].concat());
         assert!(refused.contains(&hash), "{refused}");
         assert_eq!(known("three"), None);
     }
     fs::write(place.path("graph.json"), "[]").unwrap();
-    let refused = place.bad(&["copy", "--closure", "graph.json", "--to", "local:three"]);
+    let refused = place.bad(&["copy", "--graph", "graph.json", "--to", "local:three"]);
     assert!(
         refused.contains("graph.json") && refused.contains("no path"),
         "{refused}"

@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, Root};
-use castore_fs::fs::{Options, Owner, RootListing, RootNames, Top, WhenUnreachable};
+use castore_fs::fs::{FsOptions, MountRoot, NodeOwner, RootListing, RootNames, UnreachableLookup};
 use castore_fs::nix::NarinfoFile;
 use castore_fs::store::{LocalStore, MemoryStore, Store, ValidPath};
-use castore_fs::transport::fuse::Unmounted;
+use castore_fs::transport::fuse::UnmountOutcome;
 use kit::double::{DEADLINE, Double, Fate, Trouble};
 use kit::model::{Model, directory, file, program, symlink};
-use kit::mounted::{Mounted, can_mount, top_of};
+use kit::mounted::{Mounted, can_mount, mount_root_of};
 use kit::patience::wait_until;
 use kit::xattr::xattr;
 use parking_lot::RwLock;
@@ -33,7 +33,7 @@ fn stored(model: &Model) -> (Arc<MemoryStore>, Node) {
 
 fn mounted(model: &Model) -> Mounted {
     let (store, node) = stored(model);
-    Mounted::top(store, &node)
+    Mounted::mount_root(store, &node)
 }
 
 fn walk(path: &Path) -> usize {
@@ -46,9 +46,9 @@ fn walk(path: &Path) -> usize {
     seen
 }
 
-/// How many names there are below a folder. No name is looked up for that.
-fn names_below(folder: &Path) -> usize {
-    let entries = fs::read_dir(folder).unwrap();
+/// How many names there are below a directory. No name is looked up for that.
+fn names_below(dir: &Path) -> usize {
+    let entries = fs::read_dir(dir).unwrap();
     entries
         .map(|entry| {
             let entry = entry.unwrap();
@@ -258,7 +258,7 @@ fn the_table_shrinks_when_the_kernel_forgets() {
     }));
     let mount = mounted(&many);
     {
-        let _kept = CACHES.read();
+        let _guard = CACHES.read();
         walk(mount.path());
         let full = mount.session.nodes();
         assert_eq!(full.directories, 301);
@@ -267,16 +267,16 @@ fn the_table_shrinks_when_the_kernel_forgets() {
         kit::skip::skip("only the superuser can make the kernel forget");
         return;
     }
-    let mut left = mount.session.nodes();
+    let mut remaining = mount.session.nodes();
     for _ in 0..50 {
-        if left.directories == 1 {
+        if remaining.directories == 1 {
             break;
         }
         std::thread::sleep(Duration::from_millis(20));
         let _ = drop_caches();
-        left = mount.session.nodes();
+        remaining = mount.session.nodes();
     }
-    assert_eq!(left.directories, 1, "{left:?}");
+    assert_eq!(remaining.directories, 1, "{remaining:?}");
     many.assert_is_at(mount.path());
 }
 
@@ -293,10 +293,10 @@ fn directories_beyond_the_limit_are_read_again() {
         (format!("{number}"), inside)
     }));
     let (store, node) = stored(&tree);
-    let options = Options {
-        top: top_of(&node),
+    let options = FsOptions {
+        mount_root: mount_root_of(&node),
         directory_limit: 20_000,
-        ..Options::default()
+        ..FsOptions::default()
     };
     let mount = Mounted::new(store, options);
     let held = fs::File::open(mount.join("7/own 7")).unwrap();
@@ -334,7 +334,7 @@ fn no_entry_is_lost_in_a_listing_of_any_size() {
         }
         ingest.commit().unwrap();
         let tree = directory(expected.iter().map(|name| (name, file("x"))));
-        let top = tree.put_root(&*store, "all");
+        let mount_root = tree.put_root(&*store, "all");
         expected.push("all".to_owned());
         expected.sort();
         let list = |path: &Path| {
@@ -345,11 +345,11 @@ fn no_entry_is_lost_in_a_listing_of_any_size() {
             names.sort();
             names
         };
-        let roots = Mounted::new(store.clone(), Options::default());
+        let roots = Mounted::new(store.clone(), FsOptions::default());
         assert!(list(roots.path()) == expected, "{count} root nodes");
         expected.retain(|name| name != "all");
         assert!(
-            list(Mounted::top(store, &top).path()) == expected,
+            list(Mounted::mount_root(store, &mount_root).path()) == expected,
             "{count} entries"
         );
     }
@@ -364,9 +364,9 @@ fn a_new_root_is_listed_although_the_kernel_was_not_notified() {
     }
     let store = Arc::new(Double {
         silent: true,
-        ..Double::near("double:", MemoryStore::new())
+        ..Double::local_store("double:", MemoryStore::new())
     });
-    let mount = Mounted::new(store.clone(), Options::default());
+    let mount = Mounted::new(store.clone(), FsOptions::default());
     let list = || {
         assert!(fs::metadata(mount.path()).unwrap().is_dir());
         fs::read_dir(mount.path()).unwrap().count()
@@ -434,11 +434,11 @@ fn a_top_that_is_not_listed_still_looks_up() {
         return;
     }
     let (store, _) = stored(&directory([("f", file("f"))]));
-    let options = Options {
-        top: Top::Roots {
+    let options = FsOptions {
+        mount_root: MountRoot::Roots {
             list: RootListing::Refused,
         },
-        ..Options::default()
+        ..FsOptions::default()
     };
     let mount = Mounted::new(store, options);
     let error = fs::read_dir(mount.path())
@@ -455,11 +455,11 @@ fn a_top_that_lists_nothing_is_an_empty_directory_and_still_looks_up() {
         return;
     }
     let (store, _) = stored(&directory([("f", file("f"))]));
-    let options = Options {
-        top: Top::Roots {
+    let options = FsOptions {
+        mount_root: MountRoot::Roots {
             list: RootListing::Nothing,
         },
-        ..Options::default()
+        ..FsOptions::default()
     };
     let mount = Mounted::new(store, options);
     assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
@@ -475,20 +475,20 @@ fn far_with_a_store_path(lists: bool) -> Double {
     directory([("f", file("f"))]).put_root(&memory, SEEN);
     Double {
         unlisted: !lists,
-        ..Double::far("double:", memory)
+        ..Double::upstream("double:", memory)
     }
 }
 
 /// A mount below a Nix store.
 fn below_a_nix_store(store: Double) -> (Arc<Double>, Mounted) {
     let store = Arc::new(store);
-    let options = Options {
-        top: Top::Roots {
+    let options = FsOptions {
+        mount_root: MountRoot::Roots {
             list: RootListing::Nothing,
         },
         root_names: RootNames::StorePaths,
-        when_unreachable: WhenUnreachable::Absent,
-        ..Options::default()
+        when_unreachable: UnreachableLookup::Absent,
+        ..FsOptions::default()
     };
     let mount = Mounted::new(store.clone(), options);
     (store, mount)
@@ -543,8 +543,8 @@ fn a_path_that_is_valid_for_nix_is_never_absent_and_other_names_need_not_be_ther
     if !can_mount() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let store = LocalStore::open(folder.path()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
     let (lost, other) = (
         "11111111111111111111111111111111-lost",
         "22222222222222222222222222222222-other",
@@ -558,12 +558,12 @@ fn a_path_that_is_valid_for_nix_is_never_absent_and_other_names_need_not_be_ther
             format!("StorePath: /nix/store/{name}\nURL: -\nNarHash: sha256:{hash}\nNarSize: 1\n");
         ValidPath::new(NarinfoFile::parse(text.as_bytes()).unwrap(), None)
     });
-    store.add_valid_paths(&valid).unwrap();
+    assert!(store.add_valid_paths(&valid, &[]).unwrap());
     for root_names in [RootNames::Any, RootNames::StorePaths, RootNames::ValidPaths] {
-        let options = Options {
+        let options = FsOptions {
             root_names,
-            when_unreachable: WhenUnreachable::Absent,
-            ..Options::default()
+            when_unreachable: UnreachableLookup::Absent,
+            ..FsOptions::default()
         };
         let mount = Mounted::new(Arc::new(store.clone()), options);
         assert_eq!(fs::read(mount.join(SEEN).join("f")).unwrap(), b"f");
@@ -590,12 +590,12 @@ fn a_store_that_lists_its_roots_is_not_asked_for_other_names() {
         assert_eq!(errno_of(mount.join(&name)), libc::ENOENT);
     }
     assert_eq!(store.asked(), 0);
-    // What it has got since is found: it says that its roots have changed.
+    // What it has got since is found: it reports that its roots have changed.
     let added = "33333333333333333333333333333333-added";
     assert_eq!(errno_of(mount.join(added)), libc::ENOENT);
     directory([("f", file("new"))]).put_root(store.inner().as_ref(), added);
     wait_until("what was added", || mount.join(added).exists());
-    // Where it goes out of reach the list goes on answering, and what is in it is an error.
+    // Where it becomes unreachable the list still answers, and what is in it is an error.
     store.trouble(Trouble::Unreachable);
     for name in new_names() {
         assert_eq!(errno_of(mount.join(&name)), libc::ENOENT);
@@ -676,9 +676,9 @@ fn by_default_an_unreachable_store_is_an_error() {
     if !can_mount() {
         return;
     }
-    let store = Arc::new(Double::far("double:", MemoryStore::new()));
+    let store = Arc::new(Double::upstream("double:", MemoryStore::new()));
     store.trouble(Trouble::Unreachable);
-    let mount = Mounted::new(store, Options::default());
+    let mount = Mounted::new(store, FsOptions::default());
     assert_eq!(errno_of(mount.join(SEEN)), libc::EIO);
 }
 
@@ -689,7 +689,7 @@ fn warm_operations_make_no_request() {
     if !can_mount() {
         return;
     }
-    let _kept = CACHES.read();
+    let _guard = CACHES.read();
     let tree = directory([
         ("big", file(vec![7; 3 << 20])),
         ("d", directory([("f", file("f")), ("l", symlink("../big"))])),
@@ -718,10 +718,10 @@ fn warm_paths_through_a_top_of_root_nodes_make_next_to_no_request() {
     if !can_mount() {
         return;
     }
-    let _kept = CACHES.read();
+    let _guard = CACHES.read();
     let store = Arc::new(MemoryStore::new());
     directory([("d", directory([("f", file("f"))]))]).put_root(&*store, "name");
-    let mount = Mounted::new(store, Options::default());
+    let mount = Mounted::new(store, FsOptions::default());
     let path = mount.join("name/d/f");
     assert_eq!(fs::read(&path).unwrap(), b"f");
     let (requests, ()) = mount.requests_of(|| {
@@ -739,7 +739,7 @@ fn cold_operations_make_few_requests() {
     if !can_mount() {
         return;
     }
-    let _kept = CACHES.read();
+    let _guard = CACHES.read();
     let (directories, files) = (50, 10);
     let tree = directory((0..directories).map(|number| {
         let inside = (0..files).map(|at| (format!("f{at}"), file(format!("{number} {at}"))));
@@ -771,7 +771,7 @@ fn a_walk_that_wants_names_only_gets_no_attributes_and_they_are_there_when_wante
     if !can_mount() {
         return;
     }
-    let _kept = CACHES.read();
+    let _guard = CACHES.read();
     let (directories, files) = (50, 10);
     let tree = directory((0..directories).map(|number| {
         let inside = (0..files).map(|at| (format!("f{at}"), file(format!("{number} {at}"))));
@@ -783,10 +783,10 @@ fn a_walk_that_wants_names_only_gets_no_attributes_and_they_are_there_when_wante
     assert_eq!(names, directories as usize * (1 + files as usize + 1));
     assert_eq!(listed.of("LOOKUP"), 0, "{listed:?}");
     // Another thread wants attributes: it asks for those of one directory, and gets those of the
-    // directories behind it with their listings.
-    let stat_all = |folder: &Path| {
+    // directories after it with their listings.
+    let stat_all = |dir: &Path| {
         for at in 0..files {
-            fs::symlink_metadata(folder.join(format!("f{at}"))).unwrap();
+            fs::symlink_metadata(dir.join(format!("f{at}"))).unwrap();
         }
     };
     let other = std::thread::scope(|scope| {
@@ -813,7 +813,7 @@ fn a_root_node_is_seen_as_soon_as_it_is_there_and_gone_as_soon_as_it_is_not() {
         return;
     }
     let store = Arc::new(MemoryStore::new());
-    let mount = Mounted::new(store.clone(), Options::default());
+    let mount = Mounted::new(store.clone(), FsOptions::default());
     let names = || {
         let mut names: Vec<_> = fs::read_dir(mount.path())
             .unwrap()
@@ -859,10 +859,10 @@ fn everything_has_the_owner_that_the_mount_sets_and_nothing_can_be_changed() {
     }
     let tree = directory([("d", directory([("f", file("f"))])), ("l", symlink("d"))]);
     let (store, node) = stored(&tree);
-    let options = Options {
-        top: top_of(&node),
-        owner: Owner { uid: 12, gid: 34 },
-        ..Options::default()
+    let options = FsOptions {
+        mount_root: mount_root_of(&node),
+        owner: NodeOwner { uid: 12, gid: 34 },
+        ..FsOptions::default()
     };
     let mount = Mounted::new(store, options);
     for path in ["", "d", "d/f", "l"] {
@@ -962,10 +962,10 @@ fn digests_are_extended_attributes_if_the_mount_has_them() {
     }
     let tree = directory([("d", directory([("f", file("f"))])), ("l", symlink("d"))]);
     let (store, node) = stored(&tree);
-    let options = Options {
-        top: top_of(&node),
+    let options = FsOptions {
+        mount_root: mount_root_of(&node),
         xattr: true,
-        ..Options::default()
+        ..FsOptions::default()
     };
     let mount = Mounted::new(store.clone(), options);
     let blob = Digest::of(b"f").to_string();
@@ -978,17 +978,17 @@ fn digests_are_extended_attributes_if_the_mount_has_them() {
     assert_eq!(xattr(&path, "user.tvix.castore.blob.digest"), Ok(blob));
     let other = xattr(&path, "user.tvix.castore.directory.digest");
     assert_eq!(other, Err(libc::ENODATA));
-    let top = node.digest().unwrap().to_string();
+    let mount_root = node.digest().unwrap().to_string();
     for name in [
         "user.castore.digest",
         "user.snix.castore.directory.digest",
         "user.tvix.castore.directory.digest",
     ] {
-        assert_eq!(xattr(mount.path(), name), Ok(top.clone()));
+        assert_eq!(xattr(mount.path(), name), Ok(mount_root.clone()));
         assert!(xattr_names(mount.path()).contains(&name.to_owned()));
     }
     assert_eq!(xattr_names(&mount.join("l")), [""; 0]);
-    let without = Mounted::top(store, &node);
+    let without = Mounted::mount_root(store, &node);
     let refused = xattr(&without.join("d/f"), "user.castore.digest");
     assert_eq!(refused, Err(libc::EOPNOTSUPP));
 }
@@ -1094,7 +1094,7 @@ fn a_busy_mount_is_unmounted_lazily_and_its_user_finishes() {
     }
     let mount = mounted(&directory([("f", file(vec![5; 200_000]))]));
     let mut held = fs::File::open(mount.join("f")).unwrap();
-    let Unmounted::InUse(users) = mount.session.unmount().unwrap() else {
+    let UnmountOutcome::InUse(users) = mount.session.unmount().unwrap() else {
         panic!("it is in use");
     };
     let this = format!("process {} ", std::process::id());
@@ -1105,7 +1105,7 @@ fn a_busy_mount_is_unmounted_lazily_and_its_user_finishes() {
     assert_eq!(bytes.len(), 200_000);
     drop(held);
     mount.session.wait();
-    assert_eq!(mount.session.unmount().unwrap(), Unmounted::Cleanly);
+    assert_eq!(mount.session.unmount().unwrap(), UnmountOutcome::Cleanly);
 }
 
 #[test]
@@ -1126,8 +1126,8 @@ fn a_mount_ends_with_its_users_although_a_request_waits_for_ever() {
     }
     let inner = MemoryStore::new();
     let node = directory([("f", file(vec![5; 200_000]))]).put_root(&inner, "root");
-    let store = Arc::new(Double::near("gated:", inner));
-    let mount = Mounted::top(store.clone(), &node);
+    let store = Arc::new(Double::local_store("gated:", inner));
+    let mount = Mounted::mount_root(store.clone(), &node);
     store.close();
     let mut reader = Command::new("cat")
         .arg(mount.join("f"))
@@ -1139,10 +1139,10 @@ fn a_mount_ends_with_its_users_although_a_request_waits_for_ever() {
     reader.wait().unwrap();
     let status = Command::new("umount").arg(mount.path()).status().unwrap();
     assert!(status.success());
-    let (tell, receiver) = std::sync::mpsc::channel();
+    let (send_request, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         mount.session.wait();
-        tell.send(mount).unwrap();
+        send_request.send(mount).unwrap();
     });
     let mount = receiver.recv_timeout(Duration::from_secs(20));
     let mount = mount.expect("the end of the mount is noticed");
@@ -1174,7 +1174,7 @@ fn what_is_damaged_or_missing_fails_alone_and_nothing_hangs() {
         executable: false,
     };
     let name = |name: &str| Name::new(name.as_bytes()).unwrap();
-    let top = Directory::from_entries(vec![
+    let mount_root = Directory::from_entries(vec![
         (name("damaged"), broken_inside.put(&*ingest)),
         (name("good"), file("good").put(&*ingest)),
         (name("lying"), lying),
@@ -1183,13 +1183,13 @@ fn what_is_damaged_or_missing_fails_alone_and_nothing_hangs() {
         (name("slow"), file("slow").put(&*ingest)),
     ])
     .unwrap();
-    ingest.put_directory(&top).unwrap();
+    ingest.put_directory(&mount_root).unwrap();
     ingest.commit().unwrap();
-    let store = Double::near("broken:", inner)
+    let store = Double::local_store("broken:", inner)
         .damaging(&damaged_directory)
         .with(&Digest::of(b"slow"), Fate::TimesOut)
         .with(&Digest::of(b"panics"), Fate::Panics);
-    let mount = Mounted::top(Arc::new(store), &top.node());
+    let mount = Mounted::mount_root(Arc::new(store), &mount_root.node());
     // More times than there are workers.
     for _ in 0..8 {
         let read = |name: &str| fs::read(mount.join(name)).map_err(os_error);
@@ -1217,13 +1217,13 @@ fn a_failed_mount_reports_why() {
         .build()
         .unwrap();
     let try_on = |path: &Path| {
-        let options = Options {
-            top: top_of(&node),
-            ..Options::default()
+        let options = FsOptions {
+            mount_root: mount_root_of(&node),
+            ..FsOptions::default()
         };
         let mount = castore_fs::transport::fuse::MountOptions::default();
         let handle = runtime.handle().clone();
-        match castore_fs::transport::fuse::Session::mount(
+        match castore_fs::transport::fuse::FuseSession::mount(
             store.clone(),
             path,
             options,
@@ -1234,11 +1234,11 @@ fn a_failed_mount_reports_why() {
             Err(error) => error.to_string(),
         }
     };
-    let folder = tempfile::tempdir().unwrap();
-    let missing = try_on(&folder.path().join("missing"));
+    let dir = tempfile::tempdir().unwrap();
+    let missing = try_on(&dir.path().join("missing"));
     assert!(missing.contains("does not exist"), "{missing}");
-    let plain = folder.path().join("plain");
+    let plain = dir.path().join("plain");
     fs::write(&plain, "").unwrap();
-    let no_folder = try_on(&plain);
-    assert!(no_folder.contains("is not a directory"), "{no_folder}");
+    let no_dir = try_on(&plain);
+    assert!(no_dir.contains("is not a directory"), "{no_dir}");
 }

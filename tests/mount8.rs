@@ -85,10 +85,10 @@ impl Place {
     fn bad(&self, status: i32, options: &str) -> String {
         let output = self.helper(options);
         assert_eq!(output.status.code(), Some(status), "{options}: {output:?}");
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(said.lines().count(), 1, "{said}");
+        let reported = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(reported.lines().count(), 1, "{reported}");
         assert!(output.stdout.is_empty());
-        said
+        reported
     }
 
     /// The options of the mount and of its file system.
@@ -120,7 +120,7 @@ impl Place {
                 let name = fs::read_to_string(process.path().join("comm")).ok()?;
                 let is_it = line.last() == Some(&wanted)
                     && line.get(1).is_some_and(|verb| verb == "mount")
-                    && name.trim() != "notices";
+                    && name.trim() != "notifier";
                 is_it.then_some((line, id))
             });
         found.unwrap()
@@ -321,8 +321,8 @@ fn remount_changes_flags_and_refuses_what_is_fixed() {
         "max_read=4096",
         "user_id=5",
     ] {
-        let said = place.bad(32, &format!("remount,exec,{changed}"));
-        assert!(said.contains(&format!("{changed:?}")), "{said}");
+        let reported = place.bad(32, &format!("remount,exec,{changed}"));
+        assert!(reported.contains(&format!("{changed:?}")), "{reported}");
         assert!(place.has("noexec"), "nothing was changed");
     }
     for writable in [
@@ -332,11 +332,15 @@ fn remount_changes_flags_and_refuses_what_is_fixed() {
         "rw,remount,noexec,nosuid,nodev,noatime,user_id=0",
         "rw,remount,noexec",
     ] {
-        let said = place.bad(32, writable);
-        assert!(said.contains("read-write"), "{writable}: {said}");
+        let reported = place.bad(32, writable);
+        assert!(reported.contains("read-write"), "{writable}: {reported}");
         assert!(place.has("ro"));
     }
     place.good("remount,rw,ro,noexec");
+    // Of an option that comes twice the last one counts: fstab's, then the command line's.
+    place.good("uid=8,remount,uid=7,noexec");
+    let reported = place.bad(32, "uid=7,remount,uid=8,noexec");
+    assert!(reported.contains("\"uid=8\""), "{reported}");
     let mut other = Command::new(place.join("mount.castore-fs"));
     other.args([
         "local:/elsewhere",
@@ -359,26 +363,32 @@ fn exit_statuses_are_those_of_mount() {
     let helper = |arguments: &[&str]| {
         let mut helper = Command::new(place.join("mount.castore-fs"));
         let output = helper.args(arguments).output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
+        let reported = String::from_utf8(output.stderr).unwrap();
         assert_eq!(
-            said.lines().count(),
+            reported.lines().count(),
             usize::from(!output.status.success()),
-            "{said}"
+            "{reported}"
         );
-        (output.status.code().unwrap(), said)
+        (output.status.code().unwrap(), reported)
     };
     let (url, mnt) = (place.url(), place.text("mnt"));
     assert_eq!(helper(&[]).0, 1);
     assert_eq!(helper(&[&url]).0, 1);
     assert_eq!(helper(&[&url, &mnt, "-q"]).0, 1);
-    let (status, said) = helper(&[&url, &mnt, "-o", "colour=red"]);
-    assert!(status == 32 && said.contains("colour=red"), "{said}");
-    let (status, said) = helper(&[&url, &place.text("none")]);
-    assert!(status == 32 && said.contains("does not exist"), "{said}");
-    let (status, said) = helper(&["local:/no/store", &mnt]);
-    assert!(status == 32 && said.contains("/no/store"), "{said}");
-    let (status, said) = helper(&[&url, &mnt, "-o", "uid=x"]);
-    assert!(status == 32 && said.contains("uid"), "{said}");
+    let (status, reported) = helper(&[&url, &mnt, "-o", "colour=red"]);
+    assert!(
+        status == 32 && reported.contains("colour=red"),
+        "{reported}"
+    );
+    let (status, reported) = helper(&[&url, &place.text("none")]);
+    assert!(
+        status == 32 && reported.contains("does not exist"),
+        "{reported}"
+    );
+    let (status, reported) = helper(&["local:/no/store", &mnt]);
+    assert!(status == 32 && reported.contains("/no/store"), "{reported}");
+    let (status, reported) = helper(&[&url, &mnt, "-o", "uid=x"]);
+    assert!(status == 32 && reported.contains("uid"), "{reported}");
     assert_eq!(helper(&[&url, &mnt, "-f", "-v"]).0, 0);
     assert!(place.options().is_none(), "-f only tries");
     assert_eq!(helper(&[&url, &mnt, "-s", "-n", "-o", "colour=red"]).0, 0);

@@ -10,43 +10,43 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use castore_fs::castore::{Name, Node};
-use castore_fs::fs::{Options, Reads, RootListing, Top};
-use castore_fs::import::{self, Naming, Progress, Source, import};
+use castore_fs::fs::{FsOptions, MountRoot, ReadPath, RootListing};
+use castore_fs::import::{self, ImportProgress, ImportSource, RootNaming, import};
 use castore_fs::store::{Blocking, GcOptions, LocalStore, Store};
 use kit::model::{Model, directory, file};
-use kit::mounted::{Mounted, can_mount, top_of};
+use kit::mounted::{Mounted, can_mount, mount_root_of};
 use kit::xattr::xattr;
 
-/// A store in a folder of its own.
-struct Folder {
+/// A store in a directory of its own.
+struct Dir {
     store: Arc<LocalStore>,
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
-impl Folder {
+impl Dir {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Arc::new(LocalStore::open(&folder.path().join("store")).unwrap());
-        Self { store, folder }
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(LocalStore::open(&dir.path().join("store")).unwrap());
+        Self { store, dir }
     }
 
     /// The store as another process would see it: opened again, with nothing cached.
     fn reopened(&self) -> Arc<LocalStore> {
-        Arc::new(LocalStore::open(&self.folder.path().join("store")).unwrap())
+        Arc::new(LocalStore::open(&self.dir.path().join("store")).unwrap())
     }
 
-    fn import(&self, source: Source<'_>) -> Node {
+    fn import(&self, source: ImportSource<'_>) -> Node {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
         let store = Blocking::new(self.store.clone(), runtime.handle().clone());
-        let naming = Naming::Name(Name::new(b"tree").unwrap());
-        let options = import::Options::default();
-        let imported = import(&store, source, naming, &options, &Progress::new());
+        let naming = RootNaming::Name(Name::new(b"tree").unwrap());
+        let options = import::ImportOptions::default();
+        let imported = import(&store, source, naming, &options, &ImportProgress::new());
         imported.unwrap().root.node
     }
 
-    /// Every file below the store's folder with `part` in its path.
+    /// Every file below the store's directory with `part` in its path.
     fn files(&self, part: &str) -> Vec<PathBuf> {
         fn collect(path: &Path, found: &mut Vec<PathBuf>) {
             for entry in fs::read_dir(path).unwrap() {
@@ -58,7 +58,7 @@ impl Folder {
             }
         }
         let mut found = Vec::new();
-        collect(&self.folder.path().join("store"), &mut found);
+        collect(&self.dir.path().join("store"), &mut found);
         found.retain(|path| path.to_str().unwrap().contains(part));
         found
     }
@@ -70,7 +70,7 @@ fn os_error(error: std::io::Error) -> i32 {
 
 /// The tree in a tar archive.
 fn model_of_tar(archive: impl Read) -> Model {
-    let mut top = BTreeMap::new();
+    let mut mount_root = BTreeMap::new();
     for entry in tar::Archive::new(archive).entries().unwrap() {
         let mut entry = entry.unwrap();
         let path = entry.path_bytes().into_owned();
@@ -93,7 +93,7 @@ fn model_of_tar(archive: impl Read) -> Model {
             }
             other => panic!("{other:?} in the fixture"),
         };
-        let mut place = &mut top;
+        let mut place = &mut mount_root;
         for name in names {
             place = match place.get_mut(name) {
                 Some(Model::Directory(entries)) => entries,
@@ -102,18 +102,18 @@ fn model_of_tar(archive: impl Read) -> Model {
         }
         place.insert(last.to_vec(), model);
     }
-    Model::Directory(top)
+    Model::Directory(mount_root)
 }
 
 #[test]
 fn the_fixture_tree_is_mounted_as_it_is_in_every_byte_mode_link_and_attribute() {
-    let Some(folder) = kit::fixtures::fixture("snix") else {
+    let Some(dir) = kit::fixtures::fixture("snix") else {
         return;
     };
     if !can_mount() {
         return;
     }
-    let archive = fs::read(folder.join("tree.tar.zst")).unwrap();
+    let archive = fs::read(dir.join("tree.tar.zst")).unwrap();
     let archive = zstd::decode_all(&archive[..]).unwrap();
     let mut model = model_of_tar(&archive[..]);
     if let Model::Directory(entries) = &mut model
@@ -124,17 +124,17 @@ fn the_fixture_tree_is_mounted_as_it_is_in_every_byte_mode_link_and_attribute() 
     }
     let disk = tempfile::tempdir().unwrap();
     write(&model, &disk.path().join("tree"));
-    let store = Folder::new();
-    let node = store.import(Source::Path(&disk.path().join("tree")));
-    let options = Options {
-        top: top_of(&node),
+    let store = Dir::new();
+    let node = store.import(ImportSource::Path(&disk.path().join("tree")));
+    let options = FsOptions {
+        mount_root: mount_root_of(&node),
         xattr: true,
-        ..Options::default()
+        ..FsOptions::default()
     };
     let mount = Mounted::new(store.store.clone(), options);
     model.assert_is_at(mount.path());
 
-    let expected = fs::read(folder.join("expected.json")).unwrap();
+    let expected = fs::read(dir.join("expected.json")).unwrap();
     let expected: serde_json::Value = serde_json::from_slice(&expected).unwrap();
     let mut checked = 0;
     for (path, entry) in expected["entries"].as_object().unwrap() {
@@ -196,9 +196,9 @@ fn a_byte_that_changed_on_the_disk_reaches_no_reader() {
         ("large", file(large.clone())),
         ("small", file(small)),
     ]);
-    let folder = Folder::new();
-    let node = tree.put_root(&*folder.store, "tree");
-    for path in folder.files("/store/") {
+    let dir = Dir::new();
+    let node = tree.put_root(&*dir.store, "tree");
+    for path in dir.files("/store/") {
         let mut bytes = fs::read(&path).unwrap();
         let places: Vec<usize> = (0..bytes.len().saturating_sub(needle.len()))
             .filter(|&at| bytes[at..].starts_with(needle))
@@ -212,7 +212,7 @@ fn a_byte_that_changed_on_the_disk_reaches_no_reader() {
         let opened = fs::File::options().write(true).open(&path).unwrap();
         opened.write_all_at(&bytes, 0).unwrap();
     }
-    let mount = Mounted::top(folder.reopened(), &node);
+    let mount = Mounted::mount_root(dir.reopened(), &node);
     for _ in 0..3 {
         let read = |name: &str| fs::read(mount.join(name)).map_err(os_error);
         assert_eq!(read("small"), Err(libc::EIO));
@@ -241,15 +241,15 @@ fn a_sparse_file_of_10_gib_goes_in_and_can_be_read_anywhere() {
     for at in marks {
         sparse.write_all_at(b"a mark", at).unwrap();
     }
-    let folder = Folder::new();
-    let node = folder.import(Source::Path(disk.path()));
-    let used: u64 = folder
+    let dir = Dir::new();
+    let node = dir.import(ImportSource::Path(disk.path()));
+    let used: u64 = dir
         .files("/store/")
         .iter()
         .map(|path| fs::metadata(path).unwrap().blocks() * 512)
         .sum();
     assert!(used < 64 << 20, "the holes take {used} bytes");
-    let mount = Mounted::top(folder.store.clone(), &node);
+    let mount = Mounted::mount_root(dir.store.clone(), &node);
     let opened = fs::File::open(mount.join("sparse")).unwrap();
     assert_eq!(opened.metadata().unwrap().len(), size);
     let mut mark = [0; 6];
@@ -275,14 +275,14 @@ fn passthrough_reads_are_right_however_files_are_opened() {
         ("program", kit::model::program(large.clone())),
         ("small", file("small")),
     ]);
-    let folder = Folder::new();
-    let node = tree.put_root(&*folder.store, "tree");
-    let options = Options {
-        top: top_of(&node),
-        reads: Reads::Passthrough,
-        ..Options::default()
+    let dir = Dir::new();
+    let node = tree.put_root(&*dir.store, "tree");
+    let options = FsOptions {
+        mount_root: mount_root_of(&node),
+        reads: ReadPath::Passthrough,
+        ..FsOptions::default()
     };
-    let mount = Mounted::new(folder.store.clone(), options);
+    let mount = Mounted::new(dir.store.clone(), options);
     std::thread::scope(|scope| {
         for reader in 0..6 {
             let (mount, large) = (&mount, &large);
@@ -306,7 +306,7 @@ fn passthrough_reads_are_right_however_files_are_opened() {
     tree.assert_is_at(mount.path());
     let (requests, bytes) = mount.requests_of(|| fs::read(mount.join("large")).unwrap());
     assert!(bytes == large);
-    if mount.session.reads() == Reads::Passthrough {
+    if mount.session.reads() == ReadPath::Passthrough {
         assert_eq!(requests.of("READ"), 0, "the kernel reads: {requests:?}");
     } else {
         eprintln!("no passthrough here; the mount fell back to its page cache");
@@ -323,9 +323,9 @@ fn a_tree_that_is_read_in_order_is_pushed_ahead_of_its_reader() {
         let content = format!("{number} ").repeat(number % 700);
         (format!("{number:05}"), file(content))
     }));
-    let folder = Folder::new();
-    let node = tree.put_root(&*folder.store, "tree");
-    let mount = Mounted::top(folder.store.clone(), &node);
+    let dir = Dir::new();
+    let node = tree.put_root(&*dir.store, "tree");
+    let mount = Mounted::mount_root(dir.store.clone(), &node);
     let (requests, ()) = mount.requests_of(|| tree.assert_is_at(mount.path()));
     // How far ahead it gets depends on the machine; that it gets ahead at all does not.
     assert!(requests.of("READ") < count as u64, "{requests:?}");
@@ -336,16 +336,16 @@ fn a_mount_sees_what_another_process_imports() {
     if !can_mount() {
         return;
     }
-    let folder = Folder::new();
-    let options = Options {
-        top: Top::Roots {
+    let dir = Dir::new();
+    let options = FsOptions {
+        mount_root: MountRoot::Roots {
             list: RootListing::All,
         },
-        ..Options::default()
+        ..FsOptions::default()
     };
-    let mount = Mounted::new(folder.store.clone(), options);
+    let mount = Mounted::new(dir.store.clone(), options);
     assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
-    let other = folder.reopened();
+    let other = dir.reopened();
     let tree = directory([("f", file("f"))]);
     tree.put_root(&*other, "new");
     tree.assert_is_at(&mount.join("new"));
@@ -359,9 +359,12 @@ fn a_mount_sees_what_another_process_imports() {
 }
 
 /// Reads everything below an open directory, whatever its name was.
-fn assert_tree_is(tree: &Model, top: &fs::File) {
+fn assert_tree_is(tree: &Model, mount_root: &fs::File) {
     use std::os::fd::AsRawFd;
-    tree.assert_is_at(Path::new(&format!("/proc/self/fd/{}/", top.as_raw_fd())));
+    tree.assert_is_at(Path::new(&format!(
+        "/proc/self/fd/{}/",
+        mount_root.as_raw_fd()
+    )));
 }
 
 #[test]
@@ -369,15 +372,15 @@ fn what_is_mounted_stays_readable_after_rm_and_gc_until_it_is_unmounted() {
     if !can_mount() {
         return;
     }
-    let folder = Folder::new();
+    let dir = Dir::new();
     let large: Vec<u8> = (0..3_000_000_u32).map(|at| (at / 7) as u8).collect();
     let tree = directory([
         ("large", file(large)),
         ("small", file("small")),
         ("below", directory([("deep", file("deep"))])),
     ]);
-    let by_name = Mounted::new(folder.store.clone(), Options::default());
-    let other = folder.reopened();
+    let by_name = Mounted::new(dir.store.clone(), FsOptions::default());
+    let other = dir.reopened();
     let collect = || {
         let options = GcOptions {
             grace: std::time::Duration::ZERO,
@@ -401,23 +404,23 @@ fn what_is_mounted_stays_readable_after_rm_and_gc_until_it_is_unmounted() {
     };
     // The kernel knows the root of the tree by an open file, and none of what is below.
     tree.put_root(&*other, "tree");
-    let top = fs::File::open(by_name.join("tree")).unwrap();
+    let mount_root = fs::File::open(by_name.join("tree")).unwrap();
     remove();
     assert_eq!(collect(), 0);
-    drop(top);
+    drop(mount_root);
     collected("the kernel has forgotten it");
 
     let node = tree.put_root(&*other, "tree");
-    let by_digest = Mounted::top(folder.reopened(), &node);
-    let top = fs::File::open(by_name.join("tree")).unwrap();
+    let by_digest = Mounted::mount_root(dir.reopened(), &node);
+    let mount_root = fs::File::open(by_name.join("tree")).unwrap();
     remove();
     assert_eq!(collect(), 0);
-    assert_tree_is(&tree, &top);
+    assert_tree_is(&tree, &mount_root);
     tree.assert_is_at(by_digest.path());
     drop(by_digest);
     assert_eq!(collect(), 0);
-    assert_tree_is(&tree, &top);
-    drop(top);
+    assert_tree_is(&tree, &mount_root);
+    drop(mount_root);
     drop(by_name);
     collected("it is unmounted");
 }

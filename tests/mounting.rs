@@ -27,14 +27,14 @@ fn can_mount() -> bool {
 
 /// A directory that is a mount of its own, so that mounts in it can be moved; with a store of one tree.
 struct Place {
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
     children: Vec<Child>,
 }
 
 impl Place {
     fn new() -> Self {
         let place = Self {
-            folder: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
             children: Vec::new(),
         };
         run(
@@ -64,7 +64,7 @@ impl Place {
     }
 
     fn join(&self, path: &str) -> PathBuf {
-        self.folder.path().join(path)
+        self.dir.path().join(path)
     }
 
     fn text(&self, path: &str) -> String {
@@ -78,7 +78,7 @@ impl Place {
         let store = format!("local:{}", self.join("store").display());
         command
             .env("CASTORE_FS_STORE", store)
-            .env("HOME", self.folder.path())
+            .env("HOME", self.dir.path())
             .current_dir("/")
             .stdin(Stdio::null());
         command
@@ -90,6 +90,21 @@ impl Place {
     }
 
     fn mount_as(&mut self, arguments: &[&str], set: impl FnOnce(&mut Command)) -> u32 {
+        let process = self.start_as(arguments, set);
+        until(
+            "the mount is up",
+            || self.log().contains(" is on "),
+            || self.log(),
+        );
+        process
+    }
+
+    /// The same, without waiting.
+    fn start(&mut self, arguments: &[&str]) -> u32 {
+        self.start_as(arguments, |_| {})
+    }
+
+    fn start_as(&mut self, arguments: &[&str], set: impl FnOnce(&mut Command)) -> u32 {
         let log = fs::File::create(self.join("log")).unwrap();
         let mut command = self.command();
         command
@@ -99,11 +114,6 @@ impl Place {
             .process_group(0);
         set(&mut command);
         self.children.push(command.spawn().unwrap());
-        until(
-            "the mount is up",
-            || self.log().contains(" is on "),
-            || self.log(),
-        );
         self.children.last().unwrap().id()
     }
 
@@ -112,10 +122,10 @@ impl Place {
         let mut command = self.command();
         command.arg("mount").args(arguments);
         let output = within_patience(command);
-        let said = String::from_utf8(output.1).unwrap();
-        assert!(!output.0.success(), "{arguments:?}: {said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
-        said
+        let reported = String::from_utf8(output.1).unwrap();
+        assert!(!output.0.success(), "{arguments:?}: {reported}");
+        assert_eq!(reported.lines().count(), 1, "{reported}");
+        reported
     }
 
     fn log(&self) -> String {
@@ -148,7 +158,7 @@ impl Place {
 
     /// Lines of the mount table below this place, of castore-fs.
     fn mounts(&self) -> Vec<String> {
-        mounts_below(self.folder.path(), "castore-fs")
+        mounts_below(self.dir.path(), "castore-fs")
     }
 }
 
@@ -159,7 +169,7 @@ impl Drop for Place {
             let _ = child.wait();
         }
         for _ in 0..8 {
-            let mut mounts = mounts_below(self.folder.path(), "");
+            let mut mounts = mounts_below(self.dir.path(), "");
             mounts.reverse();
             for place in mounts {
                 let _ = Command::new("umount").args(["--lazy", &place]).output();
@@ -211,8 +221,8 @@ fn within_patience(mut command: Command) -> (ExitStatus, Vec<u8>) {
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = child.stderr.take().unwrap();
     let reader = std::thread::spawn(move || {
-        let mut said = Vec::new();
-        stderr.read_to_end(&mut said).map(|_| said).unwrap()
+        let mut reported = Vec::new();
+        stderr.read_to_end(&mut reported).map(|_| reported).unwrap()
     });
     let began = Instant::now();
     loop {
@@ -306,9 +316,12 @@ fn a_mount_that_would_hide_the_store_is_refused_whatever_its_path_looks_like() {
         (&direct, "var/lib/store/blobs/00"),
     ] {
         let mountpoint = place.text(mountpoint);
-        let said = place.refused(&["--store", store, &mountpoint]);
-        assert!(said.contains("would hide the store local:/"), "{said}");
-        assert!(said.contains("mount elsewhere"), "{said}");
+        let reported = place.refused(&["--store", store, &mountpoint]);
+        assert!(
+            reported.contains("would hide the store local:/"),
+            "{reported}"
+        );
+        assert!(reported.contains("mount elsewhere"), "{reported}");
     }
     // By a link that is below the mount point, where the store itself is not.
     fs::create_dir(place.join("links")).unwrap();
@@ -343,32 +356,32 @@ fn a_mount_that_would_hide_profiles_credentials_or_sockets_is_refused() {
     let place = Place::new();
     let up = place.text("up");
     let profiles = place.text("up/profiles");
-    let said = place.refused(&["--warmup=learn", "--profiles", &profiles, &up]);
-    assert!(said.contains("its profiles"), "{said}");
+    let reported = place.refused(&["--warmup=learn", "--profiles", &profiles, &up]);
+    assert!(reported.contains("its profiles"), "{reported}");
     fs::write(place.join("up/secret"), "word").unwrap();
     fs::set_permissions(place.join("up/secret"), fs::Permissions::from_mode(0o600)).unwrap();
     let peer = format!(
         "grpc+https://127.0.0.1:1?token-file={}",
         place.text("up/secret")
     );
-    let said = place.refused(&["--store", &peer, &up]);
-    assert!(said.contains("the token-file"), "{said}");
+    let reported = place.refused(&["--store", &peer, &up]);
+    assert!(reported.contains("the token-file"), "{reported}");
     let socket = format!("grpc+unix:{}", place.text("up/peer.sock"));
-    let said = place.refused(&["--store", &socket, &up]);
-    assert!(said.contains("the store grpc+unix:"), "{said}");
+    let reported = place.refused(&["--store", &socket, &up]);
+    assert!(reported.contains("the store grpc+unix:"), "{reported}");
     fs::write(
         place.join("up/config.toml"),
         format!("[stores.s]\nurl = 'local:{}'\n", place.text("store")),
     )
     .unwrap();
-    let said = place.refused(&[
+    let reported = place.refused(&[
         "--store",
         "store:s",
         "--config",
         &place.text("up/config.toml"),
         &up,
     ]);
-    assert!(said.contains("its configuration file"), "{said}");
+    assert!(reported.contains("its configuration file"), "{reported}");
 }
 
 #[test]
@@ -382,28 +395,31 @@ fn a_mount_that_would_hide_the_program_its_libraries_or_everything_is_refused() 
     let mut copied = Command::new(place.join("bin/castore-fs"));
     copied.env("CASTORE_FS_STORE", format!("local:{}", place.text("store")));
     copied.arg("mount").arg(place.join("bin"));
-    let (status, said) = within_patience(copied);
-    let said = String::from_utf8(said).unwrap();
-    assert!(!status.success() && said.contains("its program"), "{said}");
+    let (status, reported) = within_patience(copied);
+    let reported = String::from_utf8(reported).unwrap();
+    assert!(
+        !status.success() && reported.contains("its program"),
+        "{reported}"
+    );
     // Of the libraries one is as good as the other; in a namespace, in case it is mounted after all.
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let library = maps.lines().find(|line| line.contains("libc.so")).unwrap();
     let library = Path::new(&library[library.find('/').unwrap()..]);
     let mut mount = place.command();
     mount.arg("mount").arg(library.parent().unwrap());
-    let (status, said) = within_patience(in_namespace(&mount, ""));
-    let said = String::from_utf8(said).unwrap();
+    let (status, reported) = within_patience(in_namespace(&mount, ""));
+    let reported = String::from_utf8(reported).unwrap();
     assert!(
-        !status.success() && said.contains("a library of its program"),
-        "{said}"
+        !status.success() && reported.contains("a library of its program"),
+        "{reported}"
     );
     let mut mount = place.command();
     mount.args(["mount", "/"]);
-    let (status, said) = within_patience(in_namespace(&mount, ""));
-    let said = String::from_utf8(said).unwrap();
+    let (status, reported) = within_patience(in_namespace(&mount, ""));
+    let reported = String::from_utf8(reported).unwrap();
     assert!(
-        !status.success() && said.contains("cannot mount on /:"),
-        "{said}"
+        !status.success() && reported.contains("cannot mount on /:"),
+        "{reported}"
     );
 }
 
@@ -434,13 +450,41 @@ fn a_regular_file_is_no_mount_point_for_root_and_for_others() {
         .args(["mount", &file])
         .uid(UNPRIVILEGED)
         .gid(UNPRIVILEGED);
-    let (status, said) = within_patience(mount);
-    let said = String::from_utf8(said).unwrap();
+    let (status, reported) = within_patience(mount);
+    let reported = String::from_utf8(reported).unwrap();
     assert!(
-        !status.success() && said.contains("is not a directory"),
-        "{said}"
+        !status.success() && reported.contains("is not a directory"),
+        "{reported}"
     );
     assert!(place.mounts().is_empty());
+}
+
+#[test]
+fn the_number_that_is_no_id_owns_nothing() {
+    let place = Place::new();
+    for option in ["--uid=4294967295", "--gid=4294967295"] {
+        let reported = place.refused(&[option, &place.text("mnt")]);
+        assert!(reported.contains("is no user or group id"), "{reported}");
+        let mut device = place.command();
+        device.args(["virtiofs", option, "--socket", &place.text("socket")]);
+        let output = device.output().unwrap();
+        let reported = String::from_utf8(output.stderr).unwrap();
+        assert!(reported.contains("is no user or group id"), "{reported}");
+    }
+}
+
+#[test]
+fn without_proc_the_error_names_what_is_missing() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mut mount = place.command();
+    mount.args(["mount", &place.text("mnt")]);
+    let (status, reported) = within_patience(in_namespace(&mount, "umount --lazy /proc"));
+    let reported = String::from_utf8(reported).unwrap();
+    assert!(!status.success());
+    assert!(reported.contains("/proc is not mounted"), "{reported}");
 }
 
 #[test]
@@ -453,8 +497,8 @@ fn a_second_mount_on_the_same_place_is_refused_unless_the_first_is_dead() {
     let process = place.mount(&[&mnt]);
     symlink("mnt", place.join("link")).unwrap();
     for path in ["mnt", "link", "other/../mnt"] {
-        let said = place.refused(&[&place.text(path)]);
-        assert!(said.contains("is mounted on"), "{said}");
+        let reported = place.refused(&[&place.text(path)]);
+        assert!(reported.contains("is mounted on"), "{reported}");
     }
     assert_eq!(
         fs::read_to_string(place.join("mnt/tree/file")).unwrap(),
@@ -522,11 +566,11 @@ fn the_service_and_its_check_refuse_what_the_command_line_refuses() {
             .arg(&config)
             .output()
             .unwrap();
-        let said = String::from_utf8(checked.stderr).unwrap();
+        let reported = String::from_utf8(checked.stderr).unwrap();
         assert!(!checked.status.success(), "{path}");
         assert!(
-            said.contains("mounts.tree.path: ") && said.contains(why),
-            "{said}"
+            reported.contains("mounts.tree.path: ") && reported.contains(why),
+            "{reported}"
         );
         manager.start();
         assert!(!manager.wait(), "{path}");
@@ -563,10 +607,52 @@ fn a_closed_terminal_ends_a_mount_unless_it_was_started_by_nohup() {
         unsafe { command.pre_exec(ignore) };
     });
     signal(process, libc::SIGHUP);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(place.mounts(), [mnt.as_str()], "it continues");
     signal(process, libc::SIGTERM);
-    // Two signals that are heard would end it with status 130.
     assert!(place.wait().success());
     assert!(place.mounts().is_empty());
+}
+
+/// systemd sends both with `SendSIGHUP=`.
+#[test]
+fn a_termination_and_a_hang_up_together_are_one_interrupt() {
+    if !can_mount() {
+        return;
+    }
+    let mut place = Place::new();
+    let mnt = place.text("mnt");
+    for _ in 0..5 {
+        let process = place.mount(&[&mnt]);
+        signal(process, libc::SIGTERM);
+        signal(process, libc::SIGHUP);
+        let status = place.wait();
+        assert!(status.success(), "{status:?}");
+        assert!(place.mounts().is_empty());
+    }
+}
+
+#[test]
+fn an_interrupt_during_the_start_leaves_no_mount() {
+    if !can_mount() {
+        return;
+    }
+    let mut place = Place::new();
+    let mnt = place.text("mnt");
+    for (view, number) in [("fuse", libc::SIGTERM), ("auto", libc::SIGHUP)] {
+        // From before the program has read its arguments to after the mount is up.
+        for pause in (0..300).step_by(15) {
+            let process = place.start(&["--root", "tree", "--view", view, &mnt]);
+            std::thread::sleep(Duration::from_millis(pause));
+            signal(process, number);
+            place.wait();
+            let remaining = mounts_below(Path::new(&mnt), "");
+            assert!(
+                remaining.is_empty(),
+                "{view} after {pause} ms: {remaining:?}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -651,20 +737,20 @@ fn a_mount_that_is_used_otherwise_is_reported_and_served_until_it_is_free() {
     }
     let mut place = Place::new();
     let (mnt, other) = (place.text("mnt"), place.text("other"));
-    let said = |place: &Place, who: &str| {
+    let reported = |place: &Place, user: &str| {
         until(
             "the user of the mount is printed",
             || place.log().contains("is unmounted, and served"),
             || place.log(),
         );
         let log = place.log();
-        assert!(log.contains(who), "{who}: {log}");
+        assert!(log.contains(user), "{user}: {log}");
     };
     // A bind mount.
     let process = place.mount(&[&mnt]);
     run("mount", &["--bind", &mnt, &other]);
     signal(process, libc::SIGTERM);
-    said(&place, &format!("the bind mount on {other}"));
+    reported(&place, &format!("the bind mount on {other}"));
     assert_eq!(place.mounts(), [other.as_str()]);
     assert_eq!(
         fs::read_to_string(place.join("other/tree/file")).unwrap(),
@@ -685,7 +771,7 @@ fn a_mount_that_is_used_otherwise_is_reported_and_served_until_it_is_free() {
         let sleeps = || fs::read_to_string(&comm).unwrap().trim() == "sleep";
         until("it sleeps", sleeps, String::new);
         signal(process, libc::SIGTERM);
-        said(&place, &format!("process {} (\"sleep\")", sleeper.id()));
+        reported(&place, &format!("process {} (\"sleep\")", sleeper.id()));
         assert!(place.mounts().is_empty());
         assert!(place.is_running());
         sleeper.kill().unwrap();
@@ -708,7 +794,7 @@ fn a_mount_that_is_used_otherwise_is_reported_and_served_until_it_is_free() {
         .read_exact(&mut byte)
         .unwrap();
     signal(process, libc::SIGTERM);
-    said(&place, "the mount namespace of process");
+    reported(&place, "the mount namespace of process");
     assert!(place.is_running());
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
@@ -738,7 +824,7 @@ fn a_process_that_waits_for_a_dead_server_keeps_no_mount_from_being_unmounted() 
     waits.stdout.take().unwrap().read_exact(&mut byte).unwrap();
     signal(server, libc::SIGSTOP);
     waits.stdin.take().unwrap().write_all(b"x").unwrap();
-    // Threads that look may stay until the server goes on.
+    // Threads that look may stay until the server continues.
     let maps = format!("/proc/{}/maps", waits.id());
     until(
         "a look at its memory waits",
@@ -757,7 +843,7 @@ fn a_process_that_waits_for_a_dead_server_keeps_no_mount_from_being_unmounted() 
     let user = fs::File::open(place.join("mnt/tree/file")).unwrap();
     signal(process, libc::SIGTERM);
     until(
-        "it says who uses it",
+        "it lists the users",
         || place.log().contains("is unmounted, and served"),
         || place.log(),
     );
@@ -794,7 +880,7 @@ fn an_unmount_by_hand_ends_the_process_and_its_helpers() {
 }
 
 #[test]
-fn nothing_panics_at_the_end_of_a_mount_that_learns() {
+fn nothing_panics_at_the_end_of_a_mount_that_records() {
     if !can_mount() {
         return;
     }
@@ -844,29 +930,32 @@ fn a_second_service_is_refused_before_it_mounts_anything() {
     }
     let mut first = service();
     first.start_and_wait();
-    let folder = first.path().display().to_string();
+    let dir = first.path().display().to_string();
     let second = |state: &str, socket: &str| {
         let config = first.join("second.toml");
         let text = format!(
-            "state-dir = '{folder}/{state}'\n[control]\nsocket = '{folder}/{socket}'\n\
-             [stores.disk]\nurl = 'local:{folder}/store'\n[mounts.other]\npath = '{folder}/other'\n"
+            "state-dir = '{dir}/{state}'\n[control]\nsocket = '{dir}/{socket}'\n\
+             [stores.disk]\nurl = 'local:{dir}/store'\n[mounts.other]\npath = '{dir}/other'\n"
         );
         fs::write(&config, text).unwrap();
         let mut daemon = Command::new(env!("CARGO_BIN_EXE_castore-fs"));
         daemon.arg("daemon").arg("--config").arg(&config);
-        let (status, said) = within_patience(daemon);
+        let (status, reported) = within_patience(daemon);
         assert!(!status.success());
         // Not even the directory was made.
         assert!(!first.join("other").exists());
-        String::from_utf8(said).unwrap()
+        String::from_utf8(reported).unwrap()
     };
-    let said = second("state", "another");
+    let reported = second("state", "another");
     assert!(
-        said.contains("another castore-fs daemon uses the state directory"),
-        "{said}"
+        reported.contains("another castore-fs daemon uses the state directory"),
+        "{reported}"
     );
-    let said = second("other-state", "control");
-    assert!(said.contains("another process listens there"), "{said}");
+    let reported = second("other-state", "control");
+    assert!(
+        reported.contains("another process listens there"),
+        "{reported}"
+    );
     // The first has not noticed.
     assert_eq!(first.status()["mounts"]["tree"]["mounted"], true);
     first.signal(libc::SIGTERM);
@@ -879,9 +968,9 @@ fn the_service_unmounts_what_was_moved_and_waits_for_what_is_covered() {
         return;
     }
     let mut manager = service();
-    let folder = manager.path().display().to_string();
-    run("mount", &["-t", "tmpfs", "place", &format!("{folder}/mnt")]);
-    run("mount", &["--make-private", &format!("{folder}/mnt")]);
+    let dir = manager.path().display().to_string();
+    run("mount", &["-t", "tmpfs", "place", &format!("{dir}/mnt")]);
+    run("mount", &["--make-private", &format!("{dir}/mnt")]);
     for name in ["a", "b"] {
         fs::create_dir(manager.join("mnt").join(name)).unwrap();
     }
@@ -890,7 +979,7 @@ fn the_service_unmounts_what_was_moved_and_waits_for_what_is_covered() {
          [mounts.tree]\npath = '@/mnt/a'\nwarmup = 'learn'\n",
     );
     manager.start_and_wait();
-    let (a, b) = (format!("{folder}/mnt/a"), format!("{folder}/mnt/b"));
+    let (a, b) = (format!("{dir}/mnt/a"), format!("{dir}/mnt/b"));
     run("mount", &["--move", &a, &b]);
     assert_eq!(
         fs::read_to_string(format!("{b}/tree/file")).unwrap(),
@@ -913,7 +1002,7 @@ fn the_service_unmounts_what_was_moved_and_waits_for_what_is_covered() {
     assert!(manager.wait(), "{}", manager.log());
     assert!(mounts_below(manager.path(), "castore").is_empty());
     assert!(!manager.log().contains("panicked"), "{}", manager.log());
-    run("umount", &[&format!("{folder}/mnt")]);
+    run("umount", &[&format!("{dir}/mnt")]);
 }
 
 #[test]
@@ -944,11 +1033,11 @@ fn a_mount_of_the_service_has_the_options_of_mount_that_it_is_given() {
     );
     manager.kill();
     manager.start_and_wait();
-    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], true);
+    assert_eq!(manager.status()["mounts"]["tree"]["taken_over"], true);
     // With other options it is another mount.
     manager.kill();
     manager.configure(&with("['relatime']"));
     manager.start_and_wait();
-    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], false);
+    assert_eq!(manager.status()["mounts"]["tree"]["taken_over"], false);
     assert_eq!(options(&manager), "ro,nosuid,nodev,relatime");
 }

@@ -20,11 +20,11 @@ fn check_config(file: &Path) -> Output {
         .expect("the program was just built")
 }
 
-/// The TOML files in `folder`.
-fn configurations(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+/// The TOML files in `dir`.
+fn configurations(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{dir:?}: {error}"));
     let mut files: Vec<_> = entries
-        .map(|entry| entry.expect("a readable folder").path())
+        .map(|entry| entry.expect("a readable directory").path())
         .filter(|path| {
             path.extension()
                 .is_some_and(|extension| extension == "toml")
@@ -53,11 +53,11 @@ fn the_daemon_reads_what_the_module_writes() {
 
 #[test]
 fn the_daemon_reads_the_configurations_of_the_scenarios() {
-    let folders = fs::read_dir(tests().join("scenarios")).expect("the scenarios");
-    let files: Vec<_> = folders
-        .map(|entry| entry.expect("a readable folder").path())
+    let dirs = fs::read_dir(tests().join("scenarios")).expect("the scenarios");
+    let files: Vec<_> = dirs
+        .map(|entry| entry.expect("a readable directory").path())
         .filter(|path| path.is_dir())
-        .flat_map(|folder| configurations(&folder))
+        .flat_map(|dir| configurations(&dir))
         .collect();
     assert!(files.len() >= 6, "{files:?}");
     all_are_accepted(&files);
@@ -67,9 +67,9 @@ fn the_daemon_reads_the_configurations_of_the_scenarios() {
 fn a_wrong_key_is_refused_with_its_place_and_the_right_spelling() {
     let output = check_config(&tests().join("scenarios/reload/files/wrong.toml"));
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr);
+    let reported = String::from_utf8_lossy(&output.stderr);
     assert!(
-        said.contains("wrong.toml:3") && said.contains("\"list-root\""),
-        "{said}"
+        reported.contains("wrong.toml:3") && reported.contains("\"list-root\""),
+        "{reported}"
     );
 }

@@ -11,19 +11,19 @@ use kit::double::Double;
 use kit::noise::noise;
 use serde_json::Value;
 
-fn store_in(folder: &Path) -> ObjectStore {
-    ObjectStore::open(&format!("objectstore+file://{}", folder.display())).unwrap()
+fn store_in(dir: &Path) -> ObjectStore {
+    ObjectStore::open(&format!("objectstore+file://{}", dir.display())).unwrap()
 }
 
 /// The fixture, unpacked, and what it has to hold; nothing where there is no fixture.
 fn fixture() -> Option<(tempfile::TempDir, Value)> {
     let packed = kit::fixtures::fixture("snix/object-store.tar.zst")?;
     let expected = kit::fixtures::fixture("snix/expected.json")?;
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let plain = zstd::decode_all(std::fs::File::open(packed).unwrap()).unwrap();
-    tar::Archive::new(&plain[..]).unpack(folder.path()).unwrap();
+    tar::Archive::new(&plain[..]).unpack(dir.path()).unwrap();
     let expected = std::fs::read(expected).unwrap();
-    Some((folder, serde_json::from_slice(&expected).unwrap()))
+    Some((dir, serde_json::from_slice(&expected).unwrap()))
 }
 
 fn digest(value: &Value) -> Digest {
@@ -47,11 +47,13 @@ async fn walk(store: &ObjectStore, root: Digest) -> BTreeMap<String, (Node, u64)
             }
             let mut size = 0;
             if let NodeRef::File {
-                digest, size: said, ..
+                digest,
+                size: reported,
+                ..
             } = entry.node
             {
                 let read = store
-                    .read(&digest, said, 0, usize::MAX >> 1)
+                    .read(&digest, reported, 0, usize::MAX >> 1)
                     .await
                     .unwrap()
                     .unwrap();
@@ -66,10 +68,10 @@ async fn walk(store: &ObjectStore, root: Digest) -> BTreeMap<String, (Node, u64)
 
 #[tokio::test]
 async fn the_peers_objects_read_as_the_peers_tree() {
-    let Some((folder, expected)) = fixture() else {
+    let Some((dir, expected)) = fixture() else {
         return;
     };
-    let store = store_in(folder.path());
+    let store = store_in(dir.path());
     let found = walk(&store, digest(&expected["root"])).await;
     let entries = expected["entries"].as_object().unwrap();
     assert!(entries.len() > 100);
@@ -121,16 +123,16 @@ fn unescaped(text: &str) -> String {
     text.replace("\\'", "'").replace("\\\"", "\"")
 }
 
-fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
-    let mut stack = vec![folder.to_owned()];
+    let mut stack = vec![dir.to_owned()];
     while let Some(path) = stack.pop() {
         if path.is_dir() {
             let below = std::fs::read_dir(path).unwrap();
             stack.extend(below.map(|entry| entry.unwrap().path()));
         } else {
             let bytes = std::fs::read(&path).unwrap();
-            found.insert(path.strip_prefix(folder).unwrap().to_owned(), bytes);
+            found.insert(path.strip_prefix(dir).unwrap().to_owned(), bytes);
         }
     }
     found
@@ -154,12 +156,12 @@ async fn what_we_write_is_laid_out_as_the_peers_write_it() {
     let copied = root.clone();
     let added = tokio::task::spawn_blocking(move || {
         use castore_fs::store::Blocking;
-        use castore_fs::tree::copy::{Progress, copy};
+        use castore_fs::tree::copy::{CopyProgress, copy};
         use std::sync::Arc;
         // The source has no roots: it is given one, and none is looked for.
         let from = Blocking::new(Arc::new(from), runtime.clone());
         let to = Blocking::new(Arc::new(to), runtime);
-        copy(&from, &to, &[copied], &Progress::default()).unwrap()
+        copy(&from, &to, &[copied], &CopyProgress::default()).unwrap()
     });
     assert!(added.await.unwrap().blobs > 50);
     let (theirs, ours) = (files(theirs.path()), files(ours.path()));
@@ -174,7 +176,7 @@ async fn what_we_write_is_laid_out_as_the_peers_write_it() {
             .unwrap_or_else(|| panic!("{} is lacking", path.display()));
         let plain = |bytes: &[u8]| zstd::decode_all(bytes).unwrap();
         match path.starts_with("blobs") {
-            // The same chunks; a castore-fs client adds a table behind them.
+            // The same chunks; a castore-fs client adds a table after them.
             true => assert!(our_bytes.starts_with(their_bytes), "{}", path.display()),
             false if path.starts_with("chunks") => assert_eq!(plain(our_bytes), plain(their_bytes)),
             false => assert_eq!(plain(our_bytes).len(), plain(their_bytes).len()),
@@ -209,13 +211,13 @@ fn put(store: &dyn Store, blobs: &[Vec<u8>]) -> Root {
     }
     let below = Directory::from_entries(entries).unwrap();
     let name = Name::new(b"below").unwrap();
-    let top = Directory::from_entries(vec![(name, below.node())]).unwrap();
+    let mount_root = Directory::from_entries(vec![(name, below.node())]).unwrap();
     ingest.put_directory(&below).unwrap();
-    ingest.put_directory(&top).unwrap();
+    ingest.put_directory(&mount_root).unwrap();
     let name = Name::new(&[0xff; 255]).unwrap();
     let root = Root {
         name,
-        node: top.node(),
+        node: mount_root.node(),
     };
     ingest.put_root(&root, None).unwrap();
     ingest.commit().unwrap();
@@ -224,19 +226,19 @@ fn put(store: &dyn Store, blobs: &[Vec<u8>]) -> Root {
 
 #[tokio::test]
 async fn what_was_written_reads_back_in_another_process() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let blobs: Vec<_> = [0, 7, 200_000, 1 << 20, 3 << 20, 9 << 20]
         .map(|len| noise(len as u64, len))
         .into();
-    let (path, written) = (folder.path().to_owned(), blobs.clone());
+    let (path, written) = (dir.path().to_owned(), blobs.clone());
     let root = tokio::task::spawn_blocking(move || put(&store_in(&path), &written));
     let root = root.await.unwrap();
-    let store = store_in(folder.path());
+    let store = store_in(dir.path());
     assert_eq!(store.root(&root.name).await.unwrap(), Some(root.clone()));
     assert_eq!(store.roots().await.unwrap(), std::slice::from_ref(&root));
     assert_eq!(store.root(b"missing").await.unwrap(), None);
     assert_eq!(walk(&store, root.node.digest().unwrap()).await.len(), 7);
-    let fresh = store_in(folder.path());
+    let fresh = store_in(dir.path());
     for blob in &blobs {
         let (digest, size) = (Digest::of(blob), blob.len() as u64);
         assert_eq!(fresh.blob_size(&digest).await.unwrap(), Some(size));
@@ -261,17 +263,17 @@ async fn what_was_written_reads_back_in_another_process() {
 
 #[tokio::test]
 async fn damaged_objects_are_errors_and_spoil_no_others() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let blobs = vec![noise(1, 3 << 20), noise(2, 1000)];
-    let (path, written) = (folder.path().to_owned(), blobs.clone());
+    let (path, written) = (dir.path().to_owned(), blobs.clone());
     let root = tokio::task::spawn_blocking(move || put(&store_in(&path), &written));
     let root = root.await.unwrap();
     // Another small blob's bytes, packed well, in place of the right ones.
     let small = Digest::of(&blobs[1]);
     let hex = small.to_hex();
-    let chunk = folder.path().join(format!("chunks/b3/{}/{hex}", &hex[..4]));
+    let chunk = dir.path().join(format!("chunks/b3/{}/{hex}", &hex[..4]));
     std::fs::write(&chunk, zstd::encode_all(&noise(3, 1000)[..], 3).unwrap()).unwrap();
-    let store = store_in(folder.path());
+    let store = store_in(dir.path());
     let error = store.read(&small, 1000, 0, 10).await.unwrap_err();
     assert!(
         matches!(error, Error::Damaged { digest, .. } if digest == small),
@@ -291,22 +293,22 @@ async fn damaged_objects_are_errors_and_spoil_no_others() {
     assert_eq!(read, blobs[0][5..15]);
     // A chunk list that names other chunks passes every chunk's check, and not the blob's.
     let hex = large.to_hex();
-    let list = folder.path().join(format!("blobs/b3/{}/{hex}", &hex[..4]));
+    let list = dir.path().join(format!("blobs/b3/{}/{hex}", &hex[..4]));
     let stranger = noise(4, 3 << 20);
-    let (path, other) = (folder.path().to_owned(), stranger.clone());
+    let (path, other) = (dir.path().to_owned(), stranger.clone());
     tokio::task::spawn_blocking(move || put(&store_in(&path), &[other]))
         .await
         .unwrap();
     let hex = Digest::of(&stranger).to_hex();
-    let other = folder.path().join(format!("blobs/b3/{}/{hex}", &hex[..4]));
+    let other = dir.path().join(format!("blobs/b3/{}/{hex}", &hex[..4]));
     std::fs::copy(other, list).unwrap();
-    let store = store_in(folder.path());
+    let store = store_in(dir.path());
     for at in [0, 1 << 20, (3 << 20) - 10] {
         let error = store.read(&large, 3 << 20, at, 10).await.unwrap_err();
         assert!(matches!(error, Error::Damaged { .. }), "{error}");
     }
     let hex = root.node.digest().unwrap().to_hex();
-    let closure = folder.path().join(format!("dirs/b3/{}/{hex}", &hex[..4]));
+    let closure = dir.path().join(format!("dirs/b3/{}/{hex}", &hex[..4]));
     std::fs::write(closure, zstd::encode_all(&b"\0\0\0\x01"[..], 3).unwrap()).unwrap();
     assert!(store.directory(&root.node.digest().unwrap()).await.is_err());
 }
@@ -330,14 +332,11 @@ fn secrets_and_nonsense_in_urls_are_refused() {
 
 #[test]
 fn the_command_line_imports_into_and_reads_from_a_bucket() {
-    let folder = tempfile::tempdir().unwrap();
-    let tree = folder.path().join("tree");
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     std::fs::write(tree.join("file"), noise(1, 700_000)).unwrap();
-    let url = format!(
-        "objectstore+file://{}",
-        folder.path().join("bucket").display()
-    );
+    let url = format!("objectstore+file://{}", dir.path().join("bucket").display());
     let run = |arguments: &[&str]| {
         let command = &mut Command::new(env!("CARGO_BIN_EXE_castore-fs"));
         let run = command.args(arguments).output().unwrap();
@@ -353,36 +352,38 @@ fn the_command_line_imports_into_and_reads_from_a_bucket() {
 }
 
 /// A bucket with a tree of two levels; gives its root node.
-fn two_levels(folder: &Path) -> Root {
-    let tree = folder.join("tree");
+fn two_levels(dir: &Path) -> Root {
+    let tree = dir.join("tree");
     std::fs::create_dir_all(tree.join("below/further")).unwrap();
     std::fs::write(tree.join("below/further/file"), "content").unwrap();
     for other in ["a", "b", "c", "d"] {
         std::fs::create_dir_all(tree.join(other).join(format!("in {other}"))).unwrap();
     }
-    let url = format!("objectstore+file://{}", folder.join("bucket").display());
+    let url = format!("objectstore+file://{}", dir.join("bucket").display());
     let imported = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
         .args(["import", "--store", &url, tree.to_str().unwrap()])
         .output()
         .unwrap();
     assert!(imported.status.success(), "{imported:?}");
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let store = store_in(&folder.join("bucket"));
+    let store = store_in(&dir.join("bucket"));
     runtime.block_on(store.root(b"tree")).unwrap().unwrap()
 }
 
 #[test]
 fn a_directory_inside_a_tree_is_found_by_path_and_the_error_explains_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = two_levels(folder.path());
-    let url = format!(
-        "objectstore+file://{}",
-        folder.path().join("bucket").display()
-    );
+    let dir = tempfile::tempdir().unwrap();
+    let root = two_levels(dir.path());
+    let url = format!("objectstore+file://{}", dir.path().join("bucket").display());
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let store = store_in(&folder.path().join("bucket"));
-    let top = runtime.block_on(store.directory(&root.node.digest().unwrap()));
-    let below = top.unwrap().unwrap().lookup(b"below").unwrap().to_owned();
+    let store = store_in(&dir.path().join("bucket"));
+    let mount_root = runtime.block_on(store.directory(&root.node.digest().unwrap()));
+    let below = mount_root
+        .unwrap()
+        .unwrap()
+        .lookup(b"below")
+        .unwrap()
+        .to_owned();
     let below = below.unwrap().digest().unwrap();
     let list = |target: &str| {
         Command::new(env!("CARGO_BIN_EXE_castore-fs"))
@@ -395,9 +396,9 @@ fn a_directory_inside_a_tree_is_found_by_path_and_the_error_explains_it() {
     let by_root = list(&root.node.digest().unwrap().to_string());
     assert_eq!(by_root.stdout, b"a\nb\nbelow\nc\nd\n", "{by_root:?}");
     let by_digest = list(&below.to_string());
-    let said = String::from_utf8_lossy(&by_digest.stderr);
+    let reported = String::from_utf8_lossy(&by_digest.stderr);
     assert!(!by_digest.status.success());
-    assert!(said.contains("NAME/PATH only"), "{said}");
+    assert!(reported.contains("NAME/PATH only"), "{reported}");
 }
 
 #[test]
@@ -405,13 +406,13 @@ fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
     if !kit::mounted::can_mount() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let root = two_levels(folder.path());
-    let bucket = || store_in(&folder.path().join("bucket"));
+    let dir = tempfile::tempdir().unwrap();
+    let root = two_levels(dir.path());
+    let bucket = || store_in(&dir.path().join("bucket"));
     // Nothing is available in place, so that the file system caches nothing that was not requested.
-    let store = std::sync::Arc::new(Double::far("forgetful:", bucket()));
-    let options = castore_fs::fs::Options {
-        top: kit::mounted::top_of(&root.node),
+    let store = std::sync::Arc::new(Double::upstream("forgetful:", bucket()));
+    let options = castore_fs::fs::FsOptions {
+        mount_root: kit::mounted::mount_root_of(&root.node),
         // The file system, too, forgets what it has not just used.
         directory_limit: 1,
         ..Default::default()
@@ -432,10 +433,10 @@ fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
 
 #[test]
 fn the_empty_blob_is_there_for_other_programs() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = store_in(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = store_in(dir.path());
     let hex = Digest::empty_blob().to_hex();
-    let path = folder.path().join("blobs/b3").join(&hex[..4]).join(&hex);
+    let path = dir.path().join("blobs/b3").join(&hex[..4]).join(&hex);
     let put = |blobs: &[(Digest, &[u8])]| {
         let ingest = store.ingest().unwrap();
         ingest.put_blobs(blobs).unwrap();

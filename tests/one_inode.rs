@@ -11,16 +11,16 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use castore_fs::castore::{Directory, Name, Node};
-use castore_fs::fs::{Options, Reads};
+use castore_fs::fs::{FsOptions, ReadPath};
 use castore_fs::store::{MemoryStore, Store};
 use castore_fs::transport::fuse::RequestCounts;
 use kit::model::{Model, directory, file, program, symlink};
-use kit::mounted::{Mounted, can_mount, top_of};
+use kit::mounted::{Mounted, can_mount, mount_root_of};
 
 fn mounted(model: &Model) -> Mounted {
     let store = Arc::new(MemoryStore::new());
     let node = model.put_root(&*store, "root");
-    Mounted::top(store, &node)
+    Mounted::mount_root(store, &node)
 }
 
 /// A tree in which much is equal.
@@ -39,18 +39,21 @@ fn twins() -> Model {
 
 /// The inode numbers of a directory and of all that is below it, by path, from stat; those of
 /// readdir are the same.
-fn numbers(top: &Path) -> BTreeMap<PathBuf, u64> {
+fn numbers(mount_root: &Path) -> BTreeMap<PathBuf, u64> {
     let stat = |path: &Path| fs::symlink_metadata(path).unwrap().ino();
-    let mut all = BTreeMap::from([(PathBuf::new(), stat(top))]);
-    let mut folders = vec![top.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
+    let mut all = BTreeMap::from([(PathBuf::new(), stat(mount_root))]);
+    let mut dirs = vec![mount_root.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
             let entry = entry.unwrap();
             let path = entry.path();
             assert_eq!(entry.ino(), stat(&path), "{path:?}");
-            all.insert(path.strip_prefix(top).unwrap().to_owned(), entry.ino());
+            all.insert(
+                path.strip_prefix(mount_root).unwrap().to_owned(),
+                entry.ino(),
+            );
             if entry.file_type().unwrap().is_dir() {
-                folders.push(path);
+                dirs.push(path);
             }
         }
     }
@@ -58,12 +61,12 @@ fn numbers(top: &Path) -> BTreeMap<PathBuf, u64> {
 }
 
 /// The inode numbers of `.` and `..` in readdir.
-fn dots(folder: &Path) -> [u64; 2] {
-    let folder = CString::new(folder.as_os_str().as_bytes()).unwrap();
+fn dots(dir: &Path) -> [u64; 2] {
+    let dir = CString::new(dir.as_os_str().as_bytes()).unwrap();
     let mut found = [0; 2];
     // SAFETY: the stream is open until closedir, and an entry is looked at before the next is read.
     unsafe {
-        let stream = libc::opendir(folder.as_ptr());
+        let stream = libc::opendir(dir.as_ptr());
         assert!(!stream.is_null());
         while let Some(entry) = libc::readdir64(stream).as_ref() {
             match std::ffi::CStr::from_ptr(entry.d_name.as_ptr()).to_bytes() {
@@ -93,8 +96,8 @@ fn run(command: &mut Command) -> Output {
     let output = command
         .output()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {said}");
+    let reported = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {reported}");
     output
 }
 
@@ -118,7 +121,7 @@ fn every_path_has_a_number_of_its_own_that_stays() {
     }
     let store = Arc::new(MemoryStore::new());
     let node = twins().put_root(&*store, "root");
-    let mount = Mounted::top(store.clone(), &node);
+    let mount = Mounted::mount_root(store.clone(), &node);
     let first = numbers(mount.path());
     // Entries in the order of names, then what is in each of them.
     let expected = [
@@ -140,7 +143,7 @@ fn every_path_has_a_number_of_its_own_that_stays() {
     assert_eq!(dots(&mount.join("b")), [3, 1]);
     drop_caches();
     assert_eq!(numbers(mount.path()), first, "after FORGET");
-    let second = Mounted::top(store, &node);
+    let second = Mounted::mount_root(store, &node);
     // Looked up in another order.
     assert_eq!(fs::metadata(second.join("b/mail.log")).unwrap().ino(), 11);
     assert_eq!(numbers(second.path()), first, "on the next mount");
@@ -156,7 +159,7 @@ fn equal_root_nodes_have_numbers_of_their_own() {
         file("same").put_root(&*store, name);
         twins().put_root(&*store, &format!("tree-{name}"));
     }
-    let mount = Mounted::new(store, Options::default());
+    let mount = Mounted::new(store, FsOptions::default());
     let first = numbers(mount.path());
     assert_unique(&first);
     assert!(first.values().all(|ino| *ino < 100), "{first:?}");
@@ -192,9 +195,9 @@ fn wrong_sizes_make_no_number_come_twice_or_large() {
             ("y", &inner, 22),
             ("z", &inner, claim),
         ]);
-        let top = put(&[("m", &middle, 8), ("n", &middle, claim), ("o", &inner, 22)]);
+        let mount_root = put(&[("m", &middle, 8), ("n", &middle, claim), ("o", &inner, 22)]);
         ingest.commit().unwrap();
-        let mount = Mounted::top(store, &top);
+        let mount = Mounted::mount_root(store, &mount_root);
         let first = numbers(mount.path());
         assert_eq!(first.len(), 1 + 3 + 2 * (3 + 3 * 10) + 10);
         assert_unique(&first);
@@ -221,7 +224,7 @@ fn a_tree_of_more_names_than_32_bits_is_numbered_on() {
         node = directory.node();
     }
     ingest.commit().unwrap();
-    let mount = Mounted::top(store, &node);
+    let mount = Mounted::mount_root(store, &node);
     let mut all = BTreeMap::new();
     for way in ["0", "1", "01", "10", "001", "110"] {
         let mut path = PathBuf::new();
@@ -281,9 +284,9 @@ static int run(char **arguments) {
   static char buffer[32768];
   int names = 0, got;
   if (call(106, (int)arguments[1], (int)buffer, 0)) return 101;       /* stat */
-  int folder = call(5, (int)arguments[1], 0200000, 0);                /* open, O_DIRECTORY */
-  if (folder < 0) return 102;
-  while ((got = call(141, folder, (int)buffer, sizeof buffer)) > 0)   /* getdents */
+  int directory = call(5, (int)arguments[1], 0200000, 0);                /* open, O_DIRECTORY */
+  if (directory < 0) return 102;
+  while ((got = call(141, directory, (int)buffer, sizeof buffer)) > 0)   /* getdents */
     for (int at = 0; at < got; at += *(unsigned short *)(buffer + at + 8)) names++;
   return got ? 103 : names;
 }
@@ -299,8 +302,8 @@ fn programs_of_32_bits_can_stat_and_list() {
     if !can_mount() || !has("cc") {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let (source, program) = (folder.path().join("i386.c"), folder.path().join("i386"));
+    let dir = tempfile::tempdir().unwrap();
+    let (source, program) = (dir.path().join("i386.c"), dir.path().join("i386"));
     fs::write(&source, I386).unwrap();
     let options = [
         "-m32",
@@ -317,8 +320,8 @@ fn programs_of_32_bits_can_stat_and_list() {
         .arg("-o")
         .arg(&program)
         .arg(&source));
-    let names = |folder: &Path| Command::new(&program).arg(folder).status();
-    match names(folder.path()) {
+    let names = |dir: &Path| Command::new(&program).arg(dir).status();
+    match names(dir.path()) {
         Ok(status) if status.code() == Some(4) => {}
         Ok(status) => panic!("{status}"),
         Err(error) => {
@@ -378,10 +381,10 @@ fn equal_plugins_are_two() {
     if !can_mount() || !has("cc") {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let compile = |name: &str, text: &str, options: &[&str]| {
-        let source = folder.path().join(format!("{name}.c"));
-        let made = folder.path().join(name);
+        let source = dir.path().join(format!("{name}.c"));
+        let made = dir.path().join(name);
         fs::write(&source, text).unwrap();
         let mut cc = Command::new("cc");
         run(cc.arg("-o").arg(&made).arg(&source).args(options));
@@ -454,33 +457,33 @@ fn nothing_is_counted_or_copied_as_a_hard_link() {
 
 // Overlays.
 
-/// Folders for an overlay, and the overlay, which goes when this is dropped.
+/// Directories for an overlay, and the overlay, which goes when this is dropped.
 struct Overlay {
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
     unmount: &'static [&'static str],
 }
 
 impl Overlay {
-    fn folders() -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
+    fn dirs() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
         for name in ["upper", "work", "merged"] {
-            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::create_dir(dir.path().join(name)).unwrap();
         }
-        folder
+        dir
     }
 
-    fn layers(folder: &Path, lower: &Path) -> String {
+    fn layers(dir: &Path, lower: &Path) -> String {
         format!(
             "lowerdir={},upperdir={},workdir={}",
             lower.display(),
-            folder.join("upper").display(),
-            folder.join("work").display()
+            dir.join("upper").display(),
+            dir.join("work").display()
         )
     }
 
     fn kernel(lower: &Path, options: &str) -> Self {
         let overlay = Self {
-            folder: Self::folders(),
+            dir: Self::dirs(),
             unmount: &["umount"],
         };
         overlay.mount(lower, options);
@@ -488,7 +491,7 @@ impl Overlay {
     }
 
     fn mount(&self, lower: &Path, options: &str) {
-        let layers = Self::layers(self.folder.path(), lower);
+        let layers = Self::layers(self.dir.path(), lower);
         let mut mount = Command::new("mount");
         mount.args([
             "-t",
@@ -501,10 +504,10 @@ impl Overlay {
     }
 
     fn fuse(lower: &Path) -> Self {
-        let folder = Self::folders();
-        let layers = Self::layers(folder.path(), lower);
+        let dir = Self::dirs();
+        let layers = Self::layers(dir.path(), lower);
         let overlay = Self {
-            folder,
+            dir,
             unmount: &["fusermount3", "-u"],
         };
         let mut mount = Command::new("fuse-overlayfs");
@@ -513,7 +516,7 @@ impl Overlay {
     }
 
     fn merged(&self) -> PathBuf {
-        self.folder.path().join("merged")
+        self.dir.path().join("merged")
     }
 
     fn unmount(&self) {
@@ -557,8 +560,8 @@ fn change_one_of_equal_files(merged: &Path) {
 }
 
 /// Reads everything, so that the kernel knows it.
-fn numbers_exist(folder: &Path) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn numbers_exist(dir: &Path) {
+    for entry in fs::read_dir(dir).unwrap() {
         let entry = entry.unwrap();
         let stat = fs::symlink_metadata(entry.path()).unwrap();
         if stat.is_dir() {
@@ -590,15 +593,15 @@ fn an_overlay_changes_the_file_that_is_changed() {
         ",xino=on",
         ",userxattr",
     ] {
-        for reads in [Reads::PageCache, Reads::Passthrough] {
+        for reads in [ReadPath::PageCache, ReadPath::Passthrough] {
             let store = Arc::new(MemoryStore::new());
             let node = twins().put_root(&*store, "root");
-            let top = Options {
-                top: top_of(&node),
+            let mount_root = FsOptions {
+                mount_root: mount_root_of(&node),
                 reads,
-                ..Options::default()
+                ..FsOptions::default()
             };
-            let mount = Mounted::new(store, top);
+            let mount = Mounted::new(store, mount_root);
             let overlay = Overlay::kernel(mount.path(), options);
             let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
             let merged = overlay.merged().display().to_string();
@@ -634,21 +637,21 @@ fn an_overlay_on_an_overlay_on_passthrough_is_refused() {
     }
     let store = Arc::new(MemoryStore::new());
     let node = twins().put_root(&*store, "root");
-    let options = Options {
-        top: top_of(&node),
-        reads: Reads::Passthrough,
-        ..Options::default()
+    let options = FsOptions {
+        mount_root: mount_root_of(&node),
+        reads: ReadPath::Passthrough,
+        ..FsOptions::default()
     };
     let mount = Mounted::new(store, options);
-    if mount.session.reads() != Reads::Passthrough {
+    if mount.session.reads() != ReadPath::Passthrough {
         return kit::skip::skip("it needs passthrough: Linux 6.9 and CAP_SYS_ADMIN");
     }
     let lower = Overlay::kernel(mount.path(), "");
-    let folder = Overlay::folders();
-    let layers = Overlay::layers(folder.path(), &lower.merged());
+    let dir = Overlay::dirs();
+    let layers = Overlay::layers(dir.path(), &lower.merged());
     let mut mounting = Command::new("mount");
     mounting.args(["-t", "overlay", "overlay", "-o", &layers]);
-    let output = mounting.arg(folder.path().join("merged")).output().unwrap();
+    let output = mounting.arg(dir.path().join("merged")).output().unwrap();
     assert!(!output.status.success());
     twins_are_at(&lower.merged());
 }

@@ -9,17 +9,17 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use castore_fs::fs::{Options, Reads};
+use castore_fs::fs::{FsOptions, ReadPath};
 use castore_fs::store::MemoryStore;
 use castore_fs::transport::fuse::MountOptions;
 use kit::model::{directory, file, program, symlink};
-use kit::mounted::{Mounted, can_mount, top_of};
+use kit::mounted::{Mounted, can_mount, mount_root_of};
 
 fn mounted() -> Mounted {
-    mounted_with(Reads::PageCache)
+    mounted_with(ReadPath::PageCache)
 }
 
-fn mounted_with(reads: Reads) -> Mounted {
+fn mounted_with(reads: ReadPath) -> Mounted {
     let store = Arc::new(MemoryStore::new());
     let tree = directory([
         ("d", directory([("f", file("inner"))])),
@@ -27,11 +27,11 @@ fn mounted_with(reads: Reads) -> Mounted {
         ("l", symlink("f")),
         ("p", program("#!/bin/sh\necho ran\n")),
     ]);
-    let top = top_of(&tree.put_root(&*store, "root"));
-    let options = Options {
-        top,
+    let mount_root = mount_root_of(&tree.put_root(&*store, "root"));
+    let options = FsOptions {
+        mount_root,
         reads,
-        ..Options::default()
+        ..FsOptions::default()
     };
     Mounted::new(store, options)
 }
@@ -160,7 +160,7 @@ fn what_reads_works() {
     if !can_mount() {
         return;
     }
-    for reads in [Reads::PageCache, Reads::Passthrough] {
+    for reads in [ReadPath::PageCache, ReadPath::Passthrough] {
         let mount = mounted_with(reads);
         let opened = File::open(mount.join("f")).unwrap();
         let fd: RawFd = opened.as_raw_fd();
@@ -246,8 +246,8 @@ fn unsupported_calls_fail_with_their_errno() {
             .args(["-c", program])
             .arg(mount.join("f"))
             .output();
-        let said = String::from_utf8(python.unwrap().stdout).unwrap();
-        assert_eq!(said, "Operation not supported\n");
+        let reported = String::from_utf8(python.unwrap().stdout).unwrap();
+        assert_eq!(reported, "Operation not supported\n");
     }
 }
 
@@ -259,7 +259,7 @@ signal.signal(signal.SIGIO, signal.SIG_IGN)
 libc = ctypes.CDLL(None, use_errno=True)
 mnt, outside = sys.argv[1:]
 path = mnt + '/f'
-file, folder = os.open(path, os.O_RDONLY), os.open(mnt, os.O_RDONLY)
+file, directory = os.open(path, os.O_RDONLY), os.open(mnt, os.O_RDONLY)
 out = os.open(outside + '/out', os.O_RDWR | os.O_CREAT)
 def call(name, made):
     try: made(); print(name, 'ok')
@@ -275,7 +275,7 @@ def mark(kind, mask):
 for flag in ('O_DIRECT', 'O_APPEND', 'O_SYNC', 'O_NOATIME', 'O_PATH', 'O_CREAT'):
     call(flag, lambda: os.close(os.open(path, os.O_RDONLY | getattr(os, flag))))
 call('O_EXCL', lambda: os.open(path, os.O_CREAT | os.O_EXCL))
-call('openat2', lambda: made(437, folder, b'l', struct.pack('QQQ', 0, 0, 8), 24))
+call('openat2', lambda: made(437, directory, b'l', struct.pack('QQQ', 0, 0, 8), 24))
 call('name_to_handle', lambda: made(303, -100, path.encode(), struct.pack('Ii', 128, 0) + bytes(128), ctypes.byref(ctypes.c_int()), 0))
 call('preadv2', lambda: os.preadv(file, [bytearray(10)], 0))
 call('RWF_NOWAIT', lambda: os.preadv(file, [bytearray(10)], 0, os.RWF_NOWAIT))
@@ -283,10 +283,10 @@ call('splice', lambda: os.splice(file, os.pipe()[1], 100, 0))
 call('epoll', lambda: select.epoll().register(file))
 call('FADV_DONTNEED', lambda: os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED))
 call('copy_file_range', lambda: os.copy_file_range(file, out, 100, 0, 0))
-call('fdatasync', lambda: os.fdatasync(folder))
+call('fdatasync', lambda: os.fdatasync(directory))
 call('syncfs', lambda: made(306, file))
 call('sync_file_range', lambda: made(277, file, ctypes.c_int64(0), ctypes.c_int64(0), 7))
-call('fchdir', lambda: os.fchdir(folder))
+call('fchdir', lambda: os.fchdir(directory))
 call('readlink', lambda: os.readlink('f'))
 call('mkdir', lambda: os.mkdir('d'))
 call('mkfifo', lambda: os.mkfifo('new'))
@@ -300,11 +300,11 @@ call('execve', lambda: os.execv('f', ['f']))
 call('capabilities', lambda: os.getxattr('f', 'security.capability'))
 for name, number, size in (('FSGETXATTR', 0x801c581f, 28), ('verity', 0xc0046686, 68), ('FITRIM', 0xc0185879, 24),
                            ('FIEMAP', 0xc020660b, 32), ('FIFREEZE', 0xc0045877, 4), ('FIONREAD', 0x541b, 4)):
-    call(name, lambda: fcntl.ioctl(folder if name in ('FITRIM', 'FIFREEZE') else file, number, bytes(size)))
+    call(name, lambda: fcntl.ioctl(directory if name in ('FITRIM', 'FIFREEZE') else file, number, bytes(size)))
 call('F_OFD_SETLK', lambda: fcntl.fcntl(file, 37, struct.pack('hhqqi4x', fcntl.F_RDLCK, 0, 0, 0, 0)))
 call('F_SETLEASE', lambda: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK))
 call('F_WRLCK', lambda: fcntl.lockf(file, fcntl.LOCK_EX))
-call('F_NOTIFY', lambda: fcntl.fcntl(folder, fcntl.F_NOTIFY, fcntl.DN_ACCESS))
+call('F_NOTIFY', lambda: fcntl.fcntl(directory, fcntl.F_NOTIFY, fcntl.DN_ACCESS))
 call('inotify', lambda: made(254, made(253), mnt.encode(), 0xfff))
 call('fanotify', lambda: mark(0, 0x21))
 call('permission events', lambda: mark(4, 0x10000))
@@ -328,7 +328,7 @@ fn every_family_of_calls_does_what_the_documentation_says() {
         .output()
         .unwrap();
     assert!(python.status.success(), "{python:?}");
-    let said = String::from_utf8(python.stdout).unwrap();
+    let reported = String::from_utf8(python.stdout).unwrap();
     let expected = "\
         O_DIRECT ok\nO_APPEND ok\nO_SYNC ok\nO_NOATIME ok\nO_PATH ok\nO_CREAT ok\nO_EXCL EEXIST\n\
         openat2 ok\nname_to_handle ENOTSUP\n\
@@ -340,7 +340,7 @@ fn every_family_of_calls_does_what_the_documentation_says() {
         FSGETXATTR ENOTTY\nverity ENOTTY\nFITRIM ENOTTY\nFIEMAP ENOTSUP\nFIFREEZE ENOTSUP\nFIONREAD ok\n\
         F_OFD_SETLK ok\nF_SETLEASE ok\nF_WRLCK EBADF\nF_NOTIFY ok\n\
         inotify ok\nfanotify ok\npermission events ok\nswapon EROFS\nchroot ok\n";
-    assert_eq!(said, expected);
+    assert_eq!(reported, expected);
 }
 
 #[test]
@@ -350,7 +350,7 @@ fn a_name_that_is_too_long_is_called_that() {
     }
     let store = Arc::new(MemoryStore::new());
     file("x").put_root(&*store, "root");
-    for mount in [mounted(), Mounted::new(store, Options::default())] {
+    for mount in [mounted(), Mounted::new(store, FsOptions::default())] {
         for (length, expected) in [
             (255, libc::ENOENT),
             (256, libc::ENAMETOOLONG),
@@ -414,7 +414,7 @@ fn a_mount_can_be_id_mapped() {
             "it needs the superuser and Linux 6.12, which knows id-mapped FUSE mounts",
         );
     }
-    for reads in [Reads::PageCache, Reads::Passthrough] {
+    for reads in [ReadPath::PageCache, ReadPath::Passthrough] {
         let mount = mounted_with(reads);
         let python = Command::new("python3")
             .args(["-c", ID_MAPPED])
@@ -422,8 +422,8 @@ fn a_mount_can_be_id_mapped() {
             .stderr(Stdio::piped())
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&python.stderr);
-        assert!(python.status.success(), "{said}");
+        let reported = String::from_utf8_lossy(&python.stderr);
+        assert!(python.status.success(), "{reported}");
         let seen = String::from_utf8(python.stdout).unwrap();
         assert_eq!(seen, "100000 100000 0o444 10000\n100000 100000 0o444 5\n");
     }
@@ -439,7 +439,7 @@ fn a_mount_made_by_another_program_works_without_default_permissions() {
     if !rustix::process::geteuid().is_root() {
         return kit::skip::skip("only the superuser can mount a descriptor");
     }
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let device = File::options()
         .read(true)
         .write(true)
@@ -449,7 +449,7 @@ fn a_mount_made_by_another_program_works_without_default_permissions() {
         "fd={},rootmode=40555,user_id=0,group_id=0,allow_other",
         device.as_raw_fd()
     );
-    let (target, data) = (text(folder.path()), CString::new(options).unwrap());
+    let (target, data) = (text(dir.path()), CString::new(options).unwrap());
     let kind = c"fuse.castore-fs".as_ptr();
     // SAFETY: every argument ends in NUL.
     let made = unsafe {
@@ -468,19 +468,19 @@ fn a_mount_made_by_another_program_works_without_default_permissions() {
         device: Some(Arc::new(device.into())),
         ..MountOptions::default()
     };
-    let options = Options {
-        top: top_of(&node),
-        ..Options::default()
+    let options = FsOptions {
+        mount_root: mount_root_of(&node),
+        ..FsOptions::default()
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let session = castore_fs::transport::fuse::Session::mount(
+    let session = castore_fs::transport::fuse::FuseSession::mount(
         store,
-        folder.path(),
+        dir.path(),
         options,
         &mount,
         runtime.handle().clone(),
     );
-    let read = fs::read(folder.path().join("f"));
+    let read = fs::read(dir.path().join("f"));
     // SAFETY: the path ends in NUL.
     unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
     assert_eq!(read.unwrap(), b"f");

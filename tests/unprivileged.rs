@@ -20,37 +20,37 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A folder that the unprivileged user can use, and the program in it: where it was built may be out
+/// A directory that the unprivileged user can use, and the program in it: where it was built may be out
 /// of that user's reach.
 fn stage() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let program = folder.path().join("castore-fs");
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = dir.path().join("castore-fs");
     fs::copy(env!("CARGO_BIN_EXE_castore-fs"), &program).unwrap();
     for name in ["tree", "mnt", "home"] {
-        fs::create_dir(folder.path().join(name)).unwrap();
+        fs::create_dir(dir.path().join(name)).unwrap();
     }
-    fs::write(folder.path().join("tree/file"), "seen by all").unwrap();
+    fs::write(dir.path().join("tree/file"), "seen by all").unwrap();
     if is_root() {
         for name in ["mnt", "home", "tree"] {
             std::os::unix::fs::chown(
-                folder.path().join(name),
+                dir.path().join(name),
                 Some(UNPRIVILEGED),
                 Some(UNPRIVILEGED),
             )
             .unwrap();
         }
     }
-    (folder, program)
+    (dir, program)
 }
 
 /// `castore-fs` as the unprivileged user, with the store in its home.
-fn as_nobody(program: &Path, folder: &Path) -> Command {
+fn as_unprivileged(program: &Path, dir: &Path) -> Command {
     let mut command = Command::new(program);
     command
         .env(
             "CASTORE_FS_STORE",
-            format!("local:{}/home/store", folder.display()),
+            format!("local:{}/home/store", dir.display()),
         )
         .current_dir("/")
         .stderr(Stdio::piped());
@@ -63,8 +63,8 @@ fn as_nobody(program: &Path, folder: &Path) -> Command {
 /// Waits until the mount has reported that it is up.
 fn wait_until_up(child: &mut Child) {
     let mut line = String::new();
-    let mut said = BufReader::new(child.stderr.take().unwrap());
-    said.read_line(&mut line).unwrap();
+    let mut reported = BufReader::new(child.stderr.take().unwrap());
+    reported.read_line(&mut line).unwrap();
     assert!(line.contains(" is on "), "{line}");
 }
 
@@ -97,10 +97,10 @@ fn mounted_device(path: &Path, user: u32) -> OwnedFd {
 }
 
 /// Puts the tree of [`stage`] into the user's store.
-fn import_tree(program: &Path, folder: &Path) {
-    let imported = as_nobody(program, folder)
+fn import_tree(program: &Path, dir: &Path) {
+    let imported = as_unprivileged(program, dir)
         .arg("import")
-        .arg(folder.join("tree"))
+        .arg(dir.join("tree"))
         .output();
     assert!(imported.unwrap().status.success());
 }
@@ -122,16 +122,16 @@ fn an_ordinary_user_mounts_through_the_helper() {
         // As udev has it everywhere; some containers' device is root's alone.
         fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
     }
-    let (folder, program) = stage();
-    let folder = folder.path();
-    let mut mount = as_nobody(&program, folder)
+    let (dir, program) = stage();
+    let dir = dir.path();
+    let mut mount = as_unprivileged(&program, dir)
         .args(["mount", "--import"])
-        .args([folder.join("tree"), folder.join("mnt")])
+        .args([dir.join("tree"), dir.join("mnt")])
         .spawn()
         .unwrap();
     wait_until_up(&mut mount);
     let line = fs::read_to_string("/proc/self/mounts").unwrap();
-    let place = folder.join("mnt").display().to_string();
+    let place = dir.join("mnt").display().to_string();
     let line = line.lines().find(|line| line.contains(&place)).unwrap();
     let user = if is_root() {
         UNPRIVILEGED
@@ -142,7 +142,7 @@ fn an_ordinary_user_mounts_through_the_helper() {
     assert!(line.contains(&format!("user_id={user}")), "{line}");
     // Only that user can look: others need allow_other, which is the administrator's to allow.
     let mut cat = Command::new("cat");
-    cat.arg(folder.join("mnt/tree/file"));
+    cat.arg(dir.join("mnt/tree/file"));
     if is_root() {
         cat.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
     }
@@ -165,12 +165,12 @@ fn a_process_without_privilege_serves_what_others_have_mounted() {
     if !is_root() {
         return skip("only the superuser can mount for another user");
     }
-    let (folder, program) = stage();
-    let folder = folder.path();
-    import_tree(&program, folder);
-    let mnt = folder.join("mnt");
+    let (dir, program) = stage();
+    let dir = dir.path();
+    import_tree(&program, dir);
+    let mnt = dir.join("mnt");
     let device = mounted_device(&mnt, UNPRIVILEGED);
-    let mut command = as_nobody(&program, folder);
+    let mut command = as_unprivileged(&program, dir);
     command.args(["mount", "/dev/fd/9"]);
     let number = device.as_raw_fd();
     // SAFETY: dup2 is async-signal-safe.
@@ -201,19 +201,22 @@ fn a_process_without_privilege_serves_what_others_have_mounted() {
 
 #[test]
 fn what_is_no_device_is_refused_with_reason() {
-    let (folder, program) = stage();
-    let folder = folder.path();
-    import_tree(&program, folder);
+    let (dir, program) = stage();
+    let dir = dir.path();
+    import_tree(&program, dir);
     for (place, why) in [
         ("/dev/fd/77", "was not passed on"),
         ("/dev/fd/x", "names no descriptor"),
     ] {
-        let refused = as_nobody(&program, folder)
+        let refused = as_unprivileged(&program, dir)
             .args(["mount", place])
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(!refused.status.success() && said.contains(why), "{said}");
+        let reported = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && reported.contains(why),
+            "{reported}"
+        );
     }
 }
 
@@ -247,7 +250,7 @@ fn the_service_serves_a_mount_that_was_passed_on_and_keeps_it_over_a_restart() {
     let open = fs::File::open(mnt.join("tree/file")).unwrap();
     manager.kill();
     manager.start_and_wait();
-    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], true);
+    assert_eq!(manager.status()["mounts"]["tree"]["taken_over"], true);
     let mut text = String::new();
     std::io::Read::read_to_string(&mut &open, &mut text).unwrap();
     assert_eq!(text, "passed on");
@@ -266,4 +269,62 @@ fn a_missing_device_is_reported_by_its_name() {
     assert!(!manager.wait());
     let log = manager.log();
     assert!(log.contains("named \"outside\" was passed on"), "{log}");
+}
+
+/// The paths below `dir` that are not the unprivileged user's.
+fn others_below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let about = path.symlink_metadata().unwrap();
+        if (about.uid(), about.gid()) != (UNPRIVILEGED, UNPRIVILEGED) {
+            found.push(path.clone());
+        }
+        if about.is_dir() {
+            found.extend(others_below(&path));
+        }
+    }
+    found
+}
+
+#[test]
+fn what_the_superuser_imports_belongs_to_the_owner_of_the_store() {
+    if !is_root() {
+        return skip("only the superuser can write to the stores of others");
+    }
+    let (dir, program) = stage();
+    let dir = dir.path();
+    let store = dir.join("home/store");
+    // The superuser's import makes the store, in a directory that the user has made.
+    fs::create_dir(&store).unwrap();
+    std::os::unix::fs::chown(&store, Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
+    fs::write(dir.join("large"), vec![7; 3 << 20]).unwrap();
+    let url = format!("local:{}", store.display());
+    let as_root = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.env("CASTORE_FS_STORE", &url).args(arguments);
+        command.current_dir(dir).output().unwrap()
+    };
+    let done = |output: std::process::Output| {
+        let reported = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{reported}");
+    };
+    done(as_root(&["import", "tree", "large"]));
+    assert_eq!(others_below(&store), Vec::<PathBuf>::new());
+    // A process that reads and leases as the superuser, and one that replaces the index.
+    done(as_root(&["verify", "--repair"]));
+    assert_eq!(others_below(&store), Vec::<PathBuf>::new());
+    // Its owner adds to it, and collects in it.
+    import_tree(&program, dir);
+    let as_user = |arguments: &[&str]| {
+        as_unprivileged(&program, dir)
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    done(as_user(&["rm", "large", "tree"]));
+    done(as_user(&["gc", "--grace", "0s"]));
+    let dirs = fs::read_dir(store.join("blobs")).unwrap();
+    let large = dirs.flat_map(|entry| fs::read_dir(entry.unwrap().path()).unwrap());
+    assert_eq!(large.count(), 0, "the large blob is still there");
 }

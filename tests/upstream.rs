@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, Root};
-use castore_fs::fs::{CastoreFs, Options, Paused, Waiting};
+use castore_fs::fs::{CastoreFs, FsOptions, ParkedState, WaitingRequests};
 use castore_fs::store::{Blocking, MemoryStore, Store};
 use fuse_backend_rs::abi::fuse_abi::Opcode;
 use kit::double::{Double, Trouble};
 use kit::model::{directory, file};
-use kit::mounted::top_of;
+use kit::mounted::mount_root_of;
 use kit::requests::{Requests, read_in};
 use tokio::runtime::Runtime;
 
@@ -17,19 +17,19 @@ use tokio::runtime::Runtime;
 fn a_request_that_waits_gives_its_thread_back_and_is_answered_when_asked_again() {
     let memory = MemoryStore::new();
     let node = directory([("file", file("contents"))]).put_root(&memory, "tree");
-    let upstream = Double::far("upstream:", memory);
+    let upstream = Double::upstream("upstream:", memory);
     upstream.trouble(Trouble::Slow(Duration::from_millis(5)));
     let runtime = Runtime::new().unwrap();
-    let waiting = Waiting::new(runtime.handle().clone());
-    let options = Options {
-        top: top_of(&node),
-        ..Options::default()
+    let waiting = WaitingRequests::new(runtime.handle().clone());
+    let options = FsOptions {
+        mount_root: mount_root_of(&node),
+        ..FsOptions::default()
     };
     let fs = CastoreFs::new(Arc::new(upstream), options, waiting, None);
     let mut requests = Requests::to(fs);
 
     let mut answered = |opcode, node, body: &[u8]| {
-        let mut paused = Paused::default();
+        let mut paused = ParkedState::default();
         let mut waits = 0;
         while let Some(parked) = requests.ask(&mut paused, opcode, node, body) {
             assert!(requests.answer().is_empty(), "an answer beside a wait");
@@ -66,9 +66,9 @@ fn an_upstreams_answer_is_waited_for() {
     ingest.commit().unwrap();
 
     let runtime = Runtime::new().unwrap();
-    let near: Arc<dyn Store> = Arc::new(memory.clone());
-    let far: Arc<dyn Store> = Arc::new(Double::far("far:", memory));
-    for store in [near, far] {
+    let local_store: Arc<dyn Store> = Arc::new(memory.clone());
+    let upstream: Arc<dyn Store> = Arc::new(Double::upstream("far:", memory));
+    for store in [local_store, upstream] {
         let store = Blocking::new(store, runtime.handle().clone());
         assert_eq!(
             store.directory(&directory.digest()).unwrap(),

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef, SymlinkTarget};
 use castore_fs::image::{
-    DirectorySource, ErofsKind, ErofsReader, ImageLayout, ImagePiece, ImageTop, ImageVersion,
+    DirectorySource, ErofsKind, ErofsReader, ImageExtent, ImageLayout, ImageRoot, ImageVersion,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -73,17 +73,18 @@ fn tree(data: &[u8], trees: &mut Trees) -> Digest {
     ));
     entries.sort_by(|(a, _), (b, _)| a.cmp(b));
     entries.dedup_by(|(a, _), (b, _)| a == b);
-    let Ok(top) = Directory::from_entries(entries) else {
+    let Ok(image_root) = Directory::from_entries(entries) else {
         return Digest::of(b"");
     };
-    trees.0.insert(top.digest(), top.clone());
-    top.digest()
+    trees.0.insert(image_root.digest(), image_root.clone());
+    image_root.digest()
 }
 
 fuzz_target!(|data: &[u8]| {
     let mut trees = Trees::default();
-    let top = tree(data, &mut trees);
-    let Ok(layout) = ImageLayout::new(ImageTop::Directory(top), ImageVersion::V1, &trees) else {
+    let image_root = tree(data, &mut trees);
+    let Ok(layout) = ImageLayout::new(ImageRoot::Directory(image_root), ImageVersion::V1, &trees)
+    else {
         return;
     };
     if layout.metadata_size() > MOST_METADATA {
@@ -105,7 +106,7 @@ fuzz_target!(|data: &[u8]| {
         Ok(())
     };
     let reader = ErofsReader::new(read).expect("a superblock");
-    let mut next = vec![(reader.root().expect("a root"), top)];
+    let mut next = vec![(reader.root().expect("a root"), image_root)];
     let mut seen = 1;
     while let Some((inode, digest)) = next.pop() {
         let directory = &trees.0[&digest];
@@ -131,14 +132,14 @@ fuzz_target!(|data: &[u8]| {
                         continue;
                     }
                     let at = u64::from(inode.block) * 4096;
-                    let Ok(piece) = layout.piece_at(at + size - 1, &trees);
-                    let expected = ImagePiece::Blob {
+                    let Ok(extent) = layout.extent_at(at + size - 1, &trees);
+                    let expected = ImageExtent::Blob {
                         digest,
                         size,
                         offset: size - 1,
                         length: 1,
                     };
-                    assert_eq!(piece, Some(expected));
+                    assert_eq!(extent, Some(expected));
                 }
             }
         }

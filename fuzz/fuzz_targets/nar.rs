@@ -1,7 +1,7 @@
 //! Whatever the NAR reader accepts, the writer writes again byte for byte.
 #![no_main]
 
-use castore_fs::nar::{Error, Event, Reader, Writer};
+use castore_fs::nar::{NarError, NarEvent, NarReader, NarWriter};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -10,18 +10,18 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-fn rewrite(data: &[u8]) -> Result<Vec<u8>, Error> {
+fn rewrite(data: &[u8]) -> Result<Vec<u8>, NarError> {
     const FITS: &str = "what was read can be written";
-    let mut reader = Reader::new(data);
-    let mut writer = Writer::new(Vec::new());
+    let mut reader = NarReader::new(data);
+    let mut writer = NarWriter::new(Vec::new());
     while let Some(event) = reader.next()? {
         match event {
-            Event::Directory { name } => writer.directory(name.as_deref()).expect(FITS),
-            Event::EndDirectory => writer.end_directory().expect(FITS),
-            Event::Symlink { name, target } => {
+            NarEvent::Directory { name } => writer.directory(name.as_deref()).expect(FITS),
+            NarEvent::EndDirectory => writer.end_directory().expect(FITS),
+            NarEvent::Symlink { name, target } => {
                 writer.symlink(name.as_deref(), &target).expect(FITS);
             }
-            Event::File {
+            NarEvent::File {
                 name,
                 executable,
                 mut contents,

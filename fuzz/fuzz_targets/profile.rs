@@ -1,8 +1,8 @@
-//! Whatever the decoder of profiles accepts is what the encoder writes, and a recording goes on from it.
+//! Whatever the decoder of profiles accepts is what the encoder writes, and a recording continues from it.
 #![no_main]
 
 use castore_fs::castore::Digest;
-use castore_fs::profile::{Profile, Recording};
+use castore_fs::profile::{Profile, ProfileRecording};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -14,8 +14,8 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     assert_eq!(profile.encode(), bytes);
-    let mut recording = Recording::new(profile.subject().clone(), *profile.digest());
-    recording.touch(b"bin/sh", 0);
+    let mut recording = ProfileRecording::new(profile.profile_key().clone(), *profile.digest());
+    recording.record(b"bin/sh", 0);
     let next = recording.follow(&profile, data.len().is_multiple_of(2));
     assert_eq!(Profile::decode(&next.encode()).as_ref(), Ok(&next));
 });

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use castore_fs::castore::{Digest, Directory, Name, Root};
-use castore_fs::import::{self, Options, Progress, Source, SpecialFiles};
+use castore_fs::import::{self, ImportOptions, ImportProgress, ImportSource, SpecialFiles};
 use castore_fs::nix::PathInfo;
-use castore_fs::store::{Added, BlobWriter, Blocking, Error, Ingest, MemoryStore, Store};
+use castore_fs::store::{AddedTotals, BlobWriter, Blocking, Error, Ingest, MemoryStore, Store};
 use castore_fs::tree::nar::write_nar;
 use castore_fs::tree::{TreePath, export};
 use libfuzzer_sys::fuzz_target;
 
-/// A few bytes can say that a file has 2^63 zeros: right, but not worth the fuzzer's time.
+/// A few bytes can claim that a file has 2^63 zeros: right, but not worth the fuzzer's time.
 const LIMIT: usize = 8 << 20;
 
 fuzz_target!(|data: &[u8]| {
@@ -25,17 +25,17 @@ fuzz_target!(|data: &[u8]| {
     let store = Blocking::new(memory, runtime.handle().clone());
     let ingest = Limited {
         inner: store.ingest().expect("memory takes everything"),
-        left: Arc::new(AtomicUsize::new(LIMIT)),
+        remaining: Arc::new(AtomicUsize::new(LIMIT)),
     };
-    let options = Options {
+    let options = ImportOptions {
         special_files: SpecialFiles::Skip,
         strip_components: data.first().map_or(0, |byte| usize::from(byte % 2)),
         max_size: Some(LIMIT as u64),
     };
-    let source = Source::Tar(&mut &data[..]);
-    if let Ok(node) = import::add(&ingest, source, &options, &Progress::new()) {
+    let source = ImportSource::Tar(&mut &data[..]);
+    if let Ok(node) = import::add(&ingest, source, &options, &ImportProgress::new()) {
         ingest.inner.commit().expect("memory takes everything");
-        let (path, progress) = (TreePath::default(), export::Progress::default());
+        let (path, progress) = (TreePath::default(), export::ExportProgress::default());
         write_nar(&store, &path, &node, std::io::sink(), &progress)
             .expect("what was imported is whole");
     }
@@ -55,28 +55,29 @@ fn fix_checksums(data: &mut [u8]) {
 /// Takes so many bytes and then fails.
 struct Limited {
     inner: Box<dyn Ingest>,
-    left: Arc<AtomicUsize>,
+    remaining: Arc<AtomicUsize>,
 }
 
 struct LimitedWriter {
     inner: Box<dyn BlobWriter>,
-    left: Arc<AtomicUsize>,
+    remaining: Arc<AtomicUsize>,
 }
 
-fn take(left: &AtomicUsize, bytes: usize) -> Result<(), Error> {
-    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-        left.checked_sub(bytes)
-    })
-    .map(drop)
-    .map_err(|_| Error::ReadOnly {
-        store: "memory:".to_owned(),
-        why: "enough for today".to_owned(),
-    })
+fn take(remaining: &AtomicUsize, bytes: usize) -> Result<(), Error> {
+    remaining
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |remaining| {
+            remaining.checked_sub(bytes)
+        })
+        .map(drop)
+        .map_err(|_| Error::ReadOnly {
+            store: "memory:".to_owned(),
+            why: "enough for today".to_owned(),
+        })
 }
 
 impl BlobWriter for LimitedWriter {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        take(&self.left, bytes.len())?;
+        take(&self.remaining, bytes.len())?;
         self.inner.write(bytes)
     }
     fn finish(self: Box<Self>) -> Result<(Digest, u64), Error> {
@@ -92,13 +93,16 @@ impl Ingest for Limited {
         self.inner.missing_blobs(digests)
     }
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
-        take(&self.left, blobs.iter().map(|(_, bytes)| bytes.len()).sum())?;
+        take(
+            &self.remaining,
+            blobs.iter().map(|(_, bytes)| bytes.len()).sum(),
+        )?;
         self.inner.put_blobs(blobs)
     }
     fn blob_writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
         Ok(Box::new(LimitedWriter {
             inner: self.inner.blob_writer()?,
-            left: self.left.clone(),
+            remaining: self.remaining.clone(),
         }))
     }
     fn put_directory(&self, directory: &Directory) -> Result<(), Error> {
@@ -124,7 +128,7 @@ impl Ingest for Limited {
         self.inner.release();
     }
 
-    fn commit(self: Box<Self>) -> Result<Added, Error> {
+    fn commit(self: Box<Self>) -> Result<AddedTotals, Error> {
         self.inner.commit()
     }
 }

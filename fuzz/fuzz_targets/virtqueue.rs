@@ -4,9 +4,9 @@
 
 use std::sync::LazyLock;
 
-use castore_fs::transport::virtiofs::fuzzing::Target;
+use castore_fs::transport::virtiofs::fuzzing::FuzzTarget;
 use libfuzzer_sys::fuzz_target;
 
-static TARGET: LazyLock<Target> = LazyLock::new(Target::default);
+static TARGET: LazyLock<FuzzTarget> = LazyLock::new(FuzzTarget::default);
 
 fuzz_target!(|input: &[u8]| TARGET.attack(input));

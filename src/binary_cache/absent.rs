@@ -3,13 +3,15 @@
 //! Nix caches a negative answer for as long (`narinfo-cache-negative-ttl`). They are kept in a
 //! file, since a machine that boots looks the same names up again. The file holds lines `SECONDS
 //! NAME`, seconds since 1970; it is only a cache, so a file that cannot be read or written costs
-//! requests and nothing else. Removing the file drops the names: a process that uses it notices
-//! within a second.
+//! requests and nothing else. Each name is appended when it is found to be absent: a service ends
+//! without closing its stores. Removing the file drops the names: a process that uses it notices
+//! within a second that it is gone, or is another file, which a process that opened it since has made.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,25 +23,28 @@ pub(super) const REMEMBERED: Duration = Duration::from_secs(3600);
 const MOST_NAMES: usize = 100_000;
 /// Bytes of the file that are read at the most.
 const MOST_BYTES: u64 = 32 << 20;
-/// How often it is checked whether the file was removed.
+/// How often it is checked whether the file was removed or replaced.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// New names after which the file is written again.
-const NEW_BEFORE_WRITE: usize = 64;
+/// Appended lines after which the file is written again, without those that no longer hold.
+const APPENDED_BEFORE_WRITE: usize = 4096;
 
 /// Names that no binary cache has.
 #[derive(Debug)]
 pub(super) struct AbsentNames {
     file: Option<PathBuf>,
-    names: Mutex<Names>,
+    names: Mutex<AbsentNamesState>,
 }
 
 #[derive(Debug)]
-struct Names {
-    /// When it was last checked whether the file still exists.
+struct AbsentNamesState {
+    /// When it was last checked whether the file is still the same.
     looked: Instant,
+    /// The file, for appending; nothing if it cannot be written.
+    log: Option<fs::File>,
     /// Seconds since 1970 at which each was found to be absent.
     since: HashMap<String, u64>,
-    new: usize,
+    /// Lines that were appended since the file was written.
+    appended: usize,
 }
 
 fn now() -> u64 {
@@ -56,10 +61,11 @@ fn holds(since: u64, now: u64) -> bool {
 impl AbsentNames {
     /// The contents of `file`, if it exists.
     pub(super) fn open(file: Option<PathBuf>) -> Self {
-        let names = Names {
+        let names = AbsentNamesState {
             looked: Instant::now(),
+            log: None,
             since: file.as_deref().map(read).unwrap_or_default(),
-            new: 0,
+            appended: 0,
         };
         let absent = Self {
             file,
@@ -73,7 +79,7 @@ impl AbsentNames {
     /// Whether no cache had `name` within the last hour.
     pub(super) fn contains(&self, name: &str) -> bool {
         let mut names = self.names.lock();
-        self.notice_removal(&mut names);
+        self.notice_other_file(&mut names);
         names
             .since
             .get(name)
@@ -86,34 +92,58 @@ impl AbsentNames {
         if names.since.len() >= MOST_NAMES {
             names.since.clear();
         }
-        names.since.insert(name.to_owned(), now());
-        names.new += 1;
-        if names.new >= NEW_BEFORE_WRITE {
+        let now = now();
+        names.since.insert(name.to_owned(), now);
+        names.appended += 1;
+        if names.appended >= APPENDED_BEFORE_WRITE {
+            self.take_other_file(&mut names);
             self.write(&mut names);
+        } else if let Some(log) = &mut names.log
+            && let Err(error) = log.write_all(format!("{now} {name}\n").as_bytes())
+        {
+            tracing::debug!("cannot append to the absent names: {error}");
         }
     }
 
     /// A cache has `name` after all.
     pub(super) fn remove(&self, name: &str) {
-        self.names.lock().since.remove(name);
+        let mut names = self.names.lock();
+        if names.since.contains_key(name) {
+            self.take_other_file(&mut names);
+            names.since.remove(name);
+            self.write(&mut names);
+        }
     }
 
-    /// Drops every name if the file was removed, by any process.
-    fn notice_removal(&self, names: &mut Names) {
-        if names.looked.elapsed() < LOOK_EVERY {
+    /// Looks now and then whether the file is another one.
+    fn notice_other_file(&self, names: &mut AbsentNamesState) {
+        if names.looked.elapsed() >= LOOK_EVERY {
+            names.looked = Instant::now();
+            self.take_other_file(names);
+        }
+    }
+
+    /// Takes the names of the file as it is now, if it was removed or replaced, by any process.
+    fn take_other_file(&self, names: &mut AbsentNamesState) {
+        let Some(file) = &self.file else { return };
+        if names.log.as_ref().is_some_and(|log| is_at(log, file)) {
             return;
         }
-        names.looked = Instant::now();
-        if let Some(file) = &self.file
-            && matches!(file.try_exists(), Ok(false))
-        {
-            names.since.clear();
-            self.write(names);
+        match open_to_append(file) {
+            Ok(log) => {
+                names.since = read(file);
+                names.log = Some(log);
+            }
+            Err(_) if names.log.is_some() => {
+                names.since.clear();
+                self.write(names);
+            }
+            Err(_) => {}
         }
     }
 
-    fn write(&self, names: &mut Names) {
-        names.new = 0;
+    fn write(&self, names: &mut AbsentNamesState) {
+        names.appended = 0;
         let Some(file) = &self.file else { return };
         let now = now();
         names.since.retain(|_, since| holds(*since, now));
@@ -122,20 +152,27 @@ impl AbsentNames {
             writeln!(text, "{since} {name}").expect("text grows");
         }
         let new = file.with_extension("new");
-        let written = fs::write(&new, text).and_then(|()| fs::rename(&new, file));
-        if let Err(error) = written {
+        let written = fs::write(&new, text)
+            .and_then(|()| fs::rename(&new, file))
+            .and_then(|()| open_to_append(file));
+        if let Err(error) = &written {
             tracing::debug!("cannot write {}: {error}", file.display());
         }
+        names.log = written.ok();
     }
 }
 
-impl Drop for AbsentNames {
-    fn drop(&mut self) {
-        let names = &mut *self.names.lock();
-        if names.new > 0 {
-            self.write(names);
-        }
-    }
+fn open_to_append(file: &Path) -> io::Result<fs::File> {
+    fs::File::options().append(true).open(file)
+}
+
+/// Whether `log` is the file at `path`. While it is open, no other file has its inode.
+fn is_at(log: &fs::File, path: &Path) -> bool {
+    let identity = |found: io::Result<fs::Metadata>| found.map(|found| (found.dev(), found.ino()));
+    matches!(
+        (identity(log.metadata()), identity(fs::metadata(path))),
+        (Ok(log), Ok(path)) if log == path
+    )
 }
 
 fn read(file: &Path) -> HashMap<String, u64> {
@@ -167,8 +204,8 @@ mod tests {
 
     #[test]
     fn names_are_remembered_over_restarts_for_an_hour_and_until_they_are_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("absent");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("absent");
         let old = now() - 3600;
         fs::write(&file, format!("{old} old\n99999999999 future\nx y z\n")).unwrap();
         let names = AbsentNames::open(Some(file.clone()));
@@ -177,7 +214,8 @@ mod tests {
         names.insert("b");
         names.remove("b");
         assert!(names.contains("a"));
-        drop(names);
+        // Whose process is killed.
+        std::mem::forget(names);
         let names = AbsentNames::open(Some(file.clone()));
         assert!(names.contains("a") && !names.contains("b"));
         fs::remove_file(&file).unwrap();
@@ -185,5 +223,11 @@ mod tests {
         names.names.lock().looked -= LOOK_EVERY;
         assert!(!names.contains("a"));
         assert!(file.exists(), "so that it can be removed again");
+        // Another process removes it and makes a new one before this one looks.
+        names.insert("c");
+        fs::remove_file(&file).unwrap();
+        AbsentNames::open(Some(file.clone())).insert("d");
+        names.names.lock().looked -= LOOK_EVERY;
+        assert!(!names.contains("c") && names.contains("d"));
     }
 }

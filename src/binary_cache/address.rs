@@ -206,11 +206,16 @@ impl CacheAddress {
     /// The files in its parameters, and its directory.
     pub fn files(&self) -> Vec<&Path> {
         let named = [&self.netrc_file, &self.token_file].into_iter().flatten();
-        let directory = match &self.location {
+        let named = named.map(PathBuf::as_path);
+        named.chain(self.directory()).collect()
+    }
+
+    /// The directory of a cache that is in one.
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.location {
             CacheLocation::Directory(path) => Some(path),
             CacheLocation::Http(_) => None,
-        };
-        named.chain(directory).map(PathBuf::as_path).collect()
+        }
     }
 
     /// The host's name, of a cache on a server.

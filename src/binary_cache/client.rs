@@ -7,7 +7,7 @@
 //! retries of its own and decompresses nothing.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,8 @@ impl CacheClient {
             .connect_timeout(CONNECT)
             .user_agent(concat!("castore-fs/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::custom(redirected))
+            // By default it repeats what a server of HTTP/2 says that it has not begun.
+            .retry(reqwest::retry::never())
             .build()
             .map_err(|error| format!("cannot start an HTTP client: {error}"))?;
         Ok(Self {
@@ -79,7 +81,7 @@ impl CacheClient {
         path: &str,
         limit: usize,
     ) -> Result<Option<Bytes>, CacheFailure> {
-        let mut pauses = Pauses::default();
+        let mut pauses = RetryPauses::default();
         let began = Instant::now();
         loop {
             let tried = self.try_small(path, limit);
@@ -102,20 +104,30 @@ impl CacheClient {
     ) -> Result<Option<Bytes>, (CacheFailure, Option<Duration>)> {
         let too_long = || CacheFailure::Refused(format!("{path} is longer than {limit} bytes"));
         let url = match self.locate(path).map_err(|failure| (failure, None))? {
-            Located::Url(url) => url,
-            Located::File(file) => {
+            FileLocation::Url(url) => url,
+            FileLocation::File(file) => {
                 self.requests.fetch_add(1, Ordering::Relaxed);
+                let directory = self.address.directory().map(std::path::Path::to_owned);
                 let read = tokio::task::spawn_blocking(move || {
-                    let mut bytes = Vec::new();
-                    let limit = limit as u64 + 1;
-                    File::open(file)?.take(limit).read_to_end(&mut bytes)?;
-                    Ok::<_, std::io::Error>(bytes)
+                    let is_there = || directory.is_none_or(|directory| directory.is_dir());
+                    match File::open(file) {
+                        // A disk that is not mounted lacks everything for a while.
+                        Err(error) if error.kind() == ErrorKind::NotFound && is_there() => Ok(None),
+                        opened => {
+                            let mut bytes = Vec::new();
+                            opened?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+                            Ok::<_, std::io::Error>(Some(bytes))
+                        }
+                    }
                 });
                 let read = read.await.map_err(std::io::Error::other).flatten();
                 return match read {
-                    Ok(bytes) if bytes.len() > limit => Err((too_long(), None)),
-                    Ok(bytes) => Ok(Some(bytes.into())),
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                    Ok(Some(bytes)) if bytes.len() > limit => Err((too_long(), None)),
+                    Ok(bytes) => Ok(bytes.map(Bytes::from)),
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        let why = "its directory does not exist: is a disk not mounted?";
+                        Err((CacheFailure::Refused(why.to_owned()), None))
+                    }
                     Err(error) => Err((CacheFailure::Unreachable(error.to_string()), None)),
                 };
             }
@@ -157,8 +169,8 @@ impl CacheClient {
         out: &mpsc::Sender<Result<Bytes, CacheFailure>>,
     ) -> Result<(), CacheFailure> {
         let url = match self.locate(path)? {
-            Located::Url(url) => url,
-            Located::File(file) => {
+            FileLocation::Url(url) => url,
+            FileLocation::File(file) => {
                 self.requests.fetch_add(1, Ordering::Relaxed);
                 let out = out.clone();
                 let send = move || send_file(&file, limit, &out);
@@ -167,13 +179,13 @@ impl CacheClient {
                     .unwrap_or_else(|error| Err(CacheFailure::Unreachable(error.to_string())));
             }
         };
-        let mut pauses = Pauses::default();
+        let mut pauses = RetryPauses::default();
         let mut sent = 0;
         loop {
             let before = sent;
             let tried = self.try_part(url.clone(), limit, &mut sent, out).await;
             if sent - before >= PROGRESS {
-                pauses = Pauses::default();
+                pauses = RetryPauses::default();
             }
             match tried {
                 Ok(()) => return Ok(()),
@@ -182,7 +194,7 @@ impl CacheClient {
         }
     }
 
-    /// Sends the bytes of `url` behind the first `sent`, which it updates.
+    /// Sends the bytes of `url` after the first `sent`, which it updates.
     async fn try_part(
         &self,
         url: Url,
@@ -268,7 +280,7 @@ impl CacheClient {
     }
 
     /// The location of the file that a narinfo calls `path`: below the cache, or anywhere by a URL.
-    fn locate(&self, path: &str) -> Result<Located, CacheFailure> {
+    fn locate(&self, path: &str) -> Result<FileLocation, CacheFailure> {
         let refused = |why: &str| CacheFailure::Refused(format!("the URL in its narinfo {why}"));
         match &self.address.location {
             CacheLocation::Http(base) => {
@@ -276,14 +288,14 @@ impl CacheClient {
                 let is_weaker = base.scheme() == "https" && url.scheme() != "https";
                 match url.scheme() {
                     _ if is_weaker => Err(refused("leaves https")),
-                    "http" | "https" => Ok(Located::Url(url)),
+                    "http" | "https" => Ok(FileLocation::Url(url)),
                     _ => Err(refused("is neither http nor https")),
                 }
             }
             CacheLocation::Directory(base) => {
                 let is_below = path.split('/').all(|part| !matches!(part, "" | "." | ".."));
                 match is_below && !path.contains('\0') {
-                    true => Ok(Located::File(base.join(path))),
+                    true => Ok(FileLocation::File(base.join(path))),
                     false => Err(refused("leads out of the cache's directory")),
                 }
             }
@@ -291,18 +303,18 @@ impl CacheClient {
     }
 }
 
-enum Located {
+enum FileLocation {
     Url(Url),
     File(std::path::PathBuf),
 }
 
 /// Pauses between the tries of one request.
 #[derive(Default)]
-struct Pauses {
+struct RetryPauses {
     tries: u32,
 }
 
-impl Pauses {
+impl RetryPauses {
     /// Waits before the next try, or fails with `failure` if there is none.
     async fn pause(
         &mut self,
@@ -394,14 +406,18 @@ fn unreachable(error: reqwest::Error) -> CacheFailure {
     let error = error.without_url();
     let mut why = error.to_string();
     let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        let text = error.to_string();
+    while let Some(source) = cause {
+        let text = source.to_string();
         if !why.contains(&text) {
             why = format!("{why}: {text}");
         }
-        cause = error.source();
+        cause = source.source();
     }
-    CacheFailure::Unreachable(why)
+    // The next try would be redirected as well.
+    match error.is_redirect() {
+        true => CacheFailure::Refused(why),
+        false => CacheFailure::Unreachable(why),
+    }
 }
 
 /// Seconds of a `Retry-After` header.
@@ -415,4 +431,27 @@ fn range_start(headers: &HeaderMap) -> Option<u64> {
     let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     let range = range.strip_prefix("bytes ")?;
     range.split('-').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_is_tried_five_times() {
+        let failure = || CacheFailure::Status(503);
+        let began = tokio::time::Instant::now();
+        let mut pauses = RetryPauses::default();
+        // As long as a server may demand.
+        for after in [None, Some(Duration::from_secs(3600)), None, None] {
+            pauses.pause(failure(), after).await.unwrap();
+        }
+        assert!(began.elapsed() < Duration::from_secs(20));
+        pauses.pause(failure(), None).await.unwrap_err();
+        let lasting = CacheFailure::Refused("wrong".to_owned());
+        RetryPauses::default()
+            .pause(lasting, None)
+            .await
+            .unwrap_err();
+    }
 }

@@ -2,14 +2,14 @@
 
 /// A login for one machine. Never printed.
 #[derive(PartialEq, Eq)]
-pub(super) struct Login {
+pub(super) struct NetrcLogin {
     pub(super) user: String,
     pub(super) password: String,
 }
 
 /// The login for `host` in the netrc file `text`: that of the first `machine` entry of this name,
 /// or of `default`. `macdef` bodies are skipped.
-pub(super) fn login(text: &str, host: &str) -> Option<Login> {
+pub(super) fn login(text: &str, host: &str) -> Option<NetrcLogin> {
     let mut words = words(text);
     let mut applies = false;
     let (mut user, mut password) = (None, None);
@@ -24,7 +24,7 @@ pub(super) fn login(text: &str, host: &str) -> Option<Login> {
             _ => {}
         }
     }
-    (user.is_some() || password.is_some()).then(|| Login {
+    (user.is_some() || password.is_some()).then(|| NetrcLogin {
         user: user.unwrap_or_default().to_owned(),
         password: password.unwrap_or_default().to_owned(),
     })

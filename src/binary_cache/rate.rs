@@ -11,21 +11,21 @@ pub(super) const WINDOW: Duration = Duration::from_secs(30);
 /// in which nothing was requested does not count.
 #[derive(Debug)]
 pub(super) struct SlowestRate {
-    left: Duration,
+    remaining: Duration,
     bytes: u64,
 }
 
 impl SlowestRate {
     pub(super) fn new() -> Self {
         Self {
-            left: WINDOW,
+            remaining: WINDOW,
             bytes: 0,
         }
     }
 
     /// How long the next bytes may take.
     pub(super) fn patience(&self) -> Duration {
-        self.left
+        self.remaining
     }
 
     /// `bytes` came, which were waited for since `since`. Fails if too few came in the last window.
@@ -35,8 +35,8 @@ impl SlowestRate {
             *self = Self::new();
             return Ok(());
         }
-        self.left = self.left.saturating_sub(since.elapsed());
-        match self.left.is_zero() {
+        self.remaining = self.remaining.saturating_sub(since.elapsed());
+        match self.remaining.is_zero() {
             true => Err(SlowDownload),
             false => Ok(()),
         }

@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 
 use super::failure::CacheFailure;
 use crate::castore::Node;
-use crate::compression::{Compression, Decoder, Limits};
-use crate::import::{self, Progress};
+use crate::compression::{Compression, Decoder, DecompressionLimits};
+use crate::import::{self, ImportProgress};
 use crate::nix::{ContentMethod, NarinfoFile, NixHash};
 use crate::store::{LocalStore, Store};
 
@@ -51,13 +51,13 @@ impl Read for ChunkReader {
 }
 
 /// Hashes and counts what is read through it.
-struct Hashing<R> {
+struct HashedRead<R> {
     input: R,
     size: u64,
     hasher: Sha256,
 }
 
-impl<R: Read> Read for Hashing<R> {
+impl<R: Read> Read for HashedRead<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.input.read(buffer)?;
         self.hasher.update(&buffer[..read]);
@@ -90,21 +90,21 @@ pub(super) fn unpack(
     let compression = compression(narinfo)?;
     let kept = |error: crate::store::Error| CacheFailure::Store(error.to_string());
     let ingest = into.ingest().map_err(kept)?;
-    let limits = Limits::of_output(narinfo.nar.size.saturating_add(1));
+    let limits = DecompressionLimits::of_output(narinfo.nar.size.saturating_add(1));
     let decoder = Decoder::new(&mut input, compression, limits)
         .map_err(|error| CacheFailure::Refused(error.to_string()))?;
-    let mut nar = Hashing {
+    let mut nar = HashedRead {
         input: decoder,
         size: 0,
         hasher: Sha256::new(),
     };
     let added = import::add(
         &*ingest,
-        import::Source::PlainNar(&mut nar),
-        &import::Options::default(),
-        &Progress::new(),
+        import::ImportSource::PlainNar(&mut nar),
+        &import::ImportOptions::default(),
+        &ImportProgress::new(),
     );
-    // The reader of a NAR stops behind its end: nothing may follow.
+    // The reader of a NAR stops after its end: nothing may follow.
     let rest = added.is_ok().then(|| io::copy(&mut nar, &mut io::sink()));
     let (size, sha256) = (nar.size, nar.hasher.finalize());
     if let Some(failure) = input.failure {
@@ -117,7 +117,7 @@ pub(super) fn unpack(
     }
     let node = match added {
         Ok(node) => node,
-        Err(import::Error::Store(error)) => return Err(kept(error)),
+        Err(import::ImportError::Store(error)) => return Err(kept(error)),
         Err(error) => return Err(refused(&error)),
     };
     if size != narinfo.nar.size {

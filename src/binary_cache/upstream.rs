@@ -15,16 +15,16 @@ use tokio::sync::{Semaphore, mpsc};
 use super::absent::AbsentNames;
 use super::address::CacheAddress;
 use super::client::CacheClient;
-use super::closure::Prefetcher;
+use super::closure::{ClosureMode, FetchAhead, Prefetcher};
 use super::failure::CacheFailure;
 use super::info::{CacheInfo, MAX_INFO_BYTES};
 use super::unpack::{ChunkReader, address_fits_contents, compression, unpack};
 use crate::castore::{Digest, Directory, GroupTable, Node, NodeRef, Root};
 use crate::nix::{MAX_NARINFO_BYTES, NarinfoFile, NixHash, PathInfo, StorePath};
-use crate::store::flights::Flights;
+use crate::store::single_flight::SingleFlight;
 use crate::store::{
-    Answer, BackingFile, CachedRoot, Error, Health, Ingest, LocalStore, Store, Usage, ValidPath,
-    network,
+    Answer, BackingFile, CachedRoot, Error, Health, Ingest, LocalStore, Store, StoreUsage,
+    ValidPath, network,
 };
 
 /// NARs that are downloaded and unpacked at once.
@@ -40,31 +40,6 @@ const MOST_SEARCHED: usize = 8;
 /// Bytes of a content-addressed file that are hashed at once.
 const HASHED_AT_ONCE: usize = 1 << 20;
 
-/// What is prefetched of the paths that a path refers to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ClosureMode {
-    /// Their narinfos and NARs.
-    #[default]
-    Fetch,
-    /// Their narinfos.
-    Narinfos,
-    /// Nothing.
-    Off,
-}
-
-impl std::str::FromStr for ClosureMode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "fetch" => Ok(Self::Fetch),
-            "narinfos" => Ok(Self::Narinfos),
-            "off" => Ok(Self::Off),
-            _ => Err("closure: expected fetch, narinfos or off".to_owned()),
-        }
-    }
-}
-
 /// Binary caches, and the local store that their contents are unpacked into. Clones share
 /// everything.
 ///
@@ -72,32 +47,32 @@ impl std::str::FromStr for ClosureMode {
 /// [`Cache`](crate::store::Cache) in front looks for contents in the local store first: a digest
 /// that is requested here is not there, so the paths that could have it are downloaded again.
 #[derive(Clone, Debug)]
-pub struct BinaryCaches(Arc<Inner>);
+pub struct BinaryCaches(Arc<UpstreamInner>);
 
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct UpstreamInner {
     url: String,
     caches: Vec<CacheClient>,
-    into: LocalStore,
+    local: LocalStore,
     runtime: Handle,
     closure: ClosureMode,
     /// The caches by their priority, once that is known.
-    order: tokio::sync::Mutex<Vec<Order>>,
+    order: tokio::sync::Mutex<Vec<CachePriority>>,
     absent: AbsentNames,
-    known: Mutex<LruCache<StorePath, Arc<Known>>>,
-    fetched: Mutex<LruCache<StorePath, Fetched>>,
-    fetching: Flights<StorePath, Shared<Root>>,
-    asking: Flights<StorePath, Shared<Arc<Known>>>,
+    known: Mutex<LruCache<StorePath, Arc<KnownPath>>>,
+    fetched: Mutex<LruCache<StorePath, FetchedPath>>,
+    fetching: SingleFlight<StorePath, SharedLookup<Root>>,
+    asking: SingleFlight<StorePath, SharedLookup<Arc<KnownPath>>>,
     unpacking: Semaphore,
     prefetcher: Prefetcher,
 }
 
 /// An answer for all waiting readers.
-type Shared<T> = Result<Option<T>, Arc<Error>>;
+type SharedLookup<T> = Result<Option<T>, Arc<Error>>;
 
 /// The narinfo of a path, and which cache it is from.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct KnownPath {
     cache: usize,
     pub(super) narinfo: NarinfoFile,
     /// Whether a trusted key has signed it; if not, its contents are its proof.
@@ -106,24 +81,24 @@ pub(super) struct Known {
 
 /// A path whose contents were fetched.
 #[derive(Clone, Debug)]
-struct Fetched {
+struct FetchedPath {
     root: Root,
     path_info: PathInfo,
 }
 
 /// A cache and its priority.
 #[derive(Clone, Copy, Debug)]
-struct Order {
+struct CachePriority {
     priority: u32,
     cache: usize,
 }
 
 impl BinaryCaches {
-    /// The caches at `addresses`, unpacked into `into`. `absent` is the file of names that no cache
+    /// The caches at `addresses`, unpacked into `local`. `absent` is the file of names that no cache
     /// has.
     pub fn new(
         addresses: Vec<CacheAddress>,
-        into: LocalStore,
+        local: LocalStore,
         closure: ClosureMode,
         absent: Option<PathBuf>,
     ) -> Result<Self, Error> {
@@ -148,17 +123,17 @@ impl BinaryCaches {
             path: PathBuf::new(),
             source,
         })?;
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(UpstreamInner {
             caches,
-            into,
+            local,
             runtime: runtime.clone(),
             closure,
             order: tokio::sync::Mutex::default(),
             absent: AbsentNames::open(absent),
             known: remembering(KNOWN_PATHS),
             fetched: remembering(FETCHED_PATHS),
-            fetching: Flights::default(),
-            asking: Flights::default(),
+            fetching: SingleFlight::default(),
+            asking: SingleFlight::default(),
             unpacking: Semaphore::new(UNPACKING),
             prefetcher: Prefetcher::default(),
             url,
@@ -180,20 +155,61 @@ impl BinaryCaches {
     }
 }
 
-impl Inner {
-    /// The runtime that fetches.
-    pub(super) fn runtime(&self) -> &Handle {
-        &self.runtime
-    }
-
+impl UpstreamInner {
     /// The local store for contents.
-    pub(super) fn into(&self) -> &LocalStore {
-        &self.into
+    pub(super) fn local(&self) -> &LocalStore {
+        &self.local
     }
 
-    /// Prefetches the references of `narinfo`.
-    pub(super) fn prefetch(self: &Arc<Self>, narinfo: &NarinfoFile, mode: ClosureMode) {
-        self.prefetcher.want(self, narinfo, mode);
+    /// Prefetches the references of `narinfo`, and theirs. Returns at once.
+    fn prefetch(self: &Arc<Self>, narinfo: &NarinfoFile, mode: ClosureMode) {
+        for ahead in self.prefetcher.take(narinfo) {
+            let inner = self.clone();
+            self.runtime.spawn(async move {
+                inner.fetch_ahead(&ahead, mode).await;
+            });
+        }
+    }
+
+    async fn fetch_ahead(self: &Arc<Self>, ahead: &FetchAhead, mode: ClosureMode) {
+        let path = &ahead.path;
+        if self.has(path).await {
+            return;
+        }
+        let asked = {
+            let _permit = self.prefetcher.narinfos.acquire().await;
+            self.known(path.clone()).await
+        };
+        let Ok(Some(known)) = asked else {
+            // The reader that looks it up gets the error.
+            return;
+        };
+        match mode {
+            ClosureMode::Fetch => {
+                // Its own references are requested meanwhile, not after its arrival.
+                self.prefetch(&known.narinfo, mode);
+                let _permit = self.prefetcher.nars.acquire().await;
+                let fetched = self.fetch(path.clone()).await;
+                if let Err(error) = fetched.and_then(|_| self.remember(path)) {
+                    tracing::debug!("cannot fetch {path} ahead: {error}");
+                }
+            }
+            ClosureMode::Narinfos => self.prefetch(&known.narinfo, mode),
+            ClosureMode::Off => {}
+        }
+    }
+
+    /// Whether the contents of `path` are in the local store, as far as a lookup there shows.
+    async fn has(&self, path: &StorePath) -> bool {
+        if matches!(self.unpacked_root(path), Ok(Some(_))) {
+            return true;
+        }
+        let name = path.to_string();
+        let cached = self.local().cached_root(name.as_bytes());
+        match cached.ok().flatten() {
+            Some(root) => self.local().is_whole(&root.node).unwrap_or(false),
+            None => matches!(self.local().root(name.as_bytes()).await, Ok(Some(_))),
+        }
     }
 
     /// The caches, by their priority, and why one of them is left out.
@@ -209,7 +225,7 @@ impl Inner {
                 CacheInfo::parse(&found.unwrap_or_default()).map_err(CacheFailure::Refused)
             });
             match info {
-                Ok(info) => order.push(Order {
+                Ok(info) => order.push(CachePriority {
                     priority: cache.address.priority.unwrap_or(info.priority),
                     cache: index,
                 }),
@@ -227,7 +243,7 @@ impl Inner {
     pub(super) async fn known(
         self: &Arc<Self>,
         path: StorePath,
-    ) -> Result<Option<Arc<Known>>, Error> {
+    ) -> Result<Option<Arc<KnownPath>>, Error> {
         if let Some(known) = self.known.lock().get(&path) {
             return Ok(Some(known.clone()));
         }
@@ -241,9 +257,9 @@ impl Inner {
         self.landed(landed.await)
     }
 
-    async fn ask(&self, path: &StorePath) -> Result<Option<Arc<Known>>, Error> {
+    async fn ask(&self, path: &StorePath) -> Result<Option<Arc<KnownPath>>, Error> {
         let (order, mut failure) = self.order().await;
-        let reported = self.into.valid_path(path.to_string().as_bytes())?;
+        let reported = self.local.valid_path(path.to_string().as_bytes())?;
         for index in order {
             let cache = &self.caches[index];
             let asked = self.ask_one(index, path).await;
@@ -277,7 +293,11 @@ impl Inner {
         }
     }
 
-    async fn ask_one(&self, index: usize, path: &StorePath) -> Result<Option<Known>, CacheFailure> {
+    async fn ask_one(
+        &self,
+        index: usize,
+        path: &StorePath,
+    ) -> Result<Option<KnownPath>, CacheFailure> {
         let cache = &self.caches[index];
         let file = format!("{}.narinfo", path.hash());
         let Some(text) = cache.small(&file, MAX_NARINFO_BYTES).await? else {
@@ -297,7 +317,7 @@ impl Inner {
                 "it has no signature by a trusted key (trusted-public-keys)".to_owned(),
             ));
         }
-        Ok(Some(Known {
+        Ok(Some(KnownPath {
             cache: index,
             narinfo,
             signed,
@@ -341,7 +361,7 @@ impl Inner {
         }
         let path_info = known.narinfo.path_info(node.clone());
         let root = path.root(node);
-        let fetched = Fetched {
+        let fetched = FetchedPath {
             root: root.clone(),
             path_info,
         };
@@ -350,14 +370,14 @@ impl Inner {
     }
 
     /// The root of `path`, if all of it is still here.
-    pub(super) fn at_hand(&self, path: &StorePath) -> Result<Option<Root>, Error> {
+    pub(super) fn unpacked_root(&self, path: &StorePath) -> Result<Option<Root>, Error> {
         let root = self
             .fetched
             .lock()
             .get(path)
             .map(|fetched| fetched.root.clone());
         match root {
-            Some(root) if self.into.is_whole(&root.node)? => Ok(Some(root)),
+            Some(root) if self.local.is_whole(&root.node)? => Ok(Some(root)),
             _ => Ok(None),
         }
     }
@@ -368,7 +388,7 @@ impl Inner {
             return Ok(());
         };
         let name = Bytes::from(path.to_string());
-        if self.into.cached_root(&name)?.is_some() {
+        if self.local.cached_root(&name)?.is_some() {
             return Ok(());
         }
         let now = SystemTime::UNIX_EPOCH.elapsed();
@@ -380,11 +400,11 @@ impl Inner {
             root: Some(fetched.root),
             path_info: Some(Box::new(fetched.path_info)),
         };
-        self.into.set_cached_roots(&[(name, Some(cached))])
+        self.local.set_cached_roots(&[(name, Some(cached))])
     }
 
     /// Downloads and unpacks one NAR.
-    async fn unpack(self: Arc<Self>, known: Arc<Known>) -> Result<Node, CacheFailure> {
+    async fn unpack(self: Arc<Self>, known: Arc<KnownPath>) -> Result<Node, CacheFailure> {
         let _permit = self.unpacking.acquire().await;
         let (out, chunks) = mpsc::channel(CHUNKS_AHEAD);
         let (inner, asked) = (self.clone(), known.clone());
@@ -395,8 +415,8 @@ impl Inner {
             let cache = &inner.caches[asked.cache];
             cache.stream(&asked.narinfo.url, limit, out).await;
         });
-        let into = self.into.clone();
-        let work = move || unpack(&into, &known.narinfo, ChunkReader::new(chunks));
+        let local = self.local.clone();
+        let work = move || unpack(&local, &known.narinfo, ChunkReader::new(chunks));
         let unpacked = tokio::task::spawn_blocking(work).await;
         unpacked.unwrap_or_else(|error| Err(CacheFailure::Store(error.to_string())))
     }
@@ -407,11 +427,11 @@ impl Inner {
             let NodeRef::File { digest, size, .. } = node.borrow() else {
                 return None;
             };
-            sha256_of(&self.into, &digest, size)
+            sha256_of(&self.local, &digest, size)
         })
     }
 
-    fn landed<T>(&self, landed: Option<Shared<T>>) -> Result<Option<T>, Error> {
+    fn landed<T>(&self, landed: Option<SharedLookup<T>>) -> Result<Option<T>, Error> {
         match landed {
             Some(Ok(found)) => Ok(found),
             Some(Err(error)) => Err(error.again()),
@@ -429,35 +449,38 @@ impl Inner {
         self: &Arc<Self>,
         found: impl Fn(&LocalStore) -> Result<bool, Error>,
     ) -> Result<bool, Error> {
-        let mut roots: Vec<_> = (self.into.cached_roots()?.into_values())
+        let mut roots: Vec<_> = (self.local.cached_roots()?.into_values())
             .filter_map(|cached| Some((cached.used, cached.root?)))
             .collect();
         roots.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
         let mut searched = 0;
+        // Of a path that may have nothing to do with what is searched for.
+        let mut failed = None;
         for (_, root) in roots {
             let Ok(path) = StorePath::from_base_name(root.name.as_bytes()) else {
                 continue;
             };
-            if searched == MOST_SEARCHED || self.into.is_whole(&root.node)? {
+            if searched == MOST_SEARCHED || self.local.is_whole(&root.node)? {
                 continue;
             }
             searched += 1;
-            self.fetch(path).await?;
-            if found(&self.into)? {
-                return Ok(true);
+            match self.fetch(path).await {
+                Ok(_) if found(&self.local)? => return Ok(true),
+                Ok(_) => {}
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Ok(false)
+        failed.map_or(Ok(false), Err)
     }
 }
 
 /// Fails if `known` has other contents or references than the path was reported to Nix with: the next
 /// cache may have the same.
 fn same_as_reported(
-    known: Option<Known>,
+    known: Option<KnownPath>,
     reported: Option<&ValidPath>,
-) -> Result<Option<Known>, CacheFailure> {
-    if let (Some(Known { narinfo, .. }), Some(ValidPath { info, .. })) = (&known, reported)
+) -> Result<Option<KnownPath>, CacheFailure> {
+    if let (Some(KnownPath { narinfo, .. }), Some(ValidPath { info, .. })) = (&known, reported)
         && (narinfo.nar != info.nar || narinfo.references != info.references)
     {
         return Err(CacheFailure::Refused(format!(
@@ -514,7 +537,7 @@ impl Store for BinaryCaches {
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         Ok(match StorePath::from_base_name(name) {
             Err(_) => Answer::Absent,
-            Ok(path) => match self.0.at_hand(&path)? {
+            Ok(path) => match self.0.unpacked_root(&path)? {
                 Some(root) => Answer::Found(root),
                 None if self.0.absent.contains(&path.to_string()) => Answer::Absent,
                 None => Answer::Wait,
@@ -528,12 +551,12 @@ impl Store for BinaryCaches {
 
     async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
         let inner = &self.0;
-        let there = |into: &LocalStore| {
-            let found = into.directory_now(digest)?;
+        let there = |local: &LocalStore| {
+            let found = local.directory_now(digest)?;
             Ok(matches!(found, Answer::Found(_)))
         };
         match inner.search(there).await? {
-            true => inner.into.directory(digest).await,
+            true => inner.local.directory(digest).await,
             false => Ok(None),
         }
     }
@@ -546,15 +569,15 @@ impl Store for BinaryCaches {
         length: usize,
     ) -> Result<Option<Bytes>, Error> {
         let inner = &self.0;
-        match inner.search(|into| into.has_blob_now(digest)).await? {
-            true => inner.into.read(digest, size, offset, length).await,
+        match inner.search(|local| local.has_blob_now(digest)).await? {
+            true => inner.local.read(digest, size, offset, length).await,
             false => Ok(None),
         }
     }
 
     async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
         match StorePath::from_base_name(name) {
-            Ok(path) => match self.0.at_hand(&path)? {
+            Ok(path) => match self.0.unpacked_root(&path)? {
                 Some(root) => Ok(Some(root)),
                 None => self.0.fetch(path).await,
             },
@@ -593,15 +616,15 @@ impl Store for BinaryCaches {
     }
 
     async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
-        self.0.into.has_tree(digest).await
+        self.0.local.has_tree(digest).await
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        self.0.into.has_blob(digest).await
+        self.0.local.has_blob(digest).await
     }
 
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
-        self.0.into.blob_size(digest).await
+        self.0.local.blob_size(digest).await
     }
 
     /// A binary cache has no chunks.
@@ -610,15 +633,15 @@ impl Store for BinaryCaches {
     }
 
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
-        self.0.into.group_table(digest, size).await
+        self.0.local.group_table(digest, size).await
     }
 
-    fn usage(&self) -> Result<Option<Usage>, Error> {
+    fn usage(&self) -> Result<Option<StoreUsage>, Error> {
         Ok(None)
     }
 
     fn embedded(&self) -> Vec<LocalStore> {
-        vec![self.0.into.clone()]
+        vec![self.0.local.clone()]
     }
 
     fn health(&self) -> Health {

@@ -2,7 +2,7 @@
 //!
 //! 8 bytes `cfs-grp1`, the blob's length in bytes as 8 bytes little-endian, then the table: 32
 //! bytes a group, nothing for a blob of one group. The field's protocol reserves it for data that
-//! verifies parts of a blob, without a format; the magic tells this format from any other.
+//! verifies parts of a blob, without a format; the magic distinguishes this format from any other.
 
 use thiserror::Error;
 

@@ -1,7 +1,7 @@
 //! The Directory message, kept as its own canonical bytes.
 //!
 //! A Directory's identity is the BLAKE3 digest of its encoding, so this type *is* the encoding: the
-//! validated bytes plus four bytes per entry that say where the entry with the n-th name starts.
+//! validated bytes plus four bytes per entry that hold where the entry with the n-th name starts.
 //! Nothing is unpacked. That makes a listing cheap to hold (the file system keeps hundreds of
 //! thousands of them), a lookup a binary search, and a stray re-encoding impossible.
 //!
@@ -25,9 +25,9 @@ const STEP: usize = 16;
 
 /// A validated Directory. Cloning is cheap.
 #[derive(Clone)]
-pub struct Directory(Arc<Inner>);
+pub struct Directory(Arc<EncodedDirectory>);
 
-struct Inner {
+struct EncodedDirectory {
     digest: Digest,
     bytes: Box<[u8]>,
     /// Offsets of the entries' tags in `bytes`, in the order of their names.
@@ -41,7 +41,7 @@ struct Inner {
 
 /// A name in a Directory and what it stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry<'a> {
+pub struct DirectoryEntry<'a> {
     /// Keeps the rules of [`Name`].
     pub name: &'a [u8],
     /// The node.
@@ -106,7 +106,7 @@ mod tag {
 impl Directory {
     /// The Directory without entries: a message of no bytes, so that its digest is the empty blob's.
     pub fn empty() -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(EncodedDirectory {
             digest: Digest::empty_blob(),
             bytes: Box::default(),
             entries: Box::default(),
@@ -148,7 +148,7 @@ impl Directory {
         let mut steps = Vec::new();
         let mut below = 0;
         let mut previous_tag = 0;
-        let mut cursor = Cursor {
+        let mut cursor = MessageCursor {
             bytes: &bytes,
             at: 0,
         };
@@ -194,7 +194,7 @@ impl Directory {
         }
         let subdirectories = lists[0].len() as u32;
         let entries = merge(lists)?;
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(EncodedDirectory {
             digest,
             entries,
             subdirectories,
@@ -231,7 +231,7 @@ impl Directory {
     /// Bytes of memory that this Directory holds, index included.
     pub fn resident_bytes(&self) -> usize {
         let index = size_of_val(&*self.0.entries) + size_of_val(&*self.0.steps);
-        size_of::<Inner>() + self.0.bytes.len() + index
+        size_of::<EncodedDirectory>() + self.0.bytes.len() + index
     }
 
     /// The size in a node that refers to this Directory: twice the number of entries, plus the
@@ -283,7 +283,7 @@ impl Directory {
         let Some(&(at, sum)) = step.checked_sub(1).and_then(|step| self.0.steps.get(step)) else {
             return 0;
         };
-        let mut cursor = Cursor {
+        let mut cursor = MessageCursor {
             bytes: &self.0.bytes,
             at: at as usize,
         };
@@ -299,7 +299,7 @@ impl Directory {
     }
 
     /// The entry with the `index`-th name in byte order.
-    pub fn get(&self, index: usize) -> Option<Entry<'_>> {
+    pub fn get(&self, index: usize) -> Option<DirectoryEntry<'_>> {
         let at = *self.0.entries.get(index)? as usize;
         Some(self.entry_at(at))
     }
@@ -320,13 +320,13 @@ impl Directory {
     }
 
     /// Every entry, in the byte order of names.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = Entry<'_>> + '_ {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = DirectoryEntry<'_>> + '_ {
         self.0.entries.iter().map(|&at| self.entry_at(at as usize))
     }
 
     /// The name of the entry at `at`, without parsing the rest: what a search compares.
     fn name_at(&self, at: usize) -> &[u8] {
-        let mut cursor = Cursor {
+        let mut cursor = MessageCursor {
             bytes: &self.0.bytes,
             at: at + 1,
         };
@@ -336,8 +336,8 @@ impl Directory {
             .expect("decode() parsed every entry that the index points at")
     }
 
-    fn entry_at(&self, at: usize) -> Entry<'_> {
-        let mut cursor = Cursor {
+    fn entry_at(&self, at: usize) -> DirectoryEntry<'_> {
+        let mut cursor = MessageCursor {
             bytes: &self.0.bytes,
             at,
         };
@@ -435,7 +435,7 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// A place in an encoded message.
-struct Cursor<'a> {
+struct MessageCursor<'a> {
     bytes: &'a [u8],
     at: usize,
 }
@@ -443,10 +443,10 @@ struct Cursor<'a> {
 /// The body of one entry, still encoded.
 struct RawEntry<'a> {
     list: u8,
-    body: Cursor<'a>,
+    body: MessageCursor<'a>,
 }
 
-impl<'a> Cursor<'a> {
+impl<'a> MessageCursor<'a> {
     fn byte(&mut self) -> Result<u8, DirectoryError> {
         let byte = *self
             .bytes
@@ -511,7 +511,7 @@ impl<'a> Cursor<'a> {
         }
         let body = self.delimited()?;
         let start = self.at - body.len();
-        let body = Cursor {
+        let body = MessageCursor {
             bytes: &self.bytes[..self.at],
             at: start,
         };
@@ -542,7 +542,7 @@ impl<'a> Cursor<'a> {
 }
 
 impl<'a> RawEntry<'a> {
-    fn parse(self) -> Result<Entry<'a>, DirectoryError> {
+    fn parse(self) -> Result<DirectoryEntry<'a>, DirectoryError> {
         let mut body = self.body;
         let name = body.required(tag::NAME, "an entry without a name")?;
         let node = if self.list == tag::SYMLINK {
@@ -576,7 +576,7 @@ impl<'a> RawEntry<'a> {
                 "an unknown or misplaced field in an entry",
             ));
         }
-        Ok(Entry { name, node })
+        Ok(DirectoryEntry { name, node })
     }
 }
 

@@ -20,7 +20,7 @@ use thiserror::Error;
 use super::Digest;
 use super::effort::hashing;
 
-pub use proof::{PartProofs, PartValues, part_size, verify_part};
+pub use proof::{ExtentProofs, ExtentValues, extent_size, verify_extent};
 
 /// The smallest group, in bytes.
 const MIN_GROUP: u64 = 16 << 10;
@@ -172,7 +172,7 @@ impl BlobHasher {
         let group = MIN_GROUP as usize;
         while !bytes.is_empty() {
             if self.pending.is_empty() && bytes.len() > group {
-                // A whole group with more behind it, so it is not the root: hash it in place.
+                // A whole group with more after it, so it is not the root: hash it in place.
                 let (head, tail) = bytes.split_at(group);
                 self.push(head);
                 bytes = tail;

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn illegal_names_say_what_is_wrong() {
+    fn errors_about_illegal_names_have_the_reason() {
         assert_eq!(Name::new(b""), Err(NameError::Empty));
         assert_eq!(Name::new(b".."), Err(NameError::Dots("..")));
         assert_eq!(

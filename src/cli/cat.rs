@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use castore_fs::castore::Node;
 use castore_fs::store::Blocking;
-use castore_fs::tree::{self, Preference, Target, copy_blob};
+use castore_fs::tree::{self, KindPreference, Target, copy_blob};
 use clap::Args;
 
-use super::failure::{Failure, failure};
+use super::failure::{CommandFailure, failure};
 use super::output::Output;
 use super::store::StoreArguments;
 
@@ -29,33 +29,33 @@ pub(super) struct Cat {
 }
 
 impl Cat {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         let opened = self.store.open()?;
         let store = &opened.store;
         let mut output = Output::open()?;
         let mut all_written = true;
         for target in &self.targets {
             if let Err(failure) = write(store, target, &mut output) {
-                failure.and_go_on(&mut output)?;
+                failure.and_continue(&mut output)?;
                 all_written = false;
             }
         }
         output.flush()?;
         match all_written {
             true => Ok(()),
-            false => Err(Failure::Reported),
+            false => Err(CommandFailure::Reported),
         }
     }
 }
 
 /// Writes one file.
-fn write(store: &Blocking, target: &Path, output: &mut Output) -> Result<(), Failure> {
-    let found = Target::try_from(target)?.resolve(store, Preference::Blob)?;
+fn write(store: &Blocking, target: &Path, output: &mut Output) -> Result<(), CommandFailure> {
+    let found = Target::try_from(target)?.resolve(store, KindPreference::Blob)?;
     let path = &found.path;
     match &found.node {
         Node::File { digest, size, .. } => {
             copy_blob(store, digest, *size, path, |_, bytes| {
-                output.write_all(bytes).map_err(tree::Error::Output)
+                output.write_all(bytes).map_err(tree::TreeError::Output)
             })?;
             Ok(())
         }

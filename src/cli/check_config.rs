@@ -4,10 +4,10 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use castore_fs::service::{self, Config, Outcome};
+use castore_fs::service::{self, Config, ProbeOutcome};
 use clap::Args;
 
-use super::failure::{Failure, say};
+use super::failure::{CommandFailure, print_error};
 use super::output::Output;
 use super::store::DEFAULT_CONFIG;
 
@@ -38,42 +38,44 @@ pub(super) struct CheckConfig {
 }
 
 impl CheckConfig {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let config = Config::load_here(&self.file, !self.no_files).map_err(|problems| {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
+        let config = Config::load_with_files(&self.file, !self.no_files).map_err(|problems| {
             problems
                 .iter()
-                .for_each(|problem| say(&problem.to_string()));
-            Failure::Reported
+                .for_each(|problem| print_error(&problem.to_string()));
+            CommandFailure::Reported
         })?;
         match self.online {
-            true => reach(&config),
+            true => check_online(&config),
             false => Ok(()),
         }
     }
 }
 
-fn reach(config: &Config) -> Result<(), Failure> {
+fn check_online(config: &Config) -> Result<(), CommandFailure> {
     let mut output = Output::open()?;
     let mut all_answer = true;
-    for reached in service::reach(config, PATIENCE)? {
+    for reached in service::check_reachability(config, PATIENCE)? {
         let name = reached.name;
         match reached.outcome {
-            Outcome::Answered(after) => {
+            ProbeOutcome::Answered(after) => {
                 let millis = after.as_secs_f64() * 1000.0;
                 output.line(&format!("{name}: ok, {millis:.1} ms"))?;
             }
-            Outcome::ToBeMade => output.line(&format!("{name}: ok, to be made by the service"))?,
-            Outcome::Failed { why, advice } => {
+            ProbeOutcome::ToBeMade => {
+                output.line(&format!("{name}: ok, to be made by the service"))?
+            }
+            ProbeOutcome::Failed { why, advice } => {
                 all_answer = false;
                 output.flush()?;
                 let advice = advice.map(|advice| format!("; {advice}"));
-                say(&format!("{name}: {why}{}", advice.unwrap_or_default()));
+                print_error(&format!("{name}: {why}{}", advice.unwrap_or_default()));
             }
         }
     }
     output.flush()?;
     match all_answer {
         true => Ok(()),
-        false => Err(Failure::Reported),
+        false => Err(CommandFailure::Reported),
     }
 }

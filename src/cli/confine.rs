@@ -3,39 +3,43 @@
 use std::fs::File;
 
 use castore_fs::sandbox::Sandbox;
-use castore_fs::stores::Needs;
+use castore_fs::stores::StoreNeeds;
 
-use super::failure::{Failure, failure, say};
+use super::failure::{CommandFailure, failure, print_error};
 
 /// Whether the store accepts additions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Added {
+pub(super) enum AdditionAccess {
     Never,
     ByClients,
 }
 
 /// Confines the calling thread, and all that it will start, to the `needs` of a store.
-pub(super) fn confine(needs: Needs, added: Added, open_files: Option<u64>) -> Result<(), Failure> {
-    let Needs {
-        folders,
+pub(super) fn confine(
+    needs: StoreNeeds,
+    added: AdditionAccess,
+    open_files: Option<u64>,
+) -> Result<(), CommandFailure> {
+    let StoreNeeds {
+        dirs,
         mut read,
         mut write,
         network,
     } = needs;
     match added {
-        Added::Never => read.extend(folders),
-        Added::ByClients => write.extend(folders),
+        AdditionAccess::Never => read.extend(dirs),
+        AdditionAccess::ByClients => write.extend(dirs),
     }
-    for folder in &write {
+    for dir in &write {
         // A directory must exist to be allowed.
-        std::fs::create_dir_all(folder).map_err(|error| {
+        std::fs::create_dir_all(dir).map_err(|error| {
             failure(format!(
                 "cannot make the directory {}: {error}",
-                folder.display()
+                dir.display()
             ))
         })?;
         // A store that is made in it cannot access the directory above to make that durable.
-        if let Some(above) = folder.parent().and_then(|above| File::open(above).ok()) {
+        if let Some(above) = dir.parent().and_then(|above| File::open(above).ok()) {
             let _ = above.sync_all();
         }
     }
@@ -47,10 +51,10 @@ pub(super) fn confine(needs: Needs, added: Added, open_files: Option<u64>) -> Re
     };
     let sandboxed = sandbox.enter()?;
     if !sandboxed.files {
-        say("no Landlock in this kernel: file access is not sandboxed");
+        print_error("no Landlock in this kernel: file access is not sandboxed");
     }
     if !sandboxed.system_calls {
-        say("no seccomp in this kernel: system calls are not sandboxed");
+        print_error("no seccomp in this kernel: system calls are not sandboxed");
     }
     Ok(())
 }

@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 
-use castore_fs::service::{CachedRoots, Done, PrefetchStatus, Request, tell};
+use castore_fs::castore::Printable;
+use castore_fs::service::{
+    CachedRoots, ControlRequest, ControlResult, PrefetchStatus, send_request,
+};
 use clap::Args;
 
-use super::failure::{Failure, failure};
+use super::failure::{CommandFailure, failure};
+use super::names::root_name;
 
 /// The control socket.
 #[derive(Debug, Args)]
@@ -21,7 +25,7 @@ pub(super) struct ControlArguments {
 
 /// A cache of the service.
 #[derive(Debug, Args)]
-pub(super) struct CacheArguments {
+pub(super) struct ServiceCacheArguments {
     #[command(flatten)]
     control: ControlArguments,
     /// The cache, by its name in the service's configuration; optional if there is only one
@@ -29,27 +33,49 @@ pub(super) struct CacheArguments {
     pub(super) store: Option<String>,
 }
 
-impl CacheArguments {
+/// Roots by name.
+#[derive(Debug, Args)]
+pub(super) struct NamedRoots {
+    /// With every Nix store path that the roots refer to
+    #[arg(long)]
+    closure: bool,
+    /// The roots' names
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<PathBuf>,
+}
+
+impl ServiceCacheArguments {
     /// These roots of it.
-    pub(super) fn roots(&self, roots: &[String]) -> CachedRoots {
-        CachedRoots {
+    pub(super) fn roots(&self, roots: &NamedRoots) -> Result<CachedRoots, CommandFailure> {
+        let names = roots.names.iter().map(|path| {
+            let name = root_name(path)?;
+            let name = std::str::from_utf8(&name).map(str::to_owned);
+            name.map_err(|_| {
+                failure(format!(
+                    "{}: the service takes names that are UTF-8",
+                    Printable::path(path)
+                ))
+            })
+        });
+        Ok(CachedRoots {
             store: self.store.clone(),
-            roots: roots.to_vec(),
-        }
+            roots: names.collect::<Result<_, _>>()?,
+            closure: roots.closure,
+        })
     }
 
     /// Sends the request to the service.
-    pub(super) fn tell(
+    pub(super) fn send_request(
         &self,
-        request: &Request,
+        request: &ControlRequest,
         progress: impl FnMut(&PrefetchStatus),
-    ) -> Result<Done, Failure> {
-        Ok(tell(&self.control.socket, request, progress)?)
+    ) -> Result<ControlResult, CommandFailure> {
+        Ok(send_request(&self.control.socket, request, progress)?)
     }
 }
 
 /// The error for a result that does not match the request.
-pub(super) fn not_that(done: &Done) -> Failure {
+pub(super) fn not_that(done: &ControlResult) -> CommandFailure {
     failure(format!(
         "the service did something else: {done:?}; is it of another version?"
     ))

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use castore_fs::service;
 use clap::Args;
 
-use super::failure::{Failure, say};
+use super::failure::{CommandFailure, print_error};
 use super::store::DEFAULT_CONFIG;
 
 /// Run the service: stores, mounts and sockets of a configuration file
@@ -16,18 +16,18 @@ use super::store::DEFAULT_CONFIG;
 #[command(after_help = "Example:
   castore-fs daemon
   castore-fs daemon --config ./config.toml")]
-pub(super) struct Daemon {
+pub(super) struct DaemonCommand {
     /// The configuration: see docs/config.md
     #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
 }
 
-impl Daemon {
-    pub(super) fn run(self) -> Result<(), Failure> {
+impl DaemonCommand {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         service::run(&self.config).map_err(|error| {
             // A configuration can have several errors: a line each.
-            error.to_string().lines().for_each(say);
-            Failure::Reported
+            error.to_string().lines().for_each(print_error);
+            CommandFailure::Reported
         })
     }
 }

@@ -2,12 +2,12 @@
 
 use std::io::Write;
 
-use castore_fs::service::{Done, Request};
+use castore_fs::service::{ControlRequest, ControlResult};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 
-use super::control::{CacheArguments, not_that};
-use super::failure::Failure;
+use super::control::{ServiceCacheArguments, not_that};
+use super::failure::CommandFailure;
 use super::output::Output;
 
 /// Make the running service remove everything from its cache that is not pinned
@@ -19,19 +19,19 @@ use super::output::Output;
   castore-fs drop-cache --store main")]
 pub(super) struct DropCache {
     #[command(flatten)]
-    cache: CacheArguments,
+    cache: ServiceCacheArguments,
     /// One JSON object
     #[arg(long)]
     json: bool,
 }
 
 impl DropCache {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let request = Request::DropCache {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
+        let request = ControlRequest::DropCache {
             store: self.cache.store.clone(),
         };
-        let done = self.cache.tell(&request, |_| {})?;
-        let Done::Dropped(dropped) = done else {
+        let done = self.cache.send_request(&request, |_| {})?;
+        let ControlResult::Dropped(dropped) = done else {
             return Err(not_that(&done));
         };
         let mut output = Output::open()?;

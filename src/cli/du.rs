@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use castore_fs::tree::{Preference, Target, TreePath, Usage, usage};
+use castore_fs::tree::{KindPreference, Target, TreePath, TreeUsage, usage};
 use clap::Args;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::json;
 use super::output::Output;
 use super::store::StoreArguments;
@@ -34,20 +34,20 @@ pub(super) struct Du {
 }
 
 #[derive(Serialize)]
-struct Line {
+struct DuLine {
     #[serde(flatten)]
-    path: json::Path,
+    path: json::JsonPath,
     #[serde(flatten)]
-    usage: Usage,
+    usage: TreeUsage,
 }
 
 #[derive(Serialize)]
-struct Total {
+struct StoredTotal {
     stored: u64,
 }
 
 impl Du {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         let opened = self.store.open()?;
         let store = &opened.store;
         let mut output = Output::open()?;
@@ -59,11 +59,11 @@ impl Du {
         }
         for target in &self.targets {
             let found = Target::try_from(target.as_path())
-                .and_then(|target| target.resolve(store, Preference::Directory));
+                .and_then(|target| target.resolve(store, KindPreference::Directory));
             match found {
                 Ok(found) => trees.push((found.path, found.node)),
                 Err(error) => {
-                    Failure::from(error).and_go_on(&mut output)?;
+                    CommandFailure::from(error).and_continue(&mut output)?;
                     all_found = false;
                 }
             }
@@ -72,7 +72,7 @@ impl Du {
         for ((path, _), usage) in trees.iter().zip(&usages.trees) {
             if self.json {
                 let path = path.as_bytes().into();
-                output.json(&Line {
+                output.json(&DuLine {
                     path,
                     usage: *usage,
                 })?;
@@ -88,13 +88,13 @@ impl Du {
         }
         let stored = usages.stored;
         match self.json {
-            true => output.json(&Total { stored })?,
+            true => output.json(&StoredTotal { stored })?,
             false => output.line(&format!("{} in distinct objects", HumanBytes(stored)))?,
         }
         output.flush()?;
         match all_found {
             true => Ok(()),
-            false => Err(Failure::Reported),
+            false => Err(CommandFailure::Reported),
         }
     }
 }

@@ -1,24 +1,28 @@
 //! `castore-fs export`.
 
+use std::ffi::OsStr;
 use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use castore_fs::castore::{Node, Root};
-use castore_fs::image::{ImageTop, ImageVersion};
+use castore_fs::castore::{Directory, Node, Root};
+use castore_fs::image::{ImageRoot, ImageVersion};
+use castore_fs::nix::STORE_DIR;
 use castore_fs::store::Blocking;
 use castore_fs::tree::{
-    self, Found, ImageFile, NewFile, Preference, Target, export, image_to_file, image_top, nar,
-    tar, write_image,
+    self, ImageFile, KindPreference, NewFile, ResolvedTarget, Target, TreePath, export, image_root,
+    image_to_file, nar, tar, write_image,
 };
 use clap::{Args, ValueEnum};
 use indicatif::HumanCount;
 
-use super::failure::{Failure, failure};
+use super::failure::{CommandFailure, failure};
 use super::interrupt::on_interrupt;
+use super::names::closure_roots;
 use super::output::Output;
-use super::progress::Line;
+use super::progress::ProgressLine;
 use super::store::StoreArguments;
 
 /// Write a tree out: as files, as a tar or NAR archive, or as a disk image
@@ -28,16 +32,23 @@ use super::store::StoreArguments;
 /// names in byte order, so that equal trees give equal archives. As erofs: an image that Linux
 /// mounts, with the same bytes as the file that a mount shows in .images; zeros take no room on the
 /// disk.
+///
+/// With --closure: a directory, archive or image that holds TARGET and every Nix store path that it
+/// refers to, each under its name.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs export tree ./copy
-  castore-fs export --format tar tree/share | zstd > share.tar.zst")]
-pub(super) struct Export {
+  castore-fs export --format tar tree/share | zstd > share.tar.zst
+  castore-fs export --closure --format erofs dbghhbq1x39yxgkv3vkgfwbxrmw9nfzi-hello-2.12.1 hello.erofs")]
+pub(super) struct ExportCommand {
     #[command(flatten)]
     store: StoreArguments,
     /// The output format
-    #[arg(long, value_enum, default_value_t = Format::Dir)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = ExportFormat::Dir)]
+    format: ExportFormat,
+    /// TARGET is a root: with every Nix store path that it refers to
+    #[arg(long)]
+    closure: bool,
     /// What to export: NAME[/PATH] or a digest
     target: PathBuf,
     /// The output; must not exist. Archives and images go to standard output without it
@@ -45,7 +56,7 @@ pub(super) struct Export {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+enum ExportFormat {
     /// Files, directories and symbolic links
     Dir,
     /// A tar archive (ustar with pax headers)
@@ -56,13 +67,19 @@ enum Format {
     Erofs,
 }
 
-impl Export {
-    pub(super) fn run(self) -> Result<(), Failure> {
+/// What is exported, and of which store.
+struct ExportedTree {
+    store: Blocking,
+    found: ResolvedTarget,
+    /// Of a closure: its roots, which `found` lists.
+    closure: Option<Vec<Root>>,
+}
+
+impl ExportCommand {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         let opened = self.store.open()?;
-        let store = &opened.store;
-        let target = Target::try_from(self.target.as_path())?;
-        let found = target.resolve(store, Preference::Directory)?;
-        let progress = Arc::new(export::Progress::default());
+        let tree = self.find(&opened.store)?;
+        let progress = Arc::new(export::ExportProgress::default());
         let stopped = progress.clone();
         on_interrupt(&opened.runtime, move || {
             stopped.stop.store(true, Ordering::Relaxed);
@@ -75,11 +92,12 @@ impl Export {
             (format!("{nodes} files"), bytes)
         };
         match (self.format, destination) {
-            (Format::Dir, None) => Err(failure(
+            (ExportFormat::Dir, None) => Err(failure(
                 "files need a DESTINATION: castore-fs export TARGET DESTINATION",
             )),
-            (Format::Dir, Some(path)) => {
-                let _line = Line::show("exporting", state);
+            (ExportFormat::Dir, Some(path)) => {
+                let _line = ProgressLine::show("exporting", state);
+                let ExportedTree { store, found, .. } = &tree;
                 export::to_directory(store, &found.path, &found.node, &path, &progress)?;
                 Ok(())
             }
@@ -90,78 +108,117 @@ impl Export {
                         "an archive or image does not belong on a terminal: give a DESTINATION or a pipe",
                     ));
                 }
-                let _line = Line::show("exporting", state);
+                let _line = ProgressLine::show("exporting", state);
                 match format {
-                    Format::Erofs => {
-                        let image = image(store, &found)?;
-                        Ok(write_image(&image, store, &mut output, &progress)?)
-                    }
-                    _ => write_archive(store, &found, format, &mut output, &progress),
+                    ExportFormat::Erofs => Ok(write_image(
+                        &tree.image()?,
+                        &tree.store,
+                        &mut output,
+                        &progress,
+                    )?),
+                    _ => tree.write_archive(format, &mut output, &progress),
                 }
             }
             (format, Some(path)) => {
-                let _line = Line::show("exporting", state);
-                to_file(store, &found, format, &path, &progress)
+                let _line = ProgressLine::show("exporting", state);
+                tree.write_file(format, &path, &progress)
             }
         }
     }
-}
 
-/// Writes an archive to a new file, which appears when it is complete.
-fn to_file(
-    store: &Blocking,
-    found: &Found,
-    format: Format,
-    path: &Path,
-    progress: &export::Progress,
-) -> Result<(), Failure> {
-    let new = NewFile::make(path)?;
-    match format {
-        Format::Erofs => {
-            image_to_file(&image(store, found)?, store, new.file(), path, progress)?;
+    fn find(&self, store: &Blocking) -> Result<ExportedTree, CommandFailure> {
+        let target = Target::try_from(self.target.as_path())?;
+        let found = target.resolve(store, KindPreference::Directory)?;
+        if !self.closure {
+            return Ok(ExportedTree {
+                store: store.clone(),
+                found,
+                closure: None,
+            });
         }
-        _ => {
-            let mut out = BufWriter::with_capacity(256 << 10, new.file());
-            write_archive(store, found, format, &mut out, progress)?;
-            out.flush().map_err(tree::Error::Output)?;
+        if self.format == ExportFormat::Nar {
+            return Err(failure(
+                "a NAR holds one store path: --closure takes the formats dir, tar and erofs",
+            ));
         }
+        let root = found.root.filter(|root| root.name == found.name);
+        let root = root.ok_or_else(|| {
+            failure("--closure exports a whole root: give its name, without a path below it")
+        })?;
+        let roots = closure_roots(store, &[OsStr::from_bytes(&root.name)])?;
+        let entries = roots.iter().cloned().map(|root| (root.name, root.node));
+        let listing = Directory::from_entries(entries.collect())?;
+        let found = ResolvedTarget {
+            path: TreePath::new(STORE_DIR.as_bytes()),
+            node: listing.node(),
+            root: None,
+            name: root.name,
+        };
+        Ok(ExportedTree {
+            store: store.clone().with_directory(listing),
+            found,
+            closure: Some(roots),
+        })
     }
-    Ok(new.place()?)
 }
 
-fn write_archive(
-    store: &Blocking,
-    found: &Found,
-    format: Format,
-    out: &mut dyn Write,
-    progress: &export::Progress,
-) -> Result<(), Failure> {
-    let Found {
-        path, node, name, ..
-    } = found;
-    match format {
-        Format::Nar => nar::write_nar(store, path, node, out, progress)?,
-        Format::Tar | Format::Dir | Format::Erofs => {
-            tar::write_tar(store, path, node, name, out, progress)?
+impl ExportedTree {
+    /// Writes an archive or image to a new file, which appears when it is complete.
+    fn write_file(
+        &self,
+        format: ExportFormat,
+        path: &Path,
+        progress: &export::ExportProgress,
+    ) -> Result<(), CommandFailure> {
+        let new = NewFile::make(path)?;
+        match format {
+            ExportFormat::Erofs => {
+                image_to_file(&self.image()?, &self.store, new.file(), path, progress)?;
+            }
+            _ => {
+                let mut out = BufWriter::with_capacity(256 << 10, new.file());
+                self.write_archive(format, &mut out, progress)?;
+                out.flush().map_err(tree::TreeError::Output)?;
+            }
         }
+        Ok(new.place()?)
     }
-    Ok(())
-}
 
-/// The image of the target: of a file or symbolic link, a directory that contains it under its
-/// name.
-fn image(store: &Blocking, found: &Found) -> Result<ImageFile, Failure> {
-    let top = match &found.node {
-        Node::Directory { digest, .. } => ImageTop::Directory(*digest),
-        node => {
-            let root = Root {
-                name: found.name.clone(),
-                node: node.clone(),
-            };
-            image_top(&[root]).map_err(tree::Error::from)?
+    fn write_archive(
+        &self,
+        format: ExportFormat,
+        out: &mut dyn Write,
+        progress: &export::ExportProgress,
+    ) -> Result<(), CommandFailure> {
+        let store = &self.store;
+        let ResolvedTarget {
+            path, node, name, ..
+        } = &self.found;
+        match format {
+            ExportFormat::Nar => nar::write_nar(store, path, node, out, progress)?,
+            ExportFormat::Tar | ExportFormat::Dir | ExportFormat::Erofs => {
+                tar::write_tar(store, path, node, name, out, progress)?
+            }
         }
-    };
-    let version = ImageVersion::default();
-    let made = ImageFile::new(store.store().clone(), top, version, store.runtime());
-    Ok(made.map_err(tree::Error::from)?)
+        Ok(())
+    }
+
+    /// The image: of a file or symbolic link, of a directory that contains it under its name.
+    fn image(&self) -> Result<ImageFile, CommandFailure> {
+        let image_root = match (&self.closure, &self.found.node) {
+            (Some(roots), _) => ImageRoot::roots(roots)?,
+            (None, Node::Directory { digest, .. }) => ImageRoot::Directory(*digest),
+            (None, node) => {
+                let root = Root {
+                    name: self.found.name.clone(),
+                    node: node.clone(),
+                };
+                image_root(&[root]).map_err(tree::TreeError::from)?
+            }
+        };
+        let version = ImageVersion::default();
+        let store = self.store.store().clone();
+        let made = ImageFile::new(store, image_root, version, self.store.runtime());
+        Ok(made.map_err(tree::TreeError::from)?)
+    }
 }

@@ -8,13 +8,13 @@ use std::process::ExitCode;
 use castore_fs::castore::Printable;
 use castore_fs::tree;
 use clap::error::ErrorKind;
+use thiserror::Error as ThisError;
 
 use super::closed::stdout_was_closed;
-use super::output::{Output, OutputError};
 
 /// Why a command ends with another status than 0.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum CommandFailure {
     /// What is wrong, and what to do.
     Message(String),
     /// Everything was printed already.
@@ -27,25 +27,30 @@ pub(super) enum Failure {
     Interrupted,
 }
 
-impl Failure {
+/// Writing to standard output failed.
+#[derive(Debug, ThisError)]
+#[error("cannot write to standard output: {0}")]
+pub(super) struct OutputError(pub(super) io::Error);
+
+impl CommandFailure {
     /// Prints it on standard error; returns the exit status.
     pub(super) fn report(self) -> ExitCode {
         match self {
-            Failure::Message(message) => {
-                say(&message);
+            CommandFailure::Message(message) => {
+                print_error(&message);
                 ExitCode::FAILURE
             }
-            Failure::Reported => ExitCode::FAILURE,
-            Failure::Usage(message) => {
-                say(&format!("{message}; try --help"));
+            CommandFailure::Reported => ExitCode::FAILURE,
+            CommandFailure::Usage(message) => {
+                print_error(&format!("{message}; try --help"));
                 ExitCode::from(2)
             }
             // As if killed by SIGINT or SIGPIPE: 128 and the signal's number.
-            Failure::Interrupted => {
-                say("interrupted");
+            CommandFailure::Interrupted => {
+                print_error("interrupted");
                 ExitCode::from(130)
             }
-            Failure::BrokenPipe => ExitCode::from(141),
+            CommandFailure::BrokenPipe => ExitCode::from(141),
         }
     }
 }
@@ -68,7 +73,7 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
         words.collect::<Vec<_>>().join(" ")
     });
     let message = paragraphs.collect::<Vec<_>>().join("; ");
-    say(&format!("{message}; try --help"));
+    print_error(&format!("{message}; try --help"));
     ExitCode::from(2)
 }
 
@@ -78,7 +83,7 @@ fn print_help(error: &clap::Error) -> ExitCode {
         true => Err("it is closed".to_owned()),
         false => match error.print().and_then(|()| io::stdout().flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                return Failure::BrokenPipe.report();
+                return CommandFailure::BrokenPipe.report();
             }
             printed => printed.map_err(|error| error.to_string()),
         },
@@ -86,14 +91,14 @@ fn print_help(error: &clap::Error) -> ExitCode {
     match printed {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            say(&format!("cannot write to standard output: {why}"));
+            print_error(&format!("cannot write to standard output: {why}"));
             ExitCode::FAILURE
         }
     }
 }
 
 /// Prints one line on standard error. A closed standard error is no reason to stop.
-pub(super) fn say(message: &str) {
+pub(super) fn print_error(message: &str) {
     let _ = writeln!(
         io::stderr(),
         "castore-fs: {}",
@@ -102,43 +107,27 @@ pub(super) fn say(message: &str) {
 }
 
 /// A failure with this message.
-pub(super) fn failure(message: impl Into<String>) -> Failure {
-    Failure::Message(message.into())
+pub(super) fn failure(message: impl Into<String>) -> CommandFailure {
+    CommandFailure::Message(message.into())
 }
 
-impl Failure {
-    /// Reports the failure of one of several targets, after the output of the others; fails when no
-    /// other can be tried.
-    pub(super) fn and_go_on(self, output: &mut Output) -> Result<(), Failure> {
-        match self {
-            Failure::Message(message) => {
-                output.flush()?;
-                say(&message);
-                Ok(())
-            }
-            Failure::Reported => Ok(()),
-            other => Err(other),
-        }
-    }
-}
-
-impl<E: Error + 'static> From<E> for Failure {
+impl<E: Error + 'static> From<E> for CommandFailure {
     fn from(error: E) -> Self {
         let any: &dyn Any = &error;
-        if let Some(castore_fs::import::Error::Cancelled) = any.downcast_ref() {
-            return Failure::Interrupted;
+        if let Some(castore_fs::import::ImportError::Cancelled) = any.downcast_ref() {
+            return CommandFailure::Interrupted;
         }
-        let io = match any.downcast_ref::<tree::Error>() {
-            Some(tree::Error::Interrupted) => return Failure::Interrupted,
-            Some(tree::Error::Output(io)) => Some(io),
+        let io = match any.downcast_ref::<tree::TreeError>() {
+            Some(tree::TreeError::Interrupted) => return CommandFailure::Interrupted,
+            Some(tree::TreeError::Output(io)) => Some(io),
             _ => any.downcast_ref::<io::Error>(),
         };
         match io {
-            Some(io) if io.kind() == io::ErrorKind::BrokenPipe => Failure::BrokenPipe,
+            Some(io) if io.kind() == io::ErrorKind::BrokenPipe => CommandFailure::BrokenPipe,
             Some(io) if io.get_ref().is_some_and(|inner| inner.is::<OutputError>()) => {
-                Failure::Message(io.to_string())
+                CommandFailure::Message(io.to_string())
             }
-            _ => Failure::Message(error.to_string()),
+            _ => CommandFailure::Message(error.to_string()),
         }
     }
 }

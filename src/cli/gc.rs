@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::time::Duration;
 
-use castore_fs::service::config::Span;
+use castore_fs::service::config::TimeSpan;
 use castore_fs::store::GcOptions;
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::output::Output;
 use super::store::StoreArguments;
 
@@ -40,7 +40,7 @@ pub(super) struct Gc {
 }
 
 fn time(text: &str) -> Result<Duration, String> {
-    text.parse().map(|Span(time)| time)
+    text.parse().map(|TimeSpan(time)| time)
 }
 
 fn grace(text: &str) -> Result<Duration, String> {
@@ -52,8 +52,8 @@ fn grace(text: &str) -> Result<Duration, String> {
 }
 
 impl Gc {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let store = self.store.place()?.open_folder()?;
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
+        let store = self.store.place()?.open_dir()?;
         let collected = store.collect_garbage(&GcOptions {
             grace: self.grace,
             dry_run: self.dry_run,

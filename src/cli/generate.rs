@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Command, CommandFactory, Subcommand};
 use clap_complete::Shell;
 
-use super::Arguments;
-use super::failure::{Failure, failure};
+use super::CliArguments;
+use super::failure::{CommandFailure, failure};
 use super::man_page::pages;
 use super::output::Output;
 
@@ -24,31 +24,31 @@ const WIDTH: usize = 100;
   castore-fs generate reference > docs/cli.md")]
 pub(super) struct Generate {
     #[command(subcommand)]
-    what: What,
+    what: GeneratedFiles,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum GeneratedFiles {
     /// Completions for bash, elvish, fish, powershell and zsh
     Completions {
         /// The directory to write to
-        folder: PathBuf,
+        dir: PathBuf,
     },
     /// Manual pages
     Man {
         /// The directory to write to
-        folder: PathBuf,
+        dir: PathBuf,
     },
     /// Every command's help, as Markdown, on standard output
     Reference,
 }
 
 impl Generate {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         match self.what {
-            What::Completions { folder } => completions(&folder),
-            What::Man { folder } => man(&folder),
-            What::Reference => {
+            GeneratedFiles::Completions { dir } => completions(&dir),
+            GeneratedFiles::Man { dir } => man(&dir),
+            GeneratedFiles::Reference => {
                 let mut output = Output::open()?;
                 output.write_all(reference().as_bytes())?;
                 output.flush()?;
@@ -58,37 +58,37 @@ impl Generate {
     }
 }
 
-fn completions(folder: &Path) -> Result<(), Failure> {
-    make(folder)?;
+fn completions(dir: &Path) -> Result<(), CommandFailure> {
+    make(dir)?;
     for &shell in <Shell as clap::ValueEnum>::value_variants() {
-        clap_complete::generate_to(shell, &mut Arguments::command(), "castore-fs", folder)
-            .map_err(|error| cannot_write(folder, &error))?;
+        clap_complete::generate_to(shell, &mut CliArguments::command(), "castore-fs", dir)
+            .map_err(|error| cannot_write(dir, &error))?;
     }
     Ok(())
 }
 
-fn man(folder: &Path) -> Result<(), Failure> {
-    make(folder)?;
-    let mut command = Arguments::command().disable_help_subcommand(true);
+fn man(dir: &Path) -> Result<(), CommandFailure> {
+    make(dir)?;
+    let mut command = CliArguments::command().disable_help_subcommand(true);
     command.build();
-    let written = clap_mangen::generate_to(command, folder).and_then(|()| {
+    let written = clap_mangen::generate_to(command, dir).and_then(|()| {
         let mut pages = pages().into_iter();
-        pages.try_for_each(|page| fs::write(folder.join(page.file), page.text))
+        pages.try_for_each(|page| fs::write(dir.join(page.file), page.text))
     });
-    written.map_err(|error| cannot_write(folder, &error))
+    written.map_err(|error| cannot_write(dir, &error))
 }
 
-fn make(folder: &Path) -> Result<(), Failure> {
-    fs::create_dir_all(folder).map_err(|error| cannot_write(folder, &error))
+fn make(dir: &Path) -> Result<(), CommandFailure> {
+    fs::create_dir_all(dir).map_err(|error| cannot_write(dir, &error))
 }
 
-fn cannot_write(folder: &Path, error: &std::io::Error) -> Failure {
-    failure(format!("cannot write to {}: {error}", folder.display()))
+fn cannot_write(dir: &Path, error: &std::io::Error) -> CommandFailure {
+    failure(format!("cannot write to {}: {error}", dir.display()))
 }
 
 /// The text of `docs/cli.md`.
 fn reference() -> String {
-    let mut command = Arguments::command().disable_help_subcommand(true);
+    let mut command = CliArguments::command().disable_help_subcommand(true);
     command.build();
     let mut text = String::from(
         "# Commands\n\n\

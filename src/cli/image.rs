@@ -9,7 +9,7 @@ use castore_fs::service;
 use clap::Args;
 
 use super::control::ControlArguments;
-use super::failure::{Failure, failure};
+use super::failure::{CommandFailure, failure};
 use super::output::Output;
 
 /// Print the path and size of a disk image that the running service shows
@@ -21,7 +21,7 @@ use super::output::Output;
 #[command(after_help = "Example:
   castore-fs image tree
   castore-fs image --json my-closure")]
-pub(super) struct Image {
+pub(super) struct ImageCommand {
     #[command(flatten)]
     control: ControlArguments,
     /// The mount, by its name in the service's configuration
@@ -36,13 +36,13 @@ pub(super) struct Image {
 
 /// The output.
 #[derive(serde::Serialize)]
-struct Printed {
+struct PrintedImage {
     path: PathBuf,
     size: u64,
 }
 
-impl Image {
-    pub(super) fn run(self) -> Result<(), Failure> {
+impl ImageCommand {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         let status = service::ask_status(&self.control.socket)?;
         let mut searched = Vec::new();
         for (name, mount) in &status.mounts {
@@ -53,7 +53,7 @@ impl Image {
             match fs::metadata(&path) {
                 Ok(stat) => {
                     let size = stat.len();
-                    return self.print(&Printed { path, size });
+                    return self.print(&PrintedImage { path, size });
                 }
                 Err(error) => searched.push(format!("{}: {error}", path.display())),
             }
@@ -70,7 +70,7 @@ impl Image {
         Err(failure(format!("there is no image {:?}: {why}", self.name)))
     }
 
-    fn print(&self, image: &Printed) -> Result<(), Failure> {
+    fn print(&self, image: &PrintedImage) -> Result<(), CommandFailure> {
         let mut output = Output::open()?;
         match self.json {
             true => output.json(image)?,

@@ -7,29 +7,30 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use castore_fs::castore::{Name, Printable};
 use castore_fs::import::{
-    Error, Imported, Naming, Options, Progress, Source, SpecialFiles, Stage, import, tar,
+    ImportError, ImportOptions, ImportProgress, ImportResult, ImportSource, ImportStage,
+    RootNaming, SpecialFiles, import, tar,
 };
-use castore_fs::nix::StorePath;
+use castore_fs::nix::{NarinfoFile, STORE_DIR, StorePath};
 use castore_fs::service::config::Size;
-use castore_fs::store::{Added, Blocking};
+use castore_fs::store::{AddedTotals, Blocking};
 use castore_fs::{compression, nar};
 use clap::{Args, ValueEnum};
 use data_encoding::BASE64;
 use indicatif::{HumanBytes, HumanCount};
-use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::failure::{Failure, failure, say};
+use super::failure::{CommandFailure, failure, print_error};
+use super::import_paths::{closure_of_machine, import_closure, path_of_machine, store_path};
 use super::interrupt::on_interrupt;
 use super::json;
 use super::output::Output;
-use super::progress::{self, Line};
+use super::progress::{self, ProgressLine};
+use super::running_import::RunningImport;
 use super::store::StoreArguments;
 
 /// Put directories, files or archives into a store; prints the name of each
@@ -37,17 +38,28 @@ use super::store::StoreArguments;
 /// What the store has already costs nothing: importing the same again adds nothing. A root of the
 /// same name is replaced. A failed or interrupted import leaves nothing. A symbolic link is
 /// imported as a link.
+///
+/// A path of the Nix store, /nix/store/HASH-NAME, is imported with its references, signatures and deriver, as
+/// the Nix daemon of this machine knows them ($NIX_DAEMON_SOCKET_PATH, by default
+/// /nix/var/nix/daemon-socket/socket), and only if it has the NAR that Nix knows.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs import ./tree
   castore-fs import --nix --json ./source
+  castore-fs import --closure $(readlink -f /run/current-system)
   castore-fs import --format tar tree.tar.zst
   curl https://example.org/tree.tar.gz | castore-fs import --format tar --name tree -")]
 pub(super) struct Import {
     #[command(flatten)]
     store: StoreArguments,
     #[command(flatten)]
-    how: How,
+    how: ImportArguments,
+    /// PATH is a path of the Nix store, or a link to one: import it and every path that it refers to
+    #[arg(long, conflicts_with_all = ["name", "nix", "format", "skip_special", "strip_components"])]
+    closure: bool,
+    /// With --closure: the directory that the store paths are in
+    #[arg(long, value_name = "DIR", default_value = STORE_DIR, requires = "closure")]
+    paths_in: PathBuf,
     /// One JSON object a line: the root, what was read, and what of it was new
     #[arg(long)]
     json: bool,
@@ -58,7 +70,7 @@ pub(super) struct Import {
 
 /// How a tree is read and named. The default is a directory or file under its own name.
 #[derive(Debug, Default, Args)]
-pub(super) struct How {
+pub(super) struct ImportArguments {
     /// The root's name; by default the last component of PATH
     #[arg(long)]
     name: Option<OsString>,
@@ -67,7 +79,7 @@ pub(super) struct How {
     nix: bool,
     /// PATH is an archive of this format; gzip, xz, zstd and bzip2 around it are recognised
     #[arg(long, value_enum)]
-    format: Option<Format>,
+    format: Option<ImportFormat>,
     /// Leave out devices, sockets and named pipes, which a castore cannot hold
     #[arg(long)]
     skip_special: bool,
@@ -81,15 +93,15 @@ pub(super) struct How {
 }
 
 /// A store path has its name, which is not to be made part of another one.
-fn refuse_store_path(path: &Path, name: &OsString) -> Result<(), Failure> {
+fn refuse_store_path(path: &Path, name: &OsString) -> Result<(), CommandFailure> {
     if StorePath::from_base_name(name.as_bytes()).is_err() {
         return Ok(());
     }
     let path = Printable::path(path);
     Err(failure(format!(
         "{path} is a Nix store path already: import it under its own name with `castore-fs import {path}`, \
-         or copy it with all that is known of it to `castore-fs serve --writable --binary-cache ADDRESS` \
-         with `nix copy --to http://ADDRESS {path}`; --name NAME with --nix makes a new store path of it"
+         or with everything that it refers to with `castore-fs import --closure {path}`; --name NAME with \
+         --nix makes a new store path of it"
     )))
 }
 
@@ -98,12 +110,13 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 /// Adds to a limit's error the option that raises it.
-fn explain(error: Error) -> Failure {
+fn explain(error: ImportError) -> CommandFailure {
     let limit = match &error {
-        Error::Tar(tar::Error::TooSparse { .. }) => true,
-        Error::Tar(tar::Error::Io { source, .. }) | Error::Nar(nar::Error::Io { source, .. }) => {
+        ImportError::Tar(tar::TarError::TooSparse { .. }) => true,
+        ImportError::Tar(tar::TarError::Io { source, .. })
+        | ImportError::Nar(nar::NarError::Io { source, .. }) => {
             let inner = source.get_ref().and_then(|inner| inner.downcast_ref());
-            matches!(inner, Some(compression::Error::Output { .. }))
+            matches!(inner, Some(compression::DecompressionError::Output { .. }))
         }
         _ => false,
     };
@@ -116,7 +129,7 @@ fn explain(error: Error) -> Failure {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+enum ImportFormat {
     /// A tar archive
     Tar,
     /// A Nix archive
@@ -124,32 +137,44 @@ enum Format {
 }
 
 #[derive(Serialize)]
-struct Object {
+struct ImportedObject {
     #[serde(flatten)]
-    name: json::Name,
+    name: json::JsonName,
     #[serde(flatten)]
-    node: json::Node,
-    read: castore_fs::import::Totals,
-    added: Added,
+    node: json::JsonNode,
+    read: castore_fs::import::ImportTotals,
+    added: AddedTotals,
     #[serde(skip_serializing_if = "Option::is_none")]
-    nix: Option<Nix>,
+    nix: Option<ImportedNixPath>,
 }
 
 #[derive(Serialize)]
-struct Nix {
+struct ImportedNixPath {
     store_path: String,
     nar_size: u64,
     nar_hash: String,
 }
 
 impl Import {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         self.check()?;
+        // Before a signal is handled: until the daemon has answered, it ends the command.
+        let closure = match self.closure {
+            true => Some(closure_of_machine(&self.paths)?),
+            false => None,
+        };
         let opened = self.store.open_or_make()?;
         let mut output = Output::open()?;
-        let current = Arc::new(Current::default());
+        let current = Arc::new(RunningImport::default());
         let interrupted = current.clone();
         on_interrupt(&opened.runtime, move || interrupted.cancel())?;
+        if let Some(closure) = closure {
+            import_closure(&opened.store, &closure, &self.paths_in, &current, |path| {
+                self.print(&path.imported, &mut output)?;
+                Ok(output.flush()?)
+            })?;
+            return Ok(());
+        }
         let mut all_done = true;
         for path in &self.paths {
             match self.how.import(&opened.store, path, &current) {
@@ -158,9 +183,9 @@ impl Import {
                     // One result at a time, for a reader that follows the output.
                     output.flush()?;
                 }
-                Err(_) if current.is_cancelled() => return Err(Failure::Interrupted),
-                Err(Failure::Message(message)) => {
-                    say(&message);
+                Err(_) if current.is_cancelled() => return Err(CommandFailure::Interrupted),
+                Err(CommandFailure::Message(message)) => {
+                    print_error(&message);
                     all_done = false;
                 }
                 Err(failure) => return Err(failure),
@@ -168,12 +193,12 @@ impl Import {
         }
         match all_done {
             true => Ok(()),
-            false => Err(Failure::Reported),
+            false => Err(CommandFailure::Reported),
         }
     }
 
     /// Fails if the arguments exclude each other.
-    fn check(&self) -> Result<(), Failure> {
+    fn check(&self) -> Result<(), CommandFailure> {
         let wrong = if self.how.name.is_some() && self.paths.len() > 1 {
             "--name names one tree: give one PATH with it"
         } else if !self.reads_stdin() {
@@ -185,21 +210,21 @@ impl Import {
         } else {
             return Ok(());
         };
-        Err(Failure::Usage(wrong.to_owned()))
+        Err(CommandFailure::Usage(wrong.to_owned()))
     }
 
     fn reads_stdin(&self) -> bool {
         self.paths.iter().any(|path| path.as_os_str() == "-")
     }
 
-    fn print(&self, imported: &Imported, output: &mut Output) -> Result<(), Failure> {
+    fn print(&self, imported: &ImportResult, output: &mut Output) -> Result<(), CommandFailure> {
         if self.json {
-            return output.json(&Object {
+            return output.json(&ImportedObject {
                 name: imported.root.name.as_bytes().into(),
                 node: imported.root.node.borrow().into(),
                 read: imported.totals,
                 added: imported.added,
-                nix: imported.nix.as_ref().map(|(path, nar)| Nix {
+                nix: imported.nix.as_ref().map(|(path, nar)| ImportedNixPath {
                     store_path: path.absolute(),
                     nar_size: nar.size,
                     nar_hash: format!("sha256-{}", BASE64.encode(&nar.sha256)),
@@ -216,17 +241,27 @@ impl Import {
     }
 }
 
-impl How {
+impl ImportArguments {
     /// Imports `path`, with a progress display.
     pub(super) fn import(
         &self,
         store: &Blocking,
         path: &Path,
-        current: &Current,
-    ) -> Result<Imported, Failure> {
+        current: &RunningImport,
+    ) -> Result<ImportResult, CommandFailure> {
+        if let Some(known) = self.known(path) {
+            let mut imported = None;
+            import_closure(store, &[known], Path::new(STORE_DIR), current, |path| {
+                imported = Some(path.imported);
+                Ok(())
+            })?;
+            if let Some(imported) = imported {
+                return Ok(imported);
+            }
+        }
         let progress = current.next();
         let naming = self.naming(path)?;
-        let options = Options {
+        let options = ImportOptions {
             special_files: match self.skip_special {
                 true => SpecialFiles::Skip,
                 false => SpecialFiles::Refuse,
@@ -235,7 +270,7 @@ impl How {
             max_size: self.max_size,
         };
         let mut archive: Box<dyn Read> = if path.as_os_str() == "-" {
-            Box::new(Stdin::open(current)?)
+            Box::new(PolledStdin::open(current)?)
         } else if self.format.is_some() {
             let file = File::open(path);
             Box::new(file.map_err(|error| {
@@ -248,18 +283,18 @@ impl How {
             Box::new(io::empty())
         };
         let source = match self.format {
-            None => Source::Path(path),
-            Some(Format::Nar) => Source::Nar(&mut archive),
-            Some(Format::Tar) => Source::Tar(&mut archive),
+            None => ImportSource::Path(path),
+            Some(ImportFormat::Nar) => ImportSource::Nar(&mut archive),
+            Some(ImportFormat::Tar) => ImportSource::Tar(&mut archive),
         };
         let watched = progress.clone();
-        let line = Line::show("importing", move || state(&watched));
+        let line = ProgressLine::show("importing", move || state(&watched));
         let imported = import(store, source, naming, &options, &progress);
         drop(line);
         let imported = imported.map_err(explain)?;
         if progress::is_shown() {
             let (totals, added) = (imported.totals, imported.added);
-            say(&format!(
+            print_error(&format!(
                 "{} files, {}; new: {} blobs, {}",
                 HumanCount(totals.files),
                 HumanBytes(totals.bytes),
@@ -270,7 +305,15 @@ impl How {
         Ok(imported)
     }
 
-    fn naming(&self, path: &Path) -> Result<Naming, Failure> {
+    /// What this machine's Nix knows of `path`, if that is imported as a path of the Nix store.
+    fn known(&self, path: &Path) -> Option<NarinfoFile> {
+        if self.name.is_some() || self.nix || self.format.is_some() || self.skip_special {
+            return None;
+        }
+        path_of_machine(&store_path(path)?)
+    }
+
+    fn naming(&self, path: &Path) -> Result<RootNaming, CommandFailure> {
         let name = match &self.name {
             Some(name) => name.clone(),
             None => self.base_name(path)?,
@@ -280,7 +323,7 @@ impl How {
         }
         if self.nix {
             return match name.into_string() {
-                Ok(name) => Ok(Naming::Nix(name)),
+                Ok(name) => Ok(RootNaming::Nix(name)),
                 Err(name) => Err(failure(format!(
                     "{} cannot be the name of a Nix store path: it is not UTF-8; \
                      give another with --name NAME",
@@ -289,12 +332,12 @@ impl How {
             };
         }
         Name::new(name.as_bytes())
-            .map(Naming::Name)
+            .map(RootNaming::Name)
             .map_err(|error| failure(format!("{}: {error}", Printable(name.as_bytes()))))
     }
 
     /// The last component of `path`, for an archive without its suffix.
-    fn base_name(&self, path: &Path) -> Result<OsString, Failure> {
+    fn base_name(&self, path: &Path) -> Result<OsString, CommandFailure> {
         let name = match path.file_name() {
             Some(name) => name.to_owned(),
             // A path that ends in `.` or `..` has a name all the same.
@@ -313,8 +356,8 @@ impl How {
         };
         let endings: &[&[u8]] = match self.format {
             None => return Ok(name),
-            Some(Format::Tar) => &[b".tar", b".tgz", b".txz", b".tzst", b".tbz2", b".tbz"],
-            Some(Format::Nar) => &[b".nar"],
+            Some(ImportFormat::Tar) => &[b".tar", b".tgz", b".txz", b".tzst", b".tbz2", b".tbz"],
+            Some(ImportFormat::Nar) => &[b".nar"],
         };
         let whole = name.as_bytes();
         let compressed = [&b".gz"[..], b".xz", b".zst", b".bz2"];
@@ -332,45 +375,17 @@ impl How {
     }
 }
 
-/// The running import, and whether it is to stop.
-#[derive(Default)]
-pub(super) struct Current {
-    progress: Mutex<Arc<Progress>>,
-    cancelled: AtomicBool,
-}
-
-impl Current {
-    /// Starts another import.
-    pub(super) fn next(&self) -> Arc<Progress> {
-        let progress = Arc::new(Progress::new());
-        *self.progress.lock() = progress.clone();
-        if self.is_cancelled() {
-            progress.cancel();
-        }
-        progress
-    }
-
-    pub(super) fn cancel(&self) {
-        self.cancelled.store(true, Ordering::SeqCst);
-        self.progress.lock().cancel();
-    }
-
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::SeqCst)
-    }
-}
-
 /// Standard input, which stops waiting for more once the import is to stop.
 ///
 /// Read by its descriptor: the library's own handle has a buffer, whose contents poll(2) does not
 /// see.
-struct Stdin<'c> {
+struct PolledStdin<'c> {
     file: File,
-    current: &'c Current,
+    current: &'c RunningImport,
 }
 
-impl<'c> Stdin<'c> {
-    fn open(current: &'c Current) -> Result<Self, Failure> {
+impl<'c> PolledStdin<'c> {
+    fn open(current: &'c RunningImport) -> Result<Self, CommandFailure> {
         let descriptor = io::stdin().as_fd().try_clone_to_owned();
         let file = descriptor
             .map_err(|error| failure(format!("cannot read standard input: {error}")))?
@@ -379,7 +394,7 @@ impl<'c> Stdin<'c> {
     }
 }
 
-impl Read for Stdin<'_> {
+impl Read for PolledStdin<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             if self.current.is_cancelled() {
@@ -405,15 +420,15 @@ impl Read for Stdin<'_> {
 }
 
 /// The progress of an import, for display.
-fn state(progress: &Progress) -> (String, u64) {
+fn state(progress: &ImportProgress) -> (String, u64) {
     let totals = progress.totals();
     match progress.stage() {
-        Stage::Reading => {
+        ImportStage::Reading => {
             let files = HumanCount(totals.files);
             let found = HumanCount(progress.files_found());
             (format!("{files} of {found} files"), totals.bytes)
         }
-        Stage::Committing => ("making it durable".to_owned(), totals.bytes),
-        Stage::HashingNar => ("hashing the NAR".to_owned(), progress.nar_bytes()),
+        ImportStage::Committing => ("making it durable".to_owned(), totals.bytes),
+        ImportStage::HashingNar => ("hashing the NAR".to_owned(), progress.nar_bytes()),
     }
 }

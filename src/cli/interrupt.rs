@@ -1,15 +1,19 @@
 //! Ending in order on SIGINT, SIGTERM and SIGHUP: unfinished work is undone.
 
 use std::process;
+use std::time::{Duration, Instant};
 
 use castore_fs::tree::discard_unfinished;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 
+/// Two different signals within this time are one interrupt: systemd sends SIGTERM and SIGHUP together
+/// (`SendSIGHUP=`).
+const TOGETHER: Duration = Duration::from_secs(1);
 /// The exit status of what an interrupt has ended: 128 and the number of SIGINT.
-const STATUS: i32 = 130;
+pub(super) const STATUS: i32 = 130;
 
 /// Calls `stop` at the first SIGINT, SIGTERM or SIGHUP; the latter unless it was ignored when the
 /// program was started (nohup). The second ends the process as soon as what an export has not finished is
@@ -17,7 +21,7 @@ const STATUS: i32 = 130;
 pub(super) fn on_interrupt(
     runtime: &Runtime,
     stop: impl Fn() + Send + 'static,
-) -> Result<(), Failure> {
+) -> Result<(), CommandFailure> {
     let inside = runtime.enter();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -31,12 +35,19 @@ pub(super) fn on_interrupt(
     drop(inside);
     runtime.spawn(async move {
         let _too_large = too_large;
-        for signals in 1.. {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-                Some(_) = async { hang_up.as_mut()?.recv().await } => {}
+        let mut last: Option<(SignalKind, Instant)> = None;
+        let mut signals = 0;
+        loop {
+            let kind = tokio::select! {
+                _ = interrupt.recv() => SignalKind::interrupt(),
+                _ = terminate.recv() => SignalKind::terminate(),
+                Some(_) = async { hang_up.as_mut()?.recv().await } => SignalKind::hangup(),
+            };
+            if last.is_some_and(|(other, when)| other != kind && when.elapsed() < TOGETHER) {
+                continue;
             }
+            last = Some((kind, Instant::now()));
+            signals += 1;
             match signals {
                 1 => stop(),
                 2 => end_soon(),
@@ -60,7 +71,7 @@ fn end_soon() {
     }
 }
 
-/// Whether SIGHUP is ignored, by what the system says of this process (proc_pid_status(5)).
+/// Whether SIGHUP is ignored, by this process's status in /proc (proc_pid_status(5)).
 fn ignores_hang_up() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

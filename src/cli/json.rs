@@ -9,12 +9,12 @@ use serde::Serialize;
 
 /// A node. Fields that it does not have are left out.
 #[derive(Debug, Serialize)]
-pub(super) struct Node {
+pub(super) struct JsonNode {
     #[serde(rename = "type")]
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     digest: Option<String>,
-    /// Bytes of a file; for a directory twice the number of everything below it.
+    /// Of a file, its bytes; of a directory, twice the number of names below it.
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -25,9 +25,9 @@ pub(super) struct Node {
     target_base64: Option<String>,
 }
 
-impl From<NodeRef<'_>> for Node {
+impl From<NodeRef<'_>> for JsonNode {
     fn from(node: NodeRef<'_>) -> Self {
-        let mut json = Node {
+        let mut json = JsonNode {
             kind: kind(node),
             digest: node.digest().map(|digest| digest.to_string()),
             size: None,
@@ -52,15 +52,15 @@ impl From<NodeRef<'_>> for Node {
     }
 }
 
-/// A path.
+/// A path below a root.
 #[derive(Debug, Serialize)]
-pub(super) struct Path {
+pub(super) struct JsonPath {
     path: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     path_base64: Option<String>,
 }
 
-impl From<&[u8]> for Path {
+impl From<&[u8]> for JsonPath {
     fn from(path: &[u8]) -> Self {
         Self {
             path: text(path),
@@ -69,15 +69,15 @@ impl From<&[u8]> for Path {
     }
 }
 
-/// The name of a root node.
+/// The name of a root.
 #[derive(Debug, Serialize)]
-pub(super) struct Name {
+pub(super) struct JsonName {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     name_base64: Option<String>,
 }
 
-impl From<&[u8]> for Name {
+impl From<&[u8]> for JsonName {
     fn from(name: &[u8]) -> Self {
         Self {
             name: text(name),

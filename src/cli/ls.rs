@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use castore_fs::castore::{Node, NodeRef};
 use castore_fs::store::Blocking;
-use castore_fs::tree::{Preference, Step, Target, TreePath, Walk};
+use castore_fs::tree::{KindPreference, Target, TreePath, TreeWalk, WalkStep};
 use clap::Args;
 use serde::Serialize;
 
-use super::failure::{Failure, say};
+use super::failure::{CommandFailure, print_error};
 use super::json;
 use super::output::Output;
 use super::store::StoreArguments;
@@ -29,6 +29,9 @@ pub(super) struct Ls {
     #[command(flatten)]
     store: StoreArguments,
     /// Mode, size and digest before each name, and where a link points
+    ///
+    /// Of the roots of a local store also when they were added (UTC), and of a root that is a directory the size of its
+    /// NAR, if that is known.
     #[arg(short)]
     long: bool,
     /// Everything below, as paths
@@ -37,7 +40,7 @@ pub(super) struct Ls {
     /// End each line with NUL instead of a newline, and escape nothing
     #[arg(short = '0', long, conflicts_with = "json")]
     zero: bool,
-    /// One JSON object a line: path, type, digest, size, executable, target
+    /// One JSON object a line: path, type, digest, size, executable, target; of roots added and nar_size, if known
     #[arg(long)]
     json: bool,
     /// What to list: NAME[/PATH] or a digest; without any, the roots
@@ -45,15 +48,50 @@ pub(super) struct Ls {
 }
 
 #[derive(Serialize)]
-struct Line {
+struct LsLine {
     #[serde(flatten)]
-    path: json::Path,
+    path: json::JsonPath,
     #[serde(flatten)]
-    node: json::Node,
+    node: json::JsonNode,
+    #[serde(flatten)]
+    record: ListedRecord,
+}
+
+/// What a store has recorded of a root.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct ListedRecord {
+    /// When it was added, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    added: Option<u64>,
+    /// Bytes of its NAR.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nar_size: Option<u64>,
+}
+
+impl ListedRecord {
+    fn of(store: &Blocking, name: &[u8]) -> Result<Self, CommandFailure> {
+        for local in store.store().embedded() {
+            if let Some(record) = local.root_record(name)? {
+                let nar = record.path_info.and_then(|info| info.narinfo);
+                return Ok(Self {
+                    added: record.added,
+                    nar_size: nar.map(|nar| nar.nar_size),
+                });
+            }
+        }
+        Ok(Self::default())
+    }
+
+    /// The time as text.
+    fn date(self) -> String {
+        let seconds = self.added.and_then(|seconds| i64::try_from(seconds).ok());
+        let time = seconds.and_then(|seconds| chrono::DateTime::from_timestamp(seconds, 0));
+        time.map_or_else(|| "-".to_owned(), |time| time.format("%F %R").to_string())
+    }
 }
 
 /// A tree to list.
-struct Listed {
+struct ListedTree {
     path: TreePath,
     node: Node,
     /// Bytes of `path` that are not shown.
@@ -62,17 +100,25 @@ struct Listed {
     itself: bool,
     /// Whether what is in the directory is shown.
     below: bool,
+    /// Of a root in a list of roots.
+    record: Option<ListedRecord>,
 }
 
 impl Ls {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         let opened = self.store.open()?;
         let store = &opened.store;
         let mut output = Output::open()?;
         let mut all_read = true;
         if self.targets.is_empty() {
+            let with_records = self.long || self.json;
             for root in store.roots()? {
-                let listed = Listed {
+                let record = match with_records {
+                    true => ListedRecord::of(store, root.name.as_bytes())?,
+                    false => ListedRecord::default(),
+                };
+                let listed = ListedTree {
+                    record: Some(record),
                     path: TreePath::new(&root.name),
                     node: root.node,
                     hidden: 0,
@@ -84,11 +130,11 @@ impl Ls {
         }
         for target in &self.targets {
             let found = Target::try_from(target.as_path())
-                .and_then(|target| target.resolve(store, Preference::Directory));
+                .and_then(|target| target.resolve(store, KindPreference::Directory));
             let found = match found {
                 Ok(found) => found,
                 Err(error) => {
-                    Failure::from(error).and_go_on(&mut output)?;
+                    CommandFailure::from(error).and_continue(&mut output)?;
                     all_read = false;
                     continue;
                 }
@@ -96,7 +142,7 @@ impl Ls {
             let is_directory = matches!(found.node, Node::Directory { .. });
             // The contents of a single directory are relative to it.
             let inside = is_directory && self.targets.len() == 1 && !self.json;
-            let listed = Listed {
+            let listed = ListedTree {
                 hidden: if inside {
                     found.path.as_bytes().len() + 1
                 } else {
@@ -104,6 +150,7 @@ impl Ls {
                 },
                 itself: !is_directory,
                 below: true,
+                record: None,
                 path: found.path,
                 node: found.node,
             };
@@ -112,7 +159,7 @@ impl Ls {
         output.flush()?;
         match all_read {
             true => Ok(()),
-            false => Err(Failure::Reported),
+            false => Err(CommandFailure::Reported),
         }
     }
 
@@ -120,11 +167,11 @@ impl Ls {
     fn list(
         &self,
         store: &Blocking,
-        listed: &Listed,
+        listed: &ListedTree,
         output: &mut Output,
-    ) -> Result<bool, Failure> {
+    ) -> Result<bool, CommandFailure> {
         if !listed.below {
-            let step = Step {
+            let step = WalkStep {
                 path: &listed.path,
                 name: b"",
                 depth: 0,
@@ -134,7 +181,7 @@ impl Ls {
             return Ok(true);
         }
         let mut all_read = true;
-        let mut walk = Walk::new(store, listed.path.clone(), listed.node.clone());
+        let mut walk = TreeWalk::new(store, listed.path.clone(), listed.node.clone());
         loop {
             match walk.step() {
                 Ok(None) => return Ok(all_read),
@@ -148,18 +195,29 @@ impl Ls {
                 }
                 Err(error) => {
                     output.flush()?;
-                    say(&error.to_string());
+                    print_error(&error.to_string());
                     all_read = false;
                 }
             }
         }
     }
 
-    fn line(&self, step: &Step<'_>, listed: &Listed, output: &mut Output) -> Result<(), Failure> {
+    fn line(
+        &self,
+        step: &WalkStep<'_>,
+        listed: &ListedTree,
+        output: &mut Output,
+    ) -> Result<(), CommandFailure> {
+        // Below a root there are no records.
+        let record = match step.depth {
+            0 => listed.record,
+            _ => listed.record.map(|_| ListedRecord::default()),
+        };
         if self.json {
-            return output.json(&Line {
+            return output.json(&LsLine {
                 path: step.path.as_bytes().into(),
                 node: step.node.into(),
+                record: record.unwrap_or_default(),
             });
         }
         let path = step
@@ -175,7 +233,9 @@ impl Ls {
         let mut line = Vec::new();
         if self.long {
             let (mode, size) = match step.node {
-                NodeRef::Directory { .. } => ("dr-xr-xr-x", None),
+                NodeRef::Directory { .. } => {
+                    ("dr-xr-xr-x", record.and_then(|record| record.nar_size))
+                }
                 NodeRef::File {
                     executable: true,
                     size,
@@ -187,7 +247,11 @@ impl Ls {
             let size = size.map_or_else(|| "-".to_owned(), |size| size.to_string());
             let digest = step.node.digest();
             let digest = digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string());
-            write!(line, "{mode} {size:>12} {digest:51} ")?;
+            write!(line, "{mode} {size:>12} ")?;
+            if let Some(record) = record {
+                write!(line, "{:>16} ", record.date())?;
+            }
+            write!(line, "{digest:51} ")?;
         }
         line.extend_from_slice(&path);
         if let (true, NodeRef::Symlink { target }) = (self.long, step.node) {

@@ -6,7 +6,7 @@
 use clap_mangen::roff::{Inline, Roff, bold, roman};
 
 /// A page: its file's name and its text.
-pub(super) struct Page {
+pub(super) struct ManualPage {
     pub(super) file: &'static str,
     pub(super) text: String,
 }
@@ -37,19 +37,19 @@ castore-fs(1), castore-fs-daemon(1), castore-fs-check-config(1), mount.castore-f
 ";
 
 /// The pages that do not come from the command line's help.
-pub(super) fn pages() -> [Page; 2] {
-    // The page starts behind the comment and the title.
+pub(super) fn pages() -> [ManualPage; 2] {
+    // The page starts after the comment and the title.
     let config = CONFIG.split_once("\n\n").map_or(CONFIG, |(_, text)| text);
     let config = format!(
         "castore-fs.toml - the configuration of castore-fs\n\n## DESCRIPTION\n\n{config}\n{CONFIG_END}"
     );
     let mount = MOUNT.split_once("\n\n").map_or(MOUNT, |(_, text)| text);
     [
-        Page {
+        ManualPage {
             file: "castore-fs.toml.5",
             text: page("castore-fs.toml", "5", &config),
         },
-        Page {
+        ManualPage {
             file: "mount.castore-fs.8",
             text: page("mount.castore-fs", "8", mount),
         },

@@ -1,30 +1,35 @@
 //! `castore-fs mount`.
 
 use std::ffi::OsStr;
+use std::num::ParseIntError;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use castore_fs::castore::Node;
-use castore_fs::fs::{Options, Owner, Reads, RootListing, Top, WarmUp};
-use castore_fs::profile::{Profiles, Subject};
-use castore_fs::service::config::Span;
+use castore_fs::fs::{FsOptions, MountRoot, NodeOwner, ReadPath, RootListing, WarmUpOptions};
+use castore_fs::profile::{ProfileKey, Profiles};
+use castore_fs::service::config::TimeSpan;
 use castore_fs::store::{Blocking, Cache};
 use castore_fs::transport::fuse::{
-    GenericOptions, MountOptions, MountWatch, Nursery, OwnFiles, Session, Unmounted, WantedView,
+    ForkServer, FuseSession, GenericOptions, MountOptions, MountWatch, ProtectedFiles,
+    UnmountOutcome, WantedView,
 };
-use castore_fs::tree::{Preference, Target};
+use castore_fs::tree::Target;
 use clap::{Args, ValueEnum};
+use parking_lot::Mutex;
 
-use super::failure::{Failure, failure, say};
-use super::import::{Current, How};
-use super::interrupt::on_interrupt;
-use super::mount_helper;
-use super::store::{CacheArguments, Opened, StoreArguments, default_folder};
+use super::background;
+use super::failure::{CommandFailure, failure, print_error};
+use super::import::ImportArguments;
+use super::interrupt::{STATUS, on_interrupt};
+use super::running_import::RunningImport;
+use super::store::{CacheArguments, CommandStore, StoreArguments, default_dir};
 use super::supervisor::Supervisor;
 
+/// How long a mount that is being made may take after an interrupt, before the process ends without it.
+const START_PATIENCE: Duration = Duration::from_secs(2);
 /// How often to try again to unmount, even if the mount table does not change.
 const MOUNT_TABLE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -40,19 +45,19 @@ const MOUNT_TABLE_INTERVAL: Duration = Duration::from_secs(5);
   castore-fs mount --root tree /mnt
   castore-fs mount --store local:/srv/castore --allow-other /mnt
   castore-fs mount --store grpc+https://cache.example --cache /var/cache/tree --cache-size 20GiB /mnt")]
-pub(super) struct Mount {
+pub(super) struct MountCommand {
     #[command(flatten)]
     store: StoreArguments,
     #[command(flatten)]
     cache: CacheArguments,
-    /// Import this folder or file first, under its own name
+    /// Import this directory or file first, under its own name
     #[arg(long, value_name = "PATH", conflicts_with = "cache")]
     import: Option<PathBuf>,
     /// Show this directory as the mount root: NAME[/PATH] or the digest of a Directory
     #[arg(long, value_name = "NAME|DIGEST")]
     root: Option<PathBuf>,
     #[command(flatten)]
-    listing: ListRoot,
+    listing: ListRootArgument,
     /// Allow access for other users: the default for a mount by the superuser
     ///
     /// A mount of another user is for that user alone by default, and access for others needs
@@ -68,10 +73,10 @@ pub(super) struct Mount {
     #[arg(short, long, value_name = "LIST", value_delimiter = ',')]
     options: Vec<String>,
     /// The owner of everything: user id
-    #[arg(long, value_name = "U", default_value_t = 0)]
+    #[arg(long, value_name = "U", default_value_t = 0, value_parser = owner_id)]
     uid: u32,
     /// The owner of everything: group id
-    #[arg(long, value_name = "G", default_value_t = 0)]
+    #[arg(long, value_name = "G", default_value_t = 0, value_parser = owner_id)]
     gid: u32,
     /// Workers that read requests; by default one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -82,7 +87,7 @@ pub(super) struct Mount {
     /// Twice as fast if nothing else runs, at the price of the power of processors that spin
     /// meanwhile. Needs /dev/cpu_dma_latency, which belongs to the superuser.
     #[arg(long, value_name = "BOOL")]
-    stay_awake: Option<bool>,
+    latency_guard: Option<bool>,
     /// Support extended attributes: digests, as user.castore.digest and under the names of tvix and
     /// snix
     ///
@@ -103,15 +108,15 @@ pub(super) struct Mount {
     ///
     /// An image is one tree (--root), and is mounted by the kernel's EROFS: a walk over it takes nearly no
     /// requests.
-    #[arg(long, value_enum, default_value_t = ViewMode::Fuse)]
+    #[arg(long, value_enum, default_value_t = ViewMode::Auto)]
     view: ViewMode,
     /// How files are read
     #[arg(long, value_enum, default_value_t = ReadMode::PageCache)]
     reads: ReadMode,
     /// Whether to record the files that are read first below a root, and to prefetch them in that
     /// order when the root is mounted again
-    #[arg(long, value_enum, default_value_t = Learning::Off)]
-    warmup: Learning,
+    #[arg(long, value_enum, default_value_t = ProfileUse::Off)]
+    warmup: ProfileUse,
     /// The directory for access profiles
     ///
     /// Without it, profiles in $XDG_DATA_HOME/castore-fs, by default ~/.local/share/castore-fs; for
@@ -145,7 +150,7 @@ enum ViewMode {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Listing {
+enum ListingChoice {
     /// All of them
     All,
     /// An empty directory, for the lower layer of an overlay
@@ -155,16 +160,17 @@ enum Listing {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Learning {
+enum ProfileUse {
     /// Neither
     Off,
     /// Both
-    Learn,
+    #[value(name = "learn")]
+    Record,
 }
 
 /// What listing the roots gives.
 #[derive(Debug, Args)]
-pub(super) struct ListRoot {
+pub(super) struct ListRootArgument {
     /// What listing the roots gives; lookups by name find them in any case
     #[arg(long, value_name = "WHAT", num_args = 0..=1, require_equals = true)]
     #[arg(
@@ -172,88 +178,80 @@ pub(super) struct ListRoot {
         default_missing_value = "all",
         overrides_with = "no_list_root"
     )]
-    list_root: Listing,
+    list_root: ListingChoice,
     /// Allow only lookups of roots by name: short for --list-root=empty
     #[arg(long, overrides_with = "list_root")]
     no_list_root: bool,
 }
 
-impl ListRoot {
+impl ListRootArgument {
     pub(super) fn listing(&self) -> RootListing {
         match self.list_root {
             _ if self.no_list_root => RootListing::Nothing,
-            Listing::All => RootListing::All,
-            Listing::Empty => RootListing::Nothing,
-            Listing::Refused => RootListing::Refused,
+            ListingChoice::All => RootListing::All,
+            ListingChoice::Empty => RootListing::Nothing,
+            ListingChoice::Refused => RootListing::Refused,
         }
     }
 }
 
 fn time(text: &str) -> Result<Duration, String> {
-    text.parse().map(|Span(time)| time)
+    text.parse().map(|TimeSpan(time)| time)
 }
 
-impl Mount {
-    pub(super) fn run(self) -> Result<(), Failure> {
+impl MountCommand {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         let generic = self.generic()?;
-        if mount_helper::is_background() {
-            mount_helper::become_background()?;
+        if background::is_background() {
+            background::become_background()?;
         }
         // Before there are threads.
-        let nursery = Arc::new(Nursery::start()?);
+        let fork_server = Arc::new(ForkServer::start()?);
         let opened = match &self.import {
             Some(_) => self.store.open_or_make()?,
             None => self.store.open_cached(&self.cache)?,
         };
         let imported = self.import(&opened)?;
-        let options = Options {
-            top: top(&opened.store, self.root.as_deref(), self.listing.listing())?,
-            owner: Owner {
-                uid: self.uid,
-                gid: self.gid,
-            },
-            reads: match self.reads {
-                ReadMode::PageCache => Reads::PageCache,
-                ReadMode::Passthrough => Reads::Passthrough,
-            },
-            xattr: self.xattr,
-            warm_up: self.warm_up(&opened)?,
-            images: self.images.then(Arc::default),
-            image_patience: self.image_patience,
-            ..Options::default()
+        let mount_root = mount_root(&opened.store, self.root.as_deref(), self.listing.listing())?;
+        let owner = NodeOwner {
+            uid: self.uid,
+            gid: self.gid,
         };
+        let options = FsOptions::new(mount_root, owner)
+            .with_xattr(self.xattr)
+            .with_reads(match self.reads {
+                ReadMode::PageCache => ReadPath::PageCache,
+                ReadMode::Passthrough => ReadPath::Passthrough,
+            })
+            .with_warm_up(self.warm_up(&opened)?)
+            .with_images(self.images.then(Arc::default), self.image_patience);
         let defaults = MountOptions::default();
         let mount = MountOptions {
             allow_other: self.is_for_others(),
             threads: self.threads.map_or(defaults.threads, usize::from),
-            stay_awake: self.stay_awake.unwrap_or(defaults.stay_awake),
-            device: given(&self.mountpoint)?.map(Arc::new),
+            latency_guard: self.latency_guard.unwrap_or(defaults.latency_guard),
+            device: opened_device(&self.mountpoint)?.map(Arc::new),
             view: match self.view {
                 ViewMode::Fuse => WantedView::Fuse,
                 ViewMode::Auto => WantedView::Auto,
                 ViewMode::Image => WantedView::Image,
             },
-            nursery: Some(nursery),
+            fork_server: Some(fork_server),
             generic,
-            own_files: self.own_files(&opened)?,
+            protected_files: self.protected_files(&opened)?,
             ..defaults
         };
         let store = opened.store.store().clone();
         let runtime = opened.runtime.handle().clone();
-        let session = Session::mount(store, &self.mountpoint, options, &mount, runtime)?;
+        let interruptible = Arc::new(InterruptibleMount::default());
+        let interrupted = interruptible.clone();
+        on_interrupt(&opened.runtime, move || interrupted.interrupt())?;
+        let session = FuseSession::mount(store, &self.mountpoint, options, &mount, runtime)?;
         let session = Arc::new(session);
-        let ending = session.clone();
-        on_interrupt(&opened.runtime, move || {
-            let session = ending.clone();
-            // It may take long, and another interrupt must be noticed.
-            let unmounting = std::thread::Builder::new().name("unmount".into());
-            if let Err(error) = unmounting.spawn(move || unmount(&session)) {
-                say(&format!("cannot unmount: {error}"));
-            }
-        })?;
+        interruptible.mounted(&session);
         let supervisor = Supervisor::connect()?;
-        if mount_helper::is_background() {
-            if let Err(error) = mount_helper::report_ready() {
+        if background::is_background() {
+            if let Err(error) = background::report_ready() {
                 unmount(&session);
                 return Err(error.into());
             }
@@ -261,7 +259,7 @@ impl Mount {
             self.report_mounted(&session, &opened, imported);
         }
         // As a unit of Type=notify.
-        supervisor.tell("READY=1");
+        supervisor.send_request("READY=1");
         session.wait();
         session.remember();
         opened.caches.iter().for_each(Cache::flush);
@@ -275,10 +273,10 @@ impl Mount {
         self.allow_other || !self.no_allow_other && rustix::process::geteuid().is_root()
     }
 
-    fn generic(&self) -> Result<GenericOptions, Failure> {
+    fn generic(&self) -> Result<GenericOptions, CommandFailure> {
         let options = self.options.iter().filter(|option| !option.is_empty());
         let options: Vec<String> = options.cloned().collect();
-        GenericOptions::of(&options).map_err(|error| Failure::Usage(error.to_string()))
+        GenericOptions::of(&options).map_err(|error| CommandFailure::Usage(error.to_string()))
     }
 
     /// Whether this mount has another value of the option `key` of fstab than `other`.
@@ -309,75 +307,81 @@ impl Mount {
         self.store.is(url)
     }
 
-    fn report_mounted(&self, session: &Session, opened: &Opened, imported: Option<String>) {
+    fn report_mounted(
+        &self,
+        session: &FuseSession,
+        opened: &CommandStore,
+        imported: Option<String>,
+    ) {
         let place = session.path().display();
         if let Some(why) = session.why_no_image() {
-            say(&format!("a FUSE mount and no image, because {why}"));
+            print_error(&format!("a FUSE mount and no image, because {why}"));
         }
         match imported {
             Some(name) if self.root.is_none() => {
-                say(&format!(
+                print_error(&format!(
                     "{} is on {place}: see {place}/{name}",
                     opened.store.url()
                 ));
             }
-            _ => say(&format!("{} is on {place}", opened.store.url())),
+            _ => print_error(&format!("{} is on {place}", opened.store.url())),
         }
     }
 
     /// The files that the mount must not hide.
-    fn own_files(&self, opened: &Opened) -> Result<OwnFiles, Failure> {
-        let mut files = OwnFiles::default();
+    fn protected_files(&self, opened: &CommandStore) -> Result<ProtectedFiles, CommandFailure> {
+        let mut files = ProtectedFiles::default();
         files.extend(opened.described.plan.used_files());
         if let Some(file) = self.store.configuration() {
             files.add("its configuration file", file);
         }
-        if self.warmup == Learning::Learn {
-            files.add("its profiles", self.profiles_folder()?);
+        if self.warmup == ProfileUse::Record {
+            files.add("its profiles", self.profiles_dir()?);
         }
         Ok(files)
     }
 
-    fn warm_up(&self, opened: &Opened) -> Result<Option<WarmUp>, Failure> {
-        if self.warmup == Learning::Off {
+    fn warm_up(&self, opened: &CommandStore) -> Result<Option<WarmUpOptions>, CommandFailure> {
+        if self.warmup == ProfileUse::Off {
             return Ok(None);
         }
-        let folder = self.profiles_folder()?;
+        let dir = self.profiles_dir()?;
         let root = self.root.as_deref().map(Path::as_os_str);
-        Ok(Some(WarmUp::new(
-            Arc::new(Profiles::new(folder)),
-            root.and_then(|root| Subject::new(root.as_bytes())),
+        Ok(Some(WarmUpOptions::new(
+            Arc::new(Profiles::new(dir)),
+            root.and_then(|root| ProfileKey::new(root.as_bytes())),
             opened.described.plan.room_ahead(),
         )))
     }
 
-    fn profiles_folder(&self) -> Result<PathBuf, Failure> {
+    fn profiles_dir(&self) -> Result<PathBuf, CommandFailure> {
         match &self.profiles {
             // The helper of mount(8) changes to another directory; the mount outlives its own.
-            Some(folder) => Ok(std::path::absolute(folder)?),
+            Some(dir) => Ok(std::path::absolute(dir)?),
             None => {
-                let folder = default_folder().map_err(|_| {
+                let dir = default_dir().map_err(|_| {
                     failure("neither XDG_DATA_HOME nor HOME is set: give --profiles PATH")
                 })?;
-                Ok(folder.join("profiles"))
+                Ok(dir.join("profiles"))
             }
         }
     }
 
     /// Imports what `--import` names; gives the root's name.
-    fn import(&self, opened: &Opened) -> Result<Option<String>, Failure> {
+    fn import(&self, opened: &CommandStore) -> Result<Option<String>, CommandFailure> {
         let Some(path) = &self.import else {
             return Ok(None);
         };
         // Until the mount is up signals are not handled: an interrupt ends the process, and the
         // store undoes the import.
-        let imported = How::default().import(&opened.store, path, &Current::default())?;
+        let imported =
+            ImportArguments::default().import(&opened.store, path, &RunningImport::default())?;
         Ok(Some(imported.root.name.to_string()))
     }
 }
 
 /// The descriptor of a mount point of the form `/dev/fd/N`.
-fn given(mountpoint: &Path) -> Result<Option<OwnedFd>, Failure> {
+fn opened_device(mountpoint: &Path) -> Result<Option<OwnedFd>, CommandFailure> {
     let Ok(number) = mountpoint.strip_prefix("/dev/fd") else {
         return Ok(None);
     };
@@ -404,31 +408,85 @@ fn given(mountpoint: &Path) -> Result<Option<OwnedFd>, Failure> {
 }
 
 /// The mount root: the tree `root`, or else the store's roots.
-pub(super) fn top(
+pub(super) fn mount_root(
     store: &Blocking,
     root: Option<&Path>,
     list: RootListing,
-) -> Result<Top, Failure> {
+) -> Result<MountRoot, CommandFailure> {
     let Some(root) = root else {
-        return Ok(Top::Roots { list });
+        return Ok(MountRoot::Roots { list });
     };
-    let target = Target::try_from(root)?;
-    let found = target.resolve(store, Preference::Directory)?;
-    match found.node {
-        Node::Directory { digest, size } => Ok(Top::Directory { digest, size }),
-        Node::File { .. } | Node::Symlink { .. } => Err(failure(format!(
-            "{} is not a directory, and only a directory can be a mount root; without --root it \
-             is shown by its name",
-            found.path
-        ))),
+    let (digest, size) = Target::try_from(root)?.resolve_mount_root(store)?;
+    Ok(MountRoot::Directory { digest, size })
+}
+
+/// A mount that the first interrupt ends, also while it is being made.
+#[derive(Default)]
+struct InterruptibleMount(Mutex<MountPhase>);
+
+/// How far a mount is.
+#[derive(Default)]
+enum MountPhase {
+    /// It is being made.
+    #[default]
+    Starting,
+    /// It is being made, and is unmounted once it is there.
+    Interrupted,
+    /// It is there.
+    Mounted(Arc<FuseSession>),
+}
+
+impl InterruptibleMount {
+    fn interrupt(self: &Arc<Self>) {
+        let mut phase = self.0.lock();
+        if let MountPhase::Mounted(session) = &*phase {
+            return unmount_in_thread(session.clone());
+        }
+        *phase = MountPhase::Interrupted;
+        // The mount may be made at this moment; an end of the process would leave it behind.
+        let this = self.clone();
+        in_thread(move || {
+            std::thread::sleep(START_PATIENCE);
+            if matches!(*this.0.lock(), MountPhase::Interrupted) {
+                std::process::exit(STATUS);
+            }
+        });
+    }
+
+    /// Notes that `session` is mounted; unmounts it if an interrupt came before.
+    fn mounted(&self, session: &Arc<FuseSession>) {
+        let before = std::mem::replace(&mut *self.0.lock(), MountPhase::Mounted(session.clone()));
+        if let MountPhase::Interrupted = before {
+            unmount_in_thread(session.clone());
+        }
     }
 }
 
+fn unmount_in_thread(session: Arc<FuseSession>) {
+    in_thread(move || unmount(&session));
+}
+
+/// Ends a mount in a thread of its own: that may take long, and another interrupt must be noticed.
+fn in_thread(work: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::Builder::new().name("unmount".into());
+    if let Err(error) = thread.spawn(work) {
+        print_error(&format!("cannot unmount: {error}"));
+    }
+}
+
+/// The id of an owner.
+pub(super) fn owner_id(text: &str) -> Result<u32, String> {
+    let id = text
+        .parse()
+        .map_err(|error: ParseIntError| error.to_string())?;
+    NodeOwner::check_id(id)
+}
+
 /// Unmounts; waits while other mounts prevent that.
-fn unmount(session: &Session) {
-    let say = |message: &str| match mount_helper::is_background() {
+fn unmount(session: &FuseSession) {
+    let print_error = |message: &str| match background::is_background() {
         true => tracing::warn!("{message}"),
-        false => say(message),
+        false => print_error(message),
     };
     let mut reported = false;
     loop {
@@ -437,16 +495,16 @@ fn unmount(session: &Session) {
         let place = session.current_path();
         let place = place.display();
         match session.unmount() {
-            Ok(Unmounted::Cleanly) => return,
-            Ok(Unmounted::InUse(users)) => {
-                return say(&format!(
+            Ok(UnmountOutcome::Cleanly) => return,
+            Ok(UnmountOutcome::InUse(users)) => {
+                return print_error(&format!(
                     "{place} is unmounted, and served for as long as it is used, by {users}; \
                      interrupt again to end it at once"
                 ));
             }
-            Ok(Unmounted::Blocked(obstacles)) => {
+            Ok(UnmountOutcome::Blocked(obstacles)) => {
                 if !std::mem::replace(&mut reported, true) {
-                    say(&format!(
+                    print_error(&format!(
                         "{place} cannot be unmounted before {obstacles}; it is served until then; \
                          interrupt again to end it at once"
                     ));
@@ -456,14 +514,14 @@ fn unmount(session: &Session) {
                     std::thread::sleep(MOUNT_TABLE_INTERVAL);
                 }
             }
-            Ok(Unmounted::NotOurs) => {
-                say(&format!(
+            Ok(UnmountOutcome::NotOurs) => {
+                print_error(&format!(
                     "{place} was mounted by another program, which has to unmount it; no process \
                      serves it now"
                 ));
                 std::process::exit(0);
             }
-            Err(error) => return say(&format!("cannot unmount {place}: {error}")),
+            Err(error) => return print_error(&format!("cannot unmount {place}: {error}")),
         }
     }
 }

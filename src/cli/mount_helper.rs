@@ -2,20 +2,19 @@
 //!
 //! Installed under that name (or `mount.fuse.castore-fs`), the program takes the arguments of
 //! mount(8): `mount.castore-fs URL DIR [-sfnv] [-N namespace] [-t type] [-o options]`. It starts
-//! `castore-fs mount` in the background and ends when that reports that the mount is up, or why
-//! not. It prints nothing unless it fails.
-//!
-//! The process in the background writes `READY=1` to its standard output, which is a pipe. If the
-//! helper is gone by then, because the user interrupted mount(8), it unmounts and ends as well.
+//! `castore-fs mount` in the background, and ends when that process reports that the mount is up, or why it
+//! is not. It prints nothing unless it fails.
 
-use std::ffi::{CStr, OsStr, OsString};
+mod remount;
+
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::io::{self, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use castore_fs::store;
 use castore_fs::stores;
@@ -23,14 +22,8 @@ use castore_fs::transport::fuse::GenericOptions;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::thread::LinkNameSpaceType;
 
-use super::failure::Failure;
-use super::remount;
-
-/// Set for the process in the background.
-const BACKGROUND: &str = "CASTORE_FS_MOUNT_HELPER";
-/// The message of that process, and its name in `ps`.
-const READY: &str = "READY=1";
-const PROGRAM: &CStr = c"castore-fs";
+use super::background::{BACKGROUND, PROGRAM, wait_until_ready};
+use super::failure::CommandFailure;
 
 /// Exit statuses of mount(8).
 const USAGE: u8 = 1;
@@ -39,12 +32,12 @@ const MOUNT_FAILURE: u8 = 32;
 
 /// Why nothing was mounted: an exit status, and a message, unless it was printed already.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct HelperRefusal {
     status: u8,
     words: Option<String>,
 }
 
-impl Refusal {
+impl HelperRefusal {
     /// Status 32, "mount failure".
     pub(super) fn failure(words: impl Into<String>) -> Self {
         Self {
@@ -61,7 +54,7 @@ impl Refusal {
     }
 }
 
-impl From<io::Error> for Refusal {
+impl From<io::Error> for HelperRefusal {
     /// Status 2, "system error".
     fn from(error: io::Error) -> Self {
         Self {
@@ -73,7 +66,7 @@ impl From<io::Error> for Refusal {
 
 /// The arguments of mount(8).
 #[derive(Debug, Default)]
-pub(super) struct Wanted {
+pub(super) struct HelperArguments {
     /// The store's URL.
     pub(super) url: OsString,
     /// The directory to mount on.
@@ -88,7 +81,7 @@ pub(super) struct Wanted {
     namespace: Option<OsString>,
 }
 
-/// Whether the program was called in the way of mount(8).
+/// Whether the program was called by the name of the helper.
 pub(super) fn is_called(program: &OsStr) -> bool {
     let name = Path::new(program).file_name().map(OsStr::as_bytes);
     matches!(name, Some(b"mount.castore-fs" | b"mount.fuse.castore-fs"))
@@ -96,19 +89,19 @@ pub(super) fn is_called(program: &OsStr) -> bool {
 
 /// Mounts by `arguments`; returns the exit status for mount(8).
 pub(super) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    match Wanted::parse(arguments).and_then(|wanted| wanted.obey()) {
+    match HelperArguments::parse(arguments).and_then(|wanted| wanted.execute()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Refusal { status, words }) => {
+        Err(HelperRefusal { status, words }) => {
             if let Some(words) = words {
-                let _ = Failure::Message(words).report();
+                let _ = CommandFailure::Message(words).report();
             }
             ExitCode::from(status)
         }
     }
 }
 
-impl Wanted {
-    fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Self, Refusal> {
+impl HelperArguments {
+    fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Self, HelperRefusal> {
         let mut wanted = Self::default();
         let (mut places, mut lists) = (Vec::new(), Vec::new());
         let mut sloppy = false;
@@ -124,7 +117,7 @@ impl Wanted {
                     if let Some(wrong) = flags[1..].iter().find(|flag| !b"sfnv".contains(flag)) {
                         let wrong = char::from(*wrong);
                         let words = format!("mount.castore-fs has no option -{wrong}");
-                        return Err(Refusal::usage(words));
+                        return Err(HelperRefusal::usage(words));
                     }
                 }
                 _ => places.push(argument),
@@ -132,21 +125,24 @@ impl Wanted {
         }
         let [url, directory] = places.as_slice() else {
             let usage = "usage: mount.castore-fs STORE-URL DIR [-sfnv] [-o OPTIONS]";
-            return Err(Refusal::usage(usage));
+            return Err(HelperRefusal::usage(usage));
         };
-        // Before it becomes an argument, which every user of the machine can see.
+        // A URL may contain a secret, and every user of the machine can see a process's arguments: it is
+        // checked before it becomes one.
         if let Some(url) = url.to_str().filter(|url| !url.starts_with("store:"))
             && let Err(why) = stores::check_url(url)
         {
             let url = store::shown_url(url);
-            return Err(Refusal::failure(format!("{url:?} is no store URL: {why}")));
+            return Err(HelperRefusal::failure(format!(
+                "{url:?} is no store URL: {why}"
+            )));
         }
         // The process in the background works in another directory.
         wanted.url = absolute_url(url)?;
         wanted.directory = std::path::absolute(directory)?;
         for option in lists.iter().flat_map(|list| split(list)) {
             if !wanted.take(&option) && !sloppy {
-                return Err(Refusal::failure(format!(
+                return Err(HelperRefusal::failure(format!(
                     "the mount option {option:?} is not known; beside the options of mount(8) that \
                      do not depend on the file system there are: {}",
                     OURS.map(|(_, example)| example).join(", ")
@@ -176,11 +172,20 @@ impl Wanted {
             _ if key == "remount" || GenericOptions::default().add(option) => &mut self.generic,
             _ => return false,
         };
+        if is_ours {
+            // Of an option that is given twice, the last one counts, as in mount(8): the command line
+            // overrides fstab.
+            let of = |option: &str| {
+                let key = option.split('=').next().unwrap_or_default();
+                key.trim_start_matches("no-").to_owned()
+            };
+            list.retain(|before| of(before) != of(option));
+        }
         list.push(option.to_owned());
         true
     }
 
-    fn obey(&self) -> Result<(), Refusal> {
+    fn execute(&self) -> Result<(), HelperRefusal> {
         if let Some(namespace) = &self.namespace {
             enter(namespace)?;
         }
@@ -189,7 +194,7 @@ impl Wanted {
         }
         if let Some(option) = self.fuse.first() {
             let words = format!("the mount option {option:?} is set by the kernel and castore-fs");
-            return Err(Refusal::failure(words));
+            return Err(HelperRefusal::failure(words));
         }
         match self.fake {
             true => Ok(()),
@@ -214,11 +219,11 @@ impl Wanted {
     }
 
     /// Runs `castore-fs mount` in the background; returns when the mount is up.
-    fn mount(&self) -> Result<(), Refusal> {
-        // Its output is printed only if it fails. In memory: a pipe could be full.
-        let said = rustix::fs::memfd_create(c"castore-fs-mount", MemfdFlags::CLOEXEC)
+    fn mount(&self) -> Result<(), HelperRefusal> {
+        // Its messages are printed only if it fails. They go to memory, because a pipe could be full.
+        let reported = rustix::fs::memfd_create(c"castore-fs-mount", MemfdFlags::CLOEXEC)
             .map_err(io::Error::from)?;
-        let mut said = File::from(said);
+        let mut reported = File::from(reported);
         let mut child = Command::new("/proc/self/exe")
             .arg0(OsStr::from_bytes(PROGRAM.to_bytes()))
             .args(self.arguments())
@@ -228,32 +233,19 @@ impl Wanted {
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(said.try_clone()?)
+            .stderr(reported.try_clone()?)
             .spawn()?;
         if wait_until_ready(&mut child)? {
             return Ok(());
         }
         child.wait()?;
-        said.rewind()?;
-        io::copy(&mut said, &mut io::stderr())?;
-        Err(Refusal {
+        reported.rewind()?;
+        io::copy(&mut reported, &mut io::stderr())?;
+        Err(HelperRefusal {
             status: MOUNT_FAILURE,
             words: None,
         })
     }
-}
-
-/// Whether the mount is up; it is not if the process ends before it reports that.
-fn wait_until_ready(child: &mut Child) -> io::Result<bool> {
-    let Some(output) = child.stdout.take() else {
-        return Ok(false);
-    };
-    for line in BufReader::new(output).lines() {
-        if line? == READY {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Options of castore-fs: the name, and how to write it.
@@ -299,7 +291,7 @@ fn absolute_url(url: &OsStr) -> io::Result<OsString> {
 }
 
 /// Enters the mount namespace `namespace`: `mount -N`.
-fn enter(namespace: &OsStr) -> Result<(), Refusal> {
+fn enter(namespace: &OsStr) -> Result<(), HelperRefusal> {
     let enter = || {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let opened: OwnedFd = rustix::fs::open(namespace, flags, Mode::empty())?;
@@ -308,33 +300,10 @@ fn enter(namespace: &OsStr) -> Result<(), Refusal> {
     };
     enter().map_err(|errno: rustix::io::Errno| {
         let namespace = namespace.display();
-        Refusal::failure(format!(
+        HelperRefusal::failure(format!(
             "cannot enter the mount namespace {namespace}: {errno}"
         ))
     })
-}
-
-/// Whether this process is the one in the background.
-pub(super) fn is_background() -> bool {
-    std::env::var_os(BACKGROUND).is_some()
-}
-
-/// Detaches this process from the terminal and the session of mount(8), and gives it the program's
-/// name.
-pub(super) fn become_background() -> io::Result<()> {
-    rustix::process::setsid()?;
-    rustix::thread::set_name(PROGRAM)?;
-    Ok(())
-}
-
-/// Reports that the mount is up, and closes what mount(8) holds the other end of. Fails if that has
-/// ended.
-pub(super) fn report_ready() -> io::Result<()> {
-    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    let null = File::options().write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
-    writeln!(output, "{READY}")
 }
 
 #[cfg(test)]
@@ -342,7 +311,7 @@ mod tests {
     use super::*;
 
     fn parsed(arguments: &[&str]) -> Result<String, (u8, String)> {
-        let wanted = Wanted::parse(arguments.iter().map(OsString::from));
+        let wanted = HelperArguments::parse(arguments.iter().map(OsString::from));
         match wanted {
             Ok(wanted) => {
                 let arguments = wanted.arguments();
@@ -377,11 +346,11 @@ mod tests {
 
     #[test]
     fn relative_paths_are_of_the_directory_that_mount_was_called_in() {
-        let here = std::env::current_dir().unwrap();
-        let here = here.display();
+        let working_dir = std::env::current_dir().unwrap();
+        let working_dir = working_dir.display();
         assert_eq!(
             parsed(&["local:s", "m"]).unwrap(),
-            format!("mount --store local:{here}/s -- {here}/m")
+            format!("mount --store local:{working_dir}/s -- {working_dir}/m")
         );
     }
 

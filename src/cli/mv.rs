@@ -3,17 +3,18 @@
 use std::path::PathBuf;
 
 use castore_fs::castore::Root;
+use castore_fs::store::RootCondition;
 use clap::Args;
 
-use super::failure::{Failure, failure};
-use super::names::{must_be_free, root_name};
+use super::failure::{CommandFailure, failure};
+use super::names::{must_be_free, refuse_referred, root_name};
 use super::store::StoreArguments;
 
 /// Rename a root
 ///
-/// The new name is there and the old one gone in one step. Nothing is copied. A new name that stands for
-/// another tree is refused without --replace. What the store knows of a root as a Nix store path belongs
-/// to its name and does not follow.
+/// The new name appears and the old one disappears in one step, and nothing is copied. Without --replace a
+/// new name that stands for another tree is refused. The metadata of a Nix store path (NAR hash, references)
+/// belongs to its name, and is not moved.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs mv tree tree-2026
@@ -31,7 +32,7 @@ pub(super) struct Mv {
 }
 
 impl Mv {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         let opened = self.store.open()?;
         let store = &opened.store;
         let (old, name) = (root_name(&self.old)?, root_name(&self.new)?);
@@ -44,11 +45,13 @@ impl Mv {
         if old == name {
             return Ok(());
         }
+        refuse_referred(&opened, std::slice::from_ref(&old))?;
         let node = root.node;
         must_be_free(store, &name, &node, self.replace)?;
         let ingest = store.ingest()?;
         ingest.put_root(&Root { name, node }, None)?;
         ingest.remove_root(&old)?;
+        ingest.only_if(RootCondition::NotReferred(old));
         ingest.commit()?;
         Ok(())
     }

@@ -3,13 +3,15 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use castore_fs::castore::{Name, Node};
+use castore_fs::castore::{Name, Node, Root};
 use castore_fs::store::Blocking;
+use castore_fs::tree::closure;
 
-use super::failure::{Failure, failure};
+use super::failure::{CommandFailure, failure};
+use super::store::CommandStore;
 
 /// The root name that `path` is: `NAME` or `/nix/store/NAME`.
-pub(super) fn root_name(path: &Path) -> Result<Name, Failure> {
+pub(super) fn root_name(path: &Path) -> Result<Name, CommandFailure> {
     let bytes = path.as_os_str().as_bytes();
     let bytes = bytes.strip_prefix(b"/nix/store/").unwrap_or(bytes);
     Name::new(bytes).map_err(|error| failure(format!("{}: {error}", path.display())))
@@ -21,7 +23,7 @@ pub(super) fn must_be_free(
     name: &Name,
     node: &Node,
     replace: bool,
-) -> Result<(), Failure> {
+) -> Result<(), CommandFailure> {
     match store.root(name)? {
         Some(root) if root.node != *node && !replace => {
             let digest = root.node.borrow().digest();
@@ -33,4 +35,33 @@ pub(super) fn must_be_free(
         }
         _ => Ok(()),
     }
+}
+
+/// The roots that `paths` name, and what they refer to.
+pub(super) fn closure_roots(
+    store: &Blocking,
+    paths: &[impl AsRef<Path>],
+) -> Result<Vec<Root>, CommandFailure> {
+    let names = paths.iter().map(|path| root_name(path.as_ref()));
+    let names = names.collect::<Result<Vec<_>, _>>()?;
+    let found = closure::closure(store.store().as_ref(), &names);
+    Ok(store.runtime().block_on(found)?)
+}
+
+/// Fails if another root of the store refers to one of `names`.
+pub(super) fn refuse_referred(opened: &CommandStore, names: &[Name]) -> Result<(), CommandFailure> {
+    let names = names.iter().cloned().collect();
+    let referrers = closure::referrers(opened.store.store().as_ref(), &names);
+    match opened.runtime.block_on(referrers)?.first() {
+        Some((name, by)) => Err(referred(name, by)),
+        None => Ok(()),
+    }
+}
+
+/// The error for a root that stays since another one refers to it.
+pub(super) fn referred(name: &Name, by: &Name) -> CommandFailure {
+    failure(format!(
+        "{by} refers to {name}: remove {by} too (`castore-fs rm --closure {by}` removes it with all that no other \
+         root refers to), or {name} alone with `castore-fs rm --referred {name}`"
+    ))
 }

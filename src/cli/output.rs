@@ -12,10 +12,9 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::fd::AsFd;
 
 use castore_fs::castore::{Printable, printable_json};
-use thiserror::Error;
 
 use super::closed::stdout_was_closed;
-use super::failure::{Failure, failure};
+use super::failure::{CommandFailure, OutputError, failure, print_error};
 
 /// Standard output, buffered. Flush it before the end: what is dropped is lost.
 pub(super) struct Output {
@@ -23,15 +22,10 @@ pub(super) struct Output {
     terminal: bool,
 }
 
-/// Writing to standard output failed.
-#[derive(Debug, Error)]
-#[error("cannot write to standard output: {0}")]
-pub(super) struct OutputError(io::Error);
-
 impl Output {
     /// Opens standard output, by its descriptor: the library's own handle would flush at every line
     /// end.
-    pub(super) fn open() -> Result<Self, Failure> {
+    pub(super) fn open() -> Result<Self, CommandFailure> {
         if stdout_was_closed() {
             return Err(failure("cannot write to standard output: it is closed"));
         }
@@ -60,16 +54,32 @@ impl Output {
     }
 
     /// A line of text, made printable.
-    pub(super) fn line(&mut self, line: &str) -> Result<(), Failure> {
+    pub(super) fn line(&mut self, line: &str) -> Result<(), CommandFailure> {
         writeln!(self, "{}", Printable(line.as_bytes()))?;
         Ok(())
     }
 
     /// One JSON object, on a line of its own.
-    pub(super) fn json(&mut self, object: &impl serde::Serialize) -> Result<(), Failure> {
+    pub(super) fn json(&mut self, object: &impl serde::Serialize) -> Result<(), CommandFailure> {
         let line = serde_json::to_string(object)?;
         writeln!(self, "{}", printable_json(&line))?;
         Ok(())
+    }
+}
+
+impl CommandFailure {
+    /// Reports the failure of one of several targets, after the output of the others; fails when no
+    /// other can be tried.
+    pub(super) fn and_continue(self, output: &mut Output) -> Result<(), CommandFailure> {
+        match self {
+            CommandFailure::Message(message) => {
+                output.flush()?;
+                print_error(&message);
+                Ok(())
+            }
+            CommandFailure::Reported => Ok(()),
+            other => Err(other),
+        }
     }
 }
 

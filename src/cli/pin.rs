@@ -2,17 +2,18 @@
 
 use std::io::Write;
 
-use castore_fs::service::{Done, Request};
+use castore_fs::service::{ControlRequest, ControlResult};
 use clap::Args;
 
-use super::control::{CacheArguments, not_that};
-use super::failure::Failure;
+use super::control::{NamedRoots, ServiceCacheArguments, not_that};
+use super::failure::CommandFailure;
 use super::output::Output;
 
 /// Make the running service keep in its cache what was read below some roots
 ///
 /// Regardless of the cache's size, and of other reads. Prints the names that are pinned now, a line
-/// each. `castore-fs prefetch` fetches what was not read yet.
+/// each. `castore-fs prefetch` fetches what was not read yet. A root need not exist yet, unless --closure
+/// has to find what it refers to.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs pin tree
@@ -37,30 +38,29 @@ pub(super) struct Unpin {
 #[derive(Debug, Args)]
 struct PinArguments {
     #[command(flatten)]
-    cache: CacheArguments,
-    /// Names of roots; they need not exist yet
-    #[arg(value_name = "NAME", required = true)]
-    roots: Vec<String>,
+    cache: ServiceCacheArguments,
+    #[command(flatten)]
+    roots: NamedRoots,
 }
 
 impl Pin {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let request = Request::Pin(self.pins.cache.roots(&self.pins.roots));
-        self.pins.tell(&request)
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
+        let request = ControlRequest::Pin(self.pins.cache.roots(&self.pins.roots)?);
+        self.pins.send_request(&request)
     }
 }
 
 impl Unpin {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let request = Request::Unpin(self.pins.cache.roots(&self.pins.roots));
-        self.pins.tell(&request)
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
+        let request = ControlRequest::Unpin(self.pins.cache.roots(&self.pins.roots)?);
+        self.pins.send_request(&request)
     }
 }
 
 impl PinArguments {
-    fn tell(&self, request: &Request) -> Result<(), Failure> {
-        let done = self.cache.tell(request, |_| {})?;
-        let Done::Pinned(pins) = done else {
+    fn send_request(&self, request: &ControlRequest) -> Result<(), CommandFailure> {
+        let done = self.cache.send_request(request, |_| {})?;
+        let ControlResult::Pinned(pins) = done else {
             return Err(not_that(&done));
         };
         let mut output = Output::open()?;

@@ -6,41 +6,42 @@ use std::path::PathBuf;
 
 use castore_fs::profile::Profiles;
 use castore_fs::service::{
-    Done, ProfileDone, ProfileRequest, ProfileStatus, Request, obey_profile_request, tell,
+    ControlRequest, ControlResult, ProfileDone, ProfileRequest, ProfileStatus,
+    obey_profile_request, send_request,
 };
 use clap::{Args, Subcommand};
 use data_encoding::BASE64;
 use indicatif::HumanCount;
 
 use super::control::{ControlArguments, not_that};
-use super::failure::{Failure, failure, say};
+use super::failure::{CommandFailure, failure, print_error};
 use super::output::Output;
 
-/// Bytes of a file that can be a profile, at most: a longer one is not read.
+/// The longest file that is read, in bytes: no profile is longer.
 const MOST_BYTES: u64 = 9 << 20;
 
 /// List, export, import and remove the access profiles of mounts and guests
 ///
 /// A profile lists the files that are read first below a root. The next cold mount of that root, or
 /// of another version of it, in a guest or not, prefetches them in that order if it has
-/// `warmup = "learn"`; docs/warmup.md has the details. Without --folder the running service is used.
+/// `warmup = "learn"`; docs/warmup.md has the details. Without --directory the running service is used.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs profile list
   castore-fs profile export tree > tree.profile
-  castore-fs profile import --folder image/var/lib/castore-fs/profiles tree.profile
+  castore-fs profile import --directory image/var/lib/castore-fs/profiles tree.profile
   castore-fs profile rm tree")]
 pub(super) struct ProfileVerb {
     #[command(subcommand)]
-    verb: Verb,
+    verb: ProfileAction,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum ProfileAction {
     /// List the profiles: for each the number of files, and of their extents of up to 1 MiB
     List {
         #[command(flatten)]
-        place: Place,
+        place: ProfileLocation,
         /// One JSON object a profile
         #[arg(long)]
         json: bool,
@@ -48,17 +49,17 @@ enum Verb {
     /// Write a profile, with the recordings up to now, to standard output
     Export {
         #[command(flatten)]
-        place: Place,
+        place: ProfileLocation,
         /// The root's name, or the `root` of the mount
         name: String,
     },
     /// Store a profile, replacing that of its root
     ///
-    /// It is used from the next mount on. A mount that is recording the same root puts its
-    /// recording in front.
+    /// Mounts use it from the next one on. A mount that is recording the same root writes its recording in
+    /// front of what was imported.
     Import {
         #[command(flatten)]
-        place: Place,
+        place: ProfileLocation,
         /// Store it for this root, instead of the one in the profile
         #[arg(long = "as", value_name = "NAME")]
         name: Option<String>,
@@ -68,54 +69,60 @@ enum Verb {
     /// Remove profiles
     Rm {
         #[command(flatten)]
-        place: Place,
+        place: ProfileLocation,
         /// The roots' names
         #[arg(value_name = "NAME", required = true)]
         names: Vec<String>,
     },
 }
 
-/// The place of profiles.
+/// Where the profiles are: with the running service, or in a directory.
 #[derive(Debug, Args)]
-struct Place {
+struct ProfileLocation {
     #[command(flatten)]
     control: ControlArguments,
     /// The directory with the profiles, if not the running service's: `profiles` in its state
     /// directory
     #[arg(long, value_name = "PATH", conflicts_with = "socket")]
-    folder: Option<PathBuf>,
+    directory: Option<PathBuf>,
 }
 
-impl Place {
-    fn ask(&self, request: ProfileRequest) -> Result<ProfileDone, Failure> {
-        if let Some(folder) = &self.folder {
-            let profiles = Profiles::new(folder.clone());
+impl ProfileLocation {
+    fn ask(&self, request: ProfileRequest) -> Result<ProfileDone, CommandFailure> {
+        if let Some(directory) = &self.directory {
+            let profiles = Profiles::new(directory.clone());
             return obey_profile_request(&profiles, request).map_err(failure);
         }
-        match tell(&self.control.socket, &Request::Profile(request), |_| {})? {
-            Done::Profile(done) => Ok(done),
+        match send_request(
+            &self.control.socket,
+            &ControlRequest::Profile(request),
+            |_| {},
+        )? {
+            ControlResult::Profile(done) => Ok(done),
             other => Err(not_that(&other)),
         }
     }
 }
 
 impl ProfileVerb {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         match self.verb {
-            Verb::List { place, json } => list(&place, json),
-            Verb::Export { place, name } => export(&place, name),
-            Verb::Import { place, name, file } => import(&place, name, &file),
-            Verb::Rm { place, names } => names.into_iter().try_for_each(|name| {
-                match place.ask(ProfileRequest::Remove { name })? {
-                    ProfileDone::Removed(_) => Ok(()),
-                    other => Err(unexpected(other)),
-                }
-            }),
+            ProfileAction::List { place, json } => list(&place, json),
+            ProfileAction::Export { place, name } => export(&place, name),
+            ProfileAction::Import { place, name, file } => import(&place, name, &file),
+            ProfileAction::Rm { place, names } => {
+                names.into_iter().try_for_each(|name| {
+                    match place.ask(ProfileRequest::Remove { name })? {
+                        ProfileDone::Removed(_) => Ok(()),
+                        other => Err(unexpected(other)),
+                    }
+                })
+            }
         }
     }
 }
 
-fn list(place: &Place, json: bool) -> Result<(), Failure> {
+fn list(place: &ProfileLocation, json: bool) -> Result<(), CommandFailure> {
     let done = place.ask(ProfileRequest::List)?;
     let ProfileDone::Listed { profiles, bad } = done else {
         return Err(unexpected(done));
@@ -128,19 +135,19 @@ fn list(place: &Place, json: bool) -> Result<(), Failure> {
         }
     }
     output.flush()?;
-    bad.iter().for_each(|what| say(what));
+    bad.iter().for_each(|what| print_error(what));
     match bad.is_empty() {
         true => Ok(()),
-        false => Err(Failure::Reported),
+        false => Err(CommandFailure::Reported),
     }
 }
 
 fn line(profile: &ProfileStatus) -> String {
-    let (files, stretches) = (HumanCount(profile.files), HumanCount(profile.stretches));
-    format!("{}: {files} files, {stretches} extents", profile.name)
+    let (files, extents) = (HumanCount(profile.files), HumanCount(profile.extents));
+    format!("{}: {files} files, {extents} extents", profile.name)
 }
 
-fn export(place: &Place, name: String) -> Result<(), Failure> {
+fn export(place: &ProfileLocation, name: String) -> Result<(), CommandFailure> {
     let done = place.ask(ProfileRequest::Export { name })?;
     let ProfileDone::Exported(profile) = done else {
         return Err(unexpected(done));
@@ -154,7 +161,11 @@ fn export(place: &Place, name: String) -> Result<(), Failure> {
     Ok(())
 }
 
-fn import(place: &Place, name: Option<String>, file: &PathBuf) -> Result<(), Failure> {
+fn import(
+    place: &ProfileLocation,
+    name: Option<String>,
+    file: &PathBuf,
+) -> Result<(), CommandFailure> {
     let shown = file.display();
     let mut bytes = Vec::new();
     let read = match file.as_os_str() == "-" {
@@ -162,7 +173,7 @@ fn import(place: &Place, name: Option<String>, file: &PathBuf) -> Result<(), Fai
         false => File::open(file).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut bytes)),
     };
     read.map_err(|error| failure(format!("cannot read {shown}: {error}")))?;
-    // The error names the file; the service checks the profile again.
+    // The service checks the profile too, but its error could not name this file.
     castore_fs::profile::Profile::decode(&bytes)
         .map_err(|error| failure(format!("the profile {shown}: {error}")))?;
     let profile = BASE64.encode(&bytes);
@@ -176,6 +187,6 @@ fn import(place: &Place, name: Option<String>, file: &PathBuf) -> Result<(), Fai
     Ok(())
 }
 
-fn unexpected(done: ProfileDone) -> Failure {
-    not_that(&Done::Profile(done))
+fn unexpected(done: ProfileDone) -> CommandFailure {
+    not_that(&ControlResult::Profile(done))
 }

@@ -17,12 +17,12 @@ pub(super) fn is_shown() -> bool {
 }
 
 /// A line on standard error with files, bytes and rate; removed on drop.
-pub(super) struct Line {
+pub(super) struct ProgressLine {
     ended: Arc<AtomicBool>,
     drawer: Option<JoinHandle<()>>,
 }
 
-impl Line {
+impl ProgressLine {
     /// Shows the text and bytes of `state` until this is dropped. Without a terminal there is
     /// nothing to show and `state` is not called.
     pub(super) fn show(
@@ -60,7 +60,7 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
         if let Some(drawer) = self.drawer.take() {

@@ -1,33 +1,46 @@
 //! `castore-fs rm`.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 
+use castore_fs::castore::Name;
+use castore_fs::store::RootCondition;
+use castore_fs::tree::closure;
 use clap::Args;
 
-use super::failure::{Failure, say};
-use super::names::root_name;
+use super::failure::{CommandFailure, failure, print_error};
+use super::names::{referred, refuse_referred, root_name};
 use super::output::Output;
-use super::store::StoreArguments;
+use super::store::{CommandStore, StoreArguments};
 
 /// Remove roots from a store, by name
 ///
 /// Only the names are removed; `castore-fs gc` deletes what is not reachable from another root and
 /// frees its space. What is mounted or open stays readable until it is unmounted or closed. If one
-/// of the names does not exist, none is removed.
+/// of the names does not exist, none is removed. Nix store paths that other roots refer to are refused, by
+/// what the store knows of those roots.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs rm tree
-  castore-fs rm --store local:/srv/castore --dry-run old-1 old-2")]
+  castore-fs rm --store local:/srv/castore --dry-run old-1 old-2
+  castore-fs rm --closure /nix/store/dbghhbq1x39yxgkv3vkgfwbxrmw9nfzi-hello-2.12.1")]
 pub(super) struct Rm {
     #[command(flatten)]
     store: StoreArguments,
     /// Only print the names that would be removed
     #[arg(long)]
     dry_run: bool,
+    /// With every Nix store path that the roots refer to, unless another root refers to it
+    #[arg(long)]
+    closure: bool,
+    /// Remove Nix store paths too that other roots refer to
+    #[arg(long)]
+    referred: bool,
     /// Remove paths too that were reported to Nix as valid (serve --nix-daemon)
     ///
-    /// A Nix store above this one still takes them for valid, and fails where it uses them: delete them there first.
+    /// Also those whose contents are not in the store any more, or never were. A Nix store above this one still
+    /// takes them for valid, and fails where it uses them: delete them there first.
     #[arg(long)]
     reported: bool,
     /// The roots' names
@@ -36,45 +49,116 @@ pub(super) struct Rm {
 }
 
 impl Rm {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         let opened = self.store.open()?;
         let store = &opened.store;
-        let mut names = Vec::new();
+        self.check_reported_list(&opened)?;
+        let embedded = store.store().embedded();
+        let (mut names, mut forgotten) = (Vec::new(), Vec::new());
         let mut all_there = true;
         for path in &self.names {
             let name = root_name(path)?;
-            if store.root(&name)?.is_none() {
-                say(&format!(
-                    "{} has no root named {name}; `castore-fs ls` lists the names it has",
-                    store.url()
-                ));
-                all_there = false;
+            let mut is_reported = false;
+            for local in &embedded {
+                is_reported |= local.valid_path(name.as_bytes())?.is_some();
             }
-            names.push(name);
+            // A look-up in a binary cache would fetch the contents, and it has no roots to remove.
+            let fetches = is_reported && self.reported && opened.described.binary_caches.is_some();
+            let has_root = !fetches && store.root(&name)?.is_some();
+            if self.reported && is_reported && !has_root {
+                forgotten.push(name);
+            } else {
+                if !has_root {
+                    let hint = match is_reported {
+                        true => "it was reported to Nix as valid, which --reported forgets",
+                        false => "`castore-fs ls` lists the names it has",
+                    };
+                    print_error(&format!("{} has no root named {name}; {hint}", store.url()));
+                    all_there = false;
+                }
+                names.push(name);
+            }
         }
         if !all_there {
-            return Err(Failure::Reported);
+            return Err(CommandFailure::Reported);
+        }
+        let explicit: BTreeSet<Name> = names.iter().cloned().collect();
+        if self.closure {
+            names = self.with_closure(&opened, names)?;
+        } else if !self.referred {
+            refuse_referred(&opened, &names)?;
+        }
+        let all: Vec<&[u8]> = names
+            .iter()
+            .chain(&forgotten)
+            .map(|name| name.as_bytes())
+            .collect();
+        // Of a cache, its upstream does not know what was reported.
+        for local in &embedded {
+            local.check_removal(&all, self.reported)?;
         }
         if !self.dry_run {
+            // Fails for a store whose roots cannot be removed, before anything of a path is forgotten.
+            let ingest = match names.is_empty() {
+                true => None,
+                false => Some(store.ingest()?),
+            };
             if self.reported {
-                let names: Vec<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
-                for local in store.store().embedded() {
-                    local.forget_valid_paths(&names)?;
+                for local in &embedded {
+                    local.forget_valid_paths(&all)?;
                 }
             }
-            let ingest = store.ingest()?;
-            for name in &names {
-                ingest.remove_root(name)?;
+            if let Some(ingest) = ingest {
+                for name in &names {
+                    ingest.remove_root(name)?;
+                    // What was found may have changed.
+                    if !(self.referred && explicit.contains(name)) {
+                        ingest.only_if(RootCondition::NotReferred(name.clone()));
+                    }
+                }
+                ingest.commit()?;
             }
-            ingest.commit()?;
         }
         let mut output = Output::open()?;
-        for name in &names {
+        for name in names.iter().chain(&forgotten) {
             let name = output.name(name.as_bytes()).into_owned();
             output.write_all(&name)?;
             writeln!(output)?;
         }
         output.flush()?;
         Ok(())
+    }
+
+    /// With --reported: fails if the store has no list of reported paths.
+    fn check_reported_list(&self, opened: &CommandStore) -> Result<(), CommandFailure> {
+        match self.reported && opened.store.store().embedded().is_empty() {
+            false => Ok(()),
+            true => Err(failure(format!(
+                "--reported is for the local store that has the list of reported paths, and {} is not one: name \
+                 that store (--store local:DIR, the directory of the cache or of `into`)",
+                opened.store.url()
+            ))),
+        }
+    }
+
+    /// `names`, and what they refer to and no other root does.
+    fn with_closure(
+        &self,
+        opened: &CommandStore,
+        names: Vec<Name>,
+    ) -> Result<Vec<Name>, CommandFailure> {
+        let store = opened.store.store().as_ref();
+        let found = closure::removable(store, &names);
+        let found = opened.runtime.block_on(found)?;
+        let mut removed = found.names;
+        for name in names {
+            if let Some(by) = found.referred.get(&name)
+                && !self.referred
+            {
+                return Err(referred(&name, by));
+            }
+            removed.insert(name);
+        }
+        Ok(removed.into_iter().collect())
     }
 }

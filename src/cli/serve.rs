@@ -6,25 +6,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use castore_fs::server::{
-    self, Access, BinaryCacheOptions, Capacity, HandOver, Limits, ListenError, Listener,
-    NixDaemonOptions, Options, load_secret_key,
+    self, AccessFiles, BinaryCacheOptions, Capacity, HandOver, ListenError, Listener,
+    NixDaemonOptions, ServerLimits, ServerOptions, load_secret_key,
 };
 use castore_fs::service::Size;
 use castore_fs::stores::ValidPaths;
 use clap::Args;
 use tokio::sync::watch;
 
-use super::confine::{Added, confine};
-use super::failure::{Failure, say};
+use super::confine::{AdditionAccess, confine};
+use super::failure::{CommandFailure, failure, print_error};
 use super::interrupt::on_interrupt;
+use super::mode;
 use super::store::StoreArguments;
+
+/// The permissions of the socket of a Nix daemon: all users may read the store, as through the socket of Nix's own
+/// daemon.
+const NIX_DAEMON_MODE: u32 = 0o666;
 
 /// Serve a store over gRPC, or to Nix as a binary cache or daemon
 ///
 /// --listen serves the castore protocol in both its generations, and the additional services of
 /// castore-fs. --binary-cache is a substituter of Nix over HTTP: it serves the roots that are named like
-/// store paths and whose references are known. --nix-daemon is a store of Nix that is only read. Accepts no additions by default. At SIGTERM running calls
-/// are completed.
+/// store paths and whose references are known. --nix-daemon is a store of Nix that is only read; its socket is
+/// open to all users. Accepts no additions by default. At SIGTERM running calls are completed.
 ///
 /// Before the first client is served the process gives up its privileges, all files but the store's,
 /// and the system calls that it does not need.
@@ -43,8 +48,13 @@ pub(super) struct Serve {
     #[arg(long, value_name = "ADDRESS")]
     binary_cache: Vec<String>,
     /// The Unix socket where to listen as a Nix daemon (unix:///PATH for Nix), which is only read
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path)]
     nix_daemon: Option<PathBuf>,
+    /// The permissions of unix sockets, in octal: write permission allows connecting
+    ///
+    /// Without it, 666 for --nix-daemon, and what the umask leaves for others.
+    #[arg(long, value_name = "MODE", value_parser = mode)]
+    socket_mode: Option<u32>,
     /// The binary cache's priority; smaller is asked first, and cache.nixos.org has 40
     #[arg(long, value_name = "NUMBER", requires = "binary_cache", default_value_t = server::DEFAULT_PRIORITY)]
     priority: u32,
@@ -96,30 +106,42 @@ pub(super) struct Serve {
 }
 
 impl Serve {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
+        self.check_nix_daemon_alone()?;
         let place = self.store.place()?;
+        if !self.binary_cache.is_empty() && place.is_binary_cache() {
+            return Err(failure(
+                "--binary-cache serves a store that lists its paths, and a Nix binary cache does not: let clients use \
+                 that cache itself, or copy paths of it into a store and serve that",
+            ));
+        }
         // A server that accepts additions may start with an empty store.
         if !self.writable {
             place.must_exist()?;
         }
-        let bind = |addresses: &[String]| {
+        let bind = |addresses: &[String], mode: Option<u32>| {
             let mut listeners = Vec::new();
             for address in addresses {
-                listeners.extend(Listener::bind(address)?);
+                listeners.extend(match mode {
+                    Some(mode) => Listener::bind_with_mode(address, mode)?,
+                    None => Listener::bind(address)?,
+                });
             }
             Ok::<_, ListenError>(listeners)
         };
-        let (grpc, http) = (bind(&self.listen)?, bind(&self.binary_cache)?);
+        let grpc = bind(&self.listen, self.socket_mode)?;
+        let http = bind(&self.binary_cache, self.socket_mode)?;
         let socket = self.nix_daemon.as_ref();
         let socket = socket.map(|path| format!("unix:{}", path.display()));
-        let nix = bind(socket.as_slice())?;
+        let nix_mode = self.socket_mode.unwrap_or(NIX_DAEMON_MODE);
+        let nix = bind(socket.as_slice(), Some(nix_mode))?;
         let secret_key = self.secret_key_file.as_ref();
         let binary_cache = BinaryCacheOptions {
             priority: self.priority,
             secret_key: secret_key.map(load_secret_key).transpose()?.map(Arc::new),
             open_to_read: self.read_without_token,
         };
-        let access = Access {
+        let access = AccessFiles {
             certificate: self.tls_cert,
             key: self.tls_key,
             client_authority: self.tls_client_ca,
@@ -128,13 +150,14 @@ impl Serve {
         let (tls, tokens) = access.load()?;
         // Before the store and its runtime start threads, which it would not cover.
         if !self.no_sandbox {
-            let added = match self.writable {
-                true => Added::ByClients,
-                false => Added::Never,
+            // What is reported to Nix is entered in the store first.
+            let added = match self.writable || self.nix_daemon.is_some() {
+                true => AdditionAccess::ByClients,
+                false => AdditionAccess::Never,
             };
             let mut needs = place.needs();
             // What is uploaded to a binary cache is kept there until it is whole.
-            if self.writable && !self.binary_cache.is_empty() && needs.folders.is_empty() {
+            if self.writable && !self.binary_cache.is_empty() && place.dir().is_none() {
                 needs.write.push(std::env::temp_dir());
             }
             confine(needs, added, None)?;
@@ -142,20 +165,20 @@ impl Serve {
         let opened = place.open_or_make()?;
         // What has to be sent on waits in a temporary file.
         let disk = opened
-            .local_folder()
+            .local_dir()
             .map_or_else(std::env::temp_dir, Path::to_owned);
-        let limits = Limits {
-            connections: Limits::connections(self.max_connections),
+        let limits = ServerLimits {
+            connections: ServerLimits::connections(self.max_connections),
             keep_free: self.keep_free,
             upload: self.max_upload,
             disk: Some(disk),
-            ..Limits::default()
+            ..ServerLimits::default()
         };
         let capacity = Capacity::new(&limits);
-        let options = Options {
+        let options = ServerOptions {
             writable: self.writable,
             allow_replace: self.allow_replace,
-            narinfos_ahead: opened.local_folder().is_some(),
+            narinfos_ahead: opened.local_dir().is_some(),
             local: opened.described.local.clone(),
             limits,
             capacity: Some(capacity),
@@ -166,26 +189,26 @@ impl Serve {
             binary_cache: None,
             nix_daemon: None,
         };
-        let of_cache = Options {
+        let of_cache = ServerOptions {
             binary_cache: Some(binary_cache),
             ..options.clone()
         };
         let valid = socket
             .map(|_| ValidPaths::of(&opened.described))
             .transpose();
-        let of_nix = Options {
+        let of_nix = ServerOptions {
             nix_daemon: valid?.map(|paths| NixDaemonOptions {
                 paths,
                 hand_over: HandOver::default(),
             }),
-            limits: Limits {
+            limits: ServerLimits {
                 connections: options.limits.connections,
-                ..Limits::of_nix_daemon()
+                ..ServerLimits::of_nix_daemon()
             },
             ..options.clone()
         };
         for listener in grpc.iter().chain(&http).chain(&nix) {
-            say(&format!("{} is on {listener}", opened.store.url()));
+            print_error(&format!("{} is on {listener}", opened.store.url()));
         }
         let (stop, stopping) = watch::channel(false);
         on_interrupt(&opened.runtime, move || {
@@ -214,6 +237,41 @@ impl Serve {
         opened.runtime.block_on(serving)?;
         Ok(())
     }
+
+    /// Refuses options that have no effect on a Nix daemon, if there is no other listener.
+    fn check_nix_daemon_alone(&self) -> Result<(), CommandFailure> {
+        if !(self.listen.is_empty() && self.binary_cache.is_empty()) {
+            return Ok(());
+        }
+        let given = [
+            ("--writable", self.writable),
+            ("--token-file", self.token_file.is_some()),
+            ("--tls-cert", self.tls_cert.is_some()),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((option, _)) => Err(failure(format!(
+                "{option} has no effect on --nix-daemon, which is only read, by the users that --socket-mode \
+                 lets connect: leave it out, or add --listen or --binary-cache"
+            ))),
+        }
+    }
+}
+
+/// The path of a Unix socket, written as a path or as an address.
+fn socket_path(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("unix:").unwrap_or(text);
+    // Nix writes unix:///PATH.
+    let path = path
+        .strip_prefix("//")
+        .filter(|path| path.starts_with('/'))
+        .unwrap_or(path);
+    if path.is_empty() || !path.contains('/') && path.contains(':') {
+        return Err(
+            "the protocol of a Nix daemon is served on a Unix socket: write its path".to_owned(),
+        );
+    }
+    Ok(PathBuf::from(path))
 }
 
 /// A size with a unit, in bytes.

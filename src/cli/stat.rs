@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use castore_fs::castore::{NodeRef, Printable};
 use castore_fs::nix::{PathInfo, STORE_DIR};
 use castore_fs::store::Blocking;
-use castore_fs::tree::{Found, Preference, Target};
+use castore_fs::tree::{KindPreference, ResolvedTarget, Target};
 use clap::Args;
 use data_encoding::BASE64;
 use serde::Serialize;
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::json;
 use super::output::Output;
 use super::store::StoreArguments;
@@ -35,21 +35,21 @@ pub(super) struct Stat {
 }
 
 #[derive(Serialize)]
-struct Object {
+struct StatObject {
     #[serde(flatten)]
-    path: json::Path,
+    path: json::JsonPath,
     #[serde(flatten)]
-    node: json::Node,
+    node: json::JsonNode,
     /// For a directory itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     entries: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    nix: Option<Nix>,
+    nix: Option<NixFields>,
 }
 
 /// The fields of a store's PathInfo for a root.
 #[derive(Serialize)]
-struct Nix {
+struct NixFields {
     store_path: String,
     nar_size: u64,
     nar_hash: String,
@@ -60,7 +60,7 @@ struct Nix {
 }
 
 impl Stat {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         let opened = self.store.open()?;
         let mut output = Output::open()?;
         let mut shown = 0;
@@ -69,7 +69,7 @@ impl Stat {
             let (found, object) = match found {
                 Ok(found) => found,
                 Err(failure) => {
-                    failure.and_go_on(&mut output)?;
+                    failure.and_continue(&mut output)?;
                     continue;
                 }
             };
@@ -86,25 +86,25 @@ impl Stat {
         output.flush()?;
         match shown == self.targets.len() {
             true => Ok(()),
-            false => Err(Failure::Reported),
+            false => Err(CommandFailure::Reported),
         }
     }
 }
 
-fn find(store: &Blocking, target: &Path) -> Result<(Found, Object), Failure> {
-    let found = Target::try_from(target)?.resolve(store, Preference::Directory)?;
+fn find(store: &Blocking, target: &Path) -> Result<(ResolvedTarget, StatObject), CommandFailure> {
+    let found = Target::try_from(target)?.resolve(store, KindPreference::Directory)?;
     let object = describe(store, &found)?;
     Ok((found, object))
 }
 
-fn describe(store: &Blocking, found: &Found) -> Result<Object, Failure> {
+fn describe(store: &Blocking, found: &ResolvedTarget) -> Result<StatObject, CommandFailure> {
     let directory = found.directory(store)?;
     let entries = directory.map(|directory| directory.len() as u64);
     let nix = match &found.root {
         Some(root) if found.is_root() => store.path_info(&root.name)?,
         _ => None,
     };
-    Ok(Object {
+    Ok(StatObject {
         path: found.path.as_bytes().into(),
         node: found.node.borrow().into(),
         entries,
@@ -112,14 +112,14 @@ fn describe(store: &Blocking, found: &Found) -> Result<Object, Failure> {
     })
 }
 
-fn describe_nix(name: &str, info: PathInfo) -> Nix {
+fn describe_nix(name: &str, info: PathInfo) -> NixFields {
     let nar = info.narinfo.unwrap_or_default();
     let deriver = nar.deriver.map(|path| {
         let hash = castore_fs::nix::encode_base32(&path.digest);
         format!("{hash}-{}.drv", path.name)
     });
     let signatures = nar.signatures.into_iter();
-    Nix {
+    NixFields {
         store_path: format!("{STORE_DIR}/{name}"),
         nar_size: nar.nar_size,
         nar_hash: format!("sha256-{}", BASE64.encode(&nar.nar_sha256)),
@@ -131,7 +131,11 @@ fn describe_nix(name: &str, info: PathInfo) -> Nix {
     }
 }
 
-fn print(found: &Found, object: &Object, output: &mut Output) -> Result<(), Failure> {
+fn print(
+    found: &ResolvedTarget,
+    object: &StatObject,
+    output: &mut Output,
+) -> Result<(), CommandFailure> {
     let mut line =
         |label: &str, value: &[u8]| output.line(&format!("{label:12}{}", Printable(value)));
     line("path", found.path.as_bytes())?;

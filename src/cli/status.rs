@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use castore_fs::castore::Printable;
 use castore_fs::fs::WarmUpCount;
-use castore_fs::service::{self, LatencyStatus, Status as Answer, StoreStatus};
+use castore_fs::service::{self, LatencyStatus, ServiceStatus as Answer, StoreStatus};
 use castore_fs::store::{EndpointState, MemberState};
-use castore_fs::transport::fuse::{FileUsers, View};
+use castore_fs::transport::fuse::{FileUsers, MountView};
 use clap::Args;
 use indicatif::HumanBytes;
 
 use super::control::ControlArguments;
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::output::Output;
 
 /// Show the status of the running service
@@ -24,7 +24,7 @@ use super::output::Output;
   castore-fs status
   castore-fs status --watch
   castore-fs status --json | jq .mounts")]
-pub(super) struct Status {
+pub(super) struct StatusCommand {
     #[command(flatten)]
     control: ControlArguments,
     /// One JSON object
@@ -35,8 +35,8 @@ pub(super) struct Status {
     watch: bool,
 }
 
-impl Status {
-    pub(super) fn run(self) -> Result<(), Failure> {
+impl StatusCommand {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         loop {
             let mut status = service::ask_status(&self.control.socket)?;
             count_image_users(&mut status);
@@ -64,8 +64,8 @@ fn count_image_users(status: &mut Answer) {
         for image in &mut mount.opened_images {
             let of_file = |inode| users.by_inode.get(inode).copied().unwrap_or_default();
             image.users = Some(match mount.view {
-                View::Image => users.processes,
-                View::Fuse => image.inode_numbers.iter().map(of_file).sum(),
+                MountView::Image => users.processes,
+                MountView::Fuse => image.inode_numbers.iter().map(of_file).sum(),
             });
         }
     }
@@ -110,7 +110,7 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
             MemberState::Up => "up",
             MemberState::Open => "failed, gets no requests for a while",
             MemberState::Slow => "slower than the others, gets no requests for a while",
-            MemberState::Liar => "SENT WRONG BYTES, avoided for a while",
+            MemberState::Corrupt => "SENT WRONG BYTES, avoided for a while",
         };
         writeln!(
             text,
@@ -119,7 +119,7 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
             member.requests,
             member.failures,
             member.hedges,
-            member.lies,
+            member.corrupt_responses,
             times(member.median_micros, member.p95_micros),
         )?;
         if let (true, Some(why)) = (member.state != MemberState::Up, &member.last_failure) {
@@ -138,15 +138,12 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
             cache.hits,
             cache.misses,
             cache.evictions,
-            cache.not_kept,
+            cache.not_stored,
             cache.repairs,
         )?;
         for (what, why) in [
-            (
-                "fetched objects are not kept at the moment",
-                &cache.degraded,
-            ),
-            ("the upstream is unreachable", &cache.far_down),
+            ("fetched objects are not kept at the moment", &cache.backoff),
+            ("the upstream is unreachable", &cache.upstream_down),
         ] {
             if let Some(why) = why {
                 writeln!(text, "  {what}: {}", Printable(why.as_bytes()))?;
@@ -160,7 +157,7 @@ fn show_warmup(warmup: &WarmUpCount, text: &mut Vec<u8>) -> io::Result<()> {
     write!(
         text,
         "  warm-up: {} roots recorded, {} profiles in progress, {} prefetched",
-        warmup.learning,
+        warmup.recording,
         warmup.fetching,
         HumanBytes(warmup.bytes)
     )?;
@@ -175,7 +172,7 @@ fn show_warmup(warmup: &WarmUpCount, text: &mut Vec<u8>) -> io::Result<()> {
         text,
         "    profiles: {} of their own, {} of similar roots, {} without; {} extents fetched, {} of \
          them read, {} recorded",
-        warmup.own, warmup.similar, warmup.none, warmup.stretches, warmup.hits, warmup.learned
+        warmup.own, warmup.similar, warmup.none, warmup.extents, warmup.hits, warmup.recorded
     )?;
     for (count, what) in [
         (warmup.failed_finds, "could not be read"),
@@ -226,7 +223,7 @@ fn shown_micros(micros: u64) -> String {
     }
 }
 
-fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
+fn show(status: &Answer, output: &mut Output) -> Result<(), CommandFailure> {
     let mut text = Vec::new();
     let (version, pid, uptime) = (&status.version, status.pid, status.uptime_seconds);
     writeln!(
@@ -250,14 +247,14 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
     for (name, mount) in &status.mounts {
         let (name, path) = (Printable(name.as_bytes()), Printable::path(&mount.path));
         let state = if mount.mounted { "on" } else { "gone from" };
-        let adopted = if mount.adopted { ", taken over" } else { "" };
+        let taken_over = if mount.taken_over { ", taken over" } else { "" };
         let view = match mount.view {
-            View::Fuse => "",
-            View::Image => ", as an image",
+            MountView::Fuse => "",
+            MountView::Image => ", as an image",
         };
         writeln!(
             text,
-            "mount {name}: {} {state} {path}{view}{adopted}",
+            "mount {name}: {} {state} {path}{view}{taken_over}",
             mount.store
         )?;
         if let Some(why) = &mount.why_no_image {
@@ -266,7 +263,7 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
         writeln!(
             text,
             "  {} cached Directories, {} bytes of Directories, {} bytes of node table",
-            mount.live_directories, mount.directory_bytes, mount.table_bytes
+            mount.cached_directories, mount.directory_bytes, mount.table_bytes
         )?;
         if let Some(open) = &mount.open {
             writeln!(
@@ -303,7 +300,7 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
         writeln!(
             text,
             "  {} cached Directories, {} bytes of Directories, {} bytes of node tables",
-            device.live_directories, device.directory_bytes, device.table_bytes
+            device.cached_directories, device.directory_bytes, device.table_bytes
         )?;
         if let Some(warmup) = &device.warmup {
             show_warmup(warmup, &mut text)?;

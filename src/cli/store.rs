@@ -9,11 +9,11 @@ use castore_fs::server::BLOCKING_THREADS;
 use castore_fs::service::Config;
 use castore_fs::service::config::Size;
 use castore_fs::store::{self, Blocking, Cache, CacheOptions, LocalStore, Store};
-use castore_fs::stores::{self, Named, Needs, OpenStores, Plan};
+use castore_fs::stores::{self, NamedStore, OpenStores, StoreNeeds, StorePlan};
 use clap::Args;
 use tokio::runtime::{self, Runtime};
 
-use super::failure::{Failure, failure, say};
+use super::failure::{CommandFailure, failure, print_error};
 
 /// The configuration that names stores, where none is given: that of the service.
 pub(super) const DEFAULT_CONFIG: &str = "/etc/castore-fs/config.toml";
@@ -60,7 +60,7 @@ pub(super) struct ConfigArguments {
     config: PathBuf,
 }
 
-/// The `--cache` of verbs that go on reading from a store.
+/// The `--cache` of verbs that continue to read from a store.
 #[derive(Debug, Args)]
 pub(super) struct CacheArguments {
     /// Keep what is read of the store in this directory, a local: store, across restarts
@@ -80,27 +80,27 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 /// A store that is not open yet.
-pub(super) struct Place {
-    named: Named,
+pub(super) struct StoreLocation {
+    named: NamedStore,
     /// Its description, also if it is used through the running service.
-    described: Plan,
+    described: StorePlan,
 }
 
 /// A store and the runtime that it waits on.
-pub(super) struct Opened {
+pub(super) struct CommandStore {
     pub(super) store: Blocking,
     /// The same store, with its description.
-    pub(super) described: stores::Opened,
+    pub(super) described: stores::OpenedStore,
     pub(super) runtime: Runtime,
     /// The caches among the stores that it is made of. A process that ends without dropping the store
     /// flushes them, so that what was read is on their disks.
     pub(super) caches: Vec<Cache>,
 }
 
-impl Opened {
+impl CommandStore {
     /// The directory of the store, if it is a local one.
-    pub(super) fn local_folder(&self) -> Option<&Path> {
-        self.described.local.as_ref().map(LocalStore::folder)
+    pub(super) fn local_dir(&self) -> Option<&Path> {
+        self.described.local.as_ref().map(LocalStore::dir)
     }
 }
 
@@ -122,34 +122,39 @@ impl StoreArguments {
     }
 
     /// Opens an existing store, to read from it.
-    pub(super) fn open(&self) -> Result<Opened, Failure> {
+    pub(super) fn open(&self) -> Result<CommandStore, CommandFailure> {
         let place = self.place()?;
         place.must_exist()?;
         place.open_or_make()
     }
 
     /// Opens the store; makes it if it does not exist.
-    pub(super) fn open_or_make(&self) -> Result<Opened, Failure> {
+    pub(super) fn open_or_make(&self) -> Result<CommandStore, CommandFailure> {
         self.place()?.open_or_make()
     }
 
-    /// Opens the store to read from it, behind the cache that `cache` describes, if it does.
-    pub(super) fn open_cached(&self, cache: &CacheArguments) -> Result<Opened, Failure> {
+    /// Opens the store to read from it, through the cache that `cache` describes, if it does.
+    pub(super) fn open_cached(
+        &self,
+        cache: &CacheArguments,
+    ) -> Result<CommandStore, CommandFailure> {
         let place = self.place()?;
         place.must_exist()?;
         match &cache.cache {
             None => place.open_or_make(),
-            Some(directory) => place.behind(directory, cache.cache_size)?.open_or_make(),
+            Some(directory) => place
+                .with_cache(directory, cache.cache_size)?
+                .open_or_make(),
         }
     }
 
     /// Another store, of the same configuration.
-    pub(super) fn other(&self, url: &str) -> Result<Place, Failure> {
+    pub(super) fn other(&self, url: &str) -> Result<StoreLocation, CommandFailure> {
         self.config.place(url)
     }
 
     /// The store of the arguments, or the default one.
-    pub(super) fn place(&self) -> Result<Place, Failure> {
+    pub(super) fn place(&self) -> Result<StoreLocation, CommandFailure> {
         let place = match &self.store {
             Some(url) => self.config.place(url),
             None => self.config.default_place(),
@@ -164,7 +169,7 @@ impl StoreArguments {
 impl ConfigArguments {
     /// The store of commands that name none: for root, and for all where a file was named, the one that
     /// the configuration file describes, if there is such a file and it describes one; else the user's own.
-    fn default_place(&self) -> Result<Place, Failure> {
+    fn default_place(&self) -> Result<StoreLocation, CommandFailure> {
         let named = self.config != Path::new(DEFAULT_CONFIG);
         if !(named || rustix::process::geteuid().is_root() && self.config.exists()) {
             return self.place(&default_url()?);
@@ -172,25 +177,25 @@ impl ConfigArguments {
         let file = self.config.display();
         let stores = load(&self.config)?.outer_stores();
         if let [store] = &stores[..] {
-            say(&format!("using store:{} of {file}", store.name));
+            print_error(&format!("using store:{} of {file}", store.name));
             return self.place(&format!("store:{}", store.name));
         }
         let url = default_url()?;
-        say(&format!(
+        print_error(&format!(
             "using {url}: {file} describes several stores, which --store store:NAME chooses from"
         ));
         self.place(&url)
     }
 
     /// The store that `url` names, which may be `store:NAME`.
-    pub(super) fn place(&self, url: &str) -> Result<Place, Failure> {
+    pub(super) fn place(&self, url: &str) -> Result<StoreLocation, CommandFailure> {
         let (named, described) = match url.strip_prefix("store:") {
             Some(name) => find(name, &self.config)?,
             None => {
-                let plan = Plan::Url(url.to_owned());
+                let plan = StorePlan::Url(url.to_owned());
                 let name = url.to_owned();
                 (
-                    Named {
+                    NamedStore {
                         name,
                         plan: plan.clone(),
                     },
@@ -198,23 +203,23 @@ impl ConfigArguments {
                 )
             }
         };
-        Ok(Place { named, described })
+        Ok(StoreLocation { named, described })
     }
 }
 
-/// Reads a configuration file; says what is wrong with it.
-fn load(file: &Path) -> Result<Config, Failure> {
+/// Reads a configuration file; returns what is wrong with it.
+fn load(file: &Path) -> Result<Config, CommandFailure> {
     Config::load(file).map_err(|problems| {
         problems
             .iter()
-            .for_each(|problem| say(&problem.to_string()));
-        Failure::Reported
+            .for_each(|problem| print_error(&problem.to_string()));
+        CommandFailure::Reported
     })
 }
 
 /// The store `name` of the configuration `file`: as the running service has it, if that is made of
 /// others and lets us; and what it is made of.
-fn find(name: &str, file: &Path) -> Result<(Named, Plan), Failure> {
+fn find(name: &str, file: &Path) -> Result<(NamedStore, StorePlan), CommandFailure> {
     let config = load(file)?;
     let named = config.plan(name).ok_or_else(|| {
         let names = config.all_stores().into_keys().collect::<Vec<_>>();
@@ -229,22 +234,22 @@ fn find(name: &str, file: &Path) -> Result<(Named, Plan), Failure> {
         return Ok((named, described));
     };
     let named = match UnixStream::connect(&socket) {
-        Ok(_) => Named {
+        Ok(_) => NamedStore {
             name: named.name,
-            plan: Plan::Url(format!("grpc+unix:{}", socket.display())),
+            plan: StorePlan::Url(format!("grpc+unix:{}", socket.display())),
         },
         Err(_) => named,
     };
     Ok((named, described))
 }
 
-impl Place {
-    /// The store behind a cache in `directory` of at most `size` bytes.
-    fn behind(self, directory: &Path, size: Option<u64>) -> Result<Self, Failure> {
-        if let Some(folder) = self.folder() {
+impl StoreLocation {
+    /// The store with a cache in `directory` of at most `size` bytes.
+    fn with_cache(self, directory: &Path, size: Option<u64>) -> Result<Self, CommandFailure> {
+        if let Some(dir) = self.dir() {
             return Err(failure(format!(
                 "{} is on this machine already: --cache is for stores that are not",
-                folder.display()
+                dir.display()
             )));
         }
         // The process may change to another directory.
@@ -260,15 +265,15 @@ impl Place {
             size,
             ..CacheOptions::default()
         };
-        let plan = Plan::Cache {
-            near: Box::new(Named {
+        let plan = StorePlan::Cache {
+            local_store: Box::new(NamedStore {
                 name: url.clone(),
-                plan: Plan::Url(url),
+                plan: StorePlan::Url(url),
             }),
-            far: Box::new(self.named),
+            upstream: Box::new(self.named),
             options,
         };
-        let named = Named {
+        let named = NamedStore {
             name: "the cache".to_owned(),
             plan: plan.clone(),
         };
@@ -276,24 +281,33 @@ impl Place {
         Ok(Self { named, described })
     }
 
+    /// Whether it is a Nix binary cache.
+    pub(super) fn is_binary_cache(&self) -> bool {
+        match &self.described {
+            StorePlan::BinaryCache { .. } => true,
+            StorePlan::Url(url) => castore_fs::binary_cache::is_url(url),
+            _ => false,
+        }
+    }
+
     /// Fails if the store would have to be made.
-    pub(super) fn must_exist(&self) -> Result<(), Failure> {
+    pub(super) fn must_exist(&self) -> Result<(), CommandFailure> {
         Ok(self.named.plan.must_exist()?)
     }
 
     /// The directory of the store, if it is a local one.
-    pub(super) fn folder(&self) -> Option<PathBuf> {
+    pub(super) fn dir(&self) -> Option<PathBuf> {
         match &self.named.plan {
-            Plan::Url(url) => store::local_folder(url).map(Path::to_owned),
+            StorePlan::Url(url) => store::local_dir(url).map(Path::to_owned),
             _ => None,
         }
     }
 
     /// Opens an existing local store.
-    pub(super) fn open_folder(&self) -> Result<LocalStore, Failure> {
+    pub(super) fn open_dir(&self) -> Result<LocalStore, CommandFailure> {
         self.must_exist()?;
         let local = match &self.named.plan {
-            Plan::Url(url) => store::open_local(url)?,
+            StorePlan::Url(url) => store::open_local(url)?,
             _ => None,
         };
         local.ok_or_else(|| {
@@ -305,14 +319,14 @@ impl Place {
     }
 
     /// Opens the store with a runtime of its own; makes it if it does not exist.
-    pub(super) fn open_or_make(self) -> Result<Opened, Failure> {
+    pub(super) fn open_or_make(self) -> Result<CommandStore, CommandFailure> {
         let runtime = runtime::Builder::new_multi_thread()
             .max_blocking_threads(BLOCKING_THREADS)
             .enable_all()
             .build()?;
         let mut caches = Vec::new();
         let described = self.open_described(&runtime, &mut caches)?;
-        Ok(Opened {
+        Ok(CommandStore {
             store: Blocking::new(described.store.clone(), runtime.handle().clone()),
             described,
             runtime,
@@ -321,7 +335,7 @@ impl Place {
     }
 
     /// Opens the store, to be used with `runtime`; makes it if it does not exist.
-    pub(super) fn open(self, runtime: &Runtime) -> Result<Arc<dyn Store>, Failure> {
+    pub(super) fn open(self, runtime: &Runtime) -> Result<Arc<dyn Store>, CommandFailure> {
         Ok(self.open_described(runtime, &mut Vec::new())?.store)
     }
 
@@ -329,13 +343,13 @@ impl Place {
         self,
         runtime: &Runtime,
         caches: &mut Vec<Cache>,
-    ) -> Result<stores::Opened, Failure> {
+    ) -> Result<stores::OpenedStore, CommandFailure> {
         let _inside = runtime.enter();
-        if let Plan::Url(url) = &self.named.plan
+        if let StorePlan::Url(url) = &self.named.plan
             && !castore_fs::binary_cache::is_url(url)
         {
             let local = store::open_local(url)?;
-            return Ok(stores::Opened {
+            return Ok(stores::OpenedStore {
                 store: match &local {
                     Some(local) => Arc::new(local.clone()),
                     None => stores::open(url)?,
@@ -344,7 +358,7 @@ impl Place {
                 local,
                 cache: None,
                 binary_caches: None,
-                without_near: false,
+                without_cache: false,
             });
         }
         let mut opened = stores::open_all(std::slice::from_ref(&self.named), &OpenStores::new())?;
@@ -354,14 +368,14 @@ impl Place {
     }
 
     /// The system resources that reading the store needs.
-    pub(super) fn needs(&self) -> Needs {
+    pub(super) fn needs(&self) -> StoreNeeds {
         self.named.plan.needs()
     }
 }
 
 /// The default directory for data.
-pub(super) fn default_folder() -> Result<PathBuf, Failure> {
-    let folder = if rustix::process::geteuid().is_root() {
+pub(super) fn default_dir() -> Result<PathBuf, CommandFailure> {
+    let dir = if rustix::process::geteuid().is_root() {
         PathBuf::from("/var/lib")
     } else {
         let set = |name| {
@@ -373,11 +387,11 @@ pub(super) fn default_folder() -> Result<PathBuf, Failure> {
             .or_else(|| Some(set("HOME")?.join(".local/share")))
             .ok_or_else(|| failure("neither XDG_DATA_HOME nor HOME is set"))?
     };
-    Ok(folder.join("castore-fs"))
+    Ok(dir.join("castore-fs"))
 }
 
-fn default_url() -> Result<String, Failure> {
-    let path = default_folder().map_err(|_| {
+fn default_url() -> Result<String, CommandFailure> {
+    let path = default_dir().map_err(|_| {
         failure(
             "there is no default store, since neither XDG_DATA_HOME nor HOME is set: \
              give one with --store local:PATH",

@@ -8,14 +8,14 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-use super::failure::{Failure, failure};
+use super::failure::{CommandFailure, failure};
 
 /// The process that started this one and expects notifications, if there is one.
 pub(super) struct Supervisor(Option<UnixDatagram>);
 
 impl Supervisor {
     /// Connects to the socket that `NOTIFY_SOCKET` names.
-    pub(super) fn connect() -> Result<Self, Failure> {
+    pub(super) fn connect() -> Result<Self, CommandFailure> {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
             return Ok(Self(None));
         };
@@ -31,7 +31,7 @@ impl Supervisor {
     }
 
     /// Sends `state`, such as `READY=1`.
-    pub(super) fn tell(&self, state: &str) {
+    pub(super) fn send_request(&self, state: &str) {
         if let Some(socket) = &self.0
             && let Err(error) = socket.send(state.as_bytes())
         {

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use castore_fs::castore::Root;
-use castore_fs::tree::{Preference, Target};
+use castore_fs::tree::{KindPreference, Target};
 use clap::Args;
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::names::{must_be_free, root_name};
 use super::store::StoreArguments;
 
@@ -18,7 +18,7 @@ use super::store::StoreArguments;
 #[command(after_help = "Example:
   castore-fs tag release tree
   castore-fs tag --replace share tree/usr/share")]
-pub(super) struct Tag {
+pub(super) struct TagCommand {
     #[command(flatten)]
     store: StoreArguments,
     /// Replace the root of this name, if there is one
@@ -30,13 +30,13 @@ pub(super) struct Tag {
     target: PathBuf,
 }
 
-impl Tag {
-    pub(super) fn run(self) -> Result<(), Failure> {
+impl TagCommand {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         let opened = self.store.open()?;
         let store = &opened.store;
         let name = root_name(&self.name)?;
         let target = Target::try_from(self.target.as_path())?;
-        let node = target.resolve(store, Preference::Directory)?.node;
+        let node = target.resolve(store, KindPreference::Directory)?.node;
         must_be_free(store, &name, &node, self.replace)?;
         let ingest = store.ingest()?;
         ingest.put_root(&Root { name, node }, None)?;

@@ -7,18 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use castore_fs::castore::Node;
 use castore_fs::store::{Blocking, LocalStore};
-use castore_fs::tree::verify::{self, Fault, Report, Why};
-use castore_fs::tree::{Preference, Target, TreePath, copy, repair};
+use castore_fs::tree::verify::{self, FaultCause, TreeFault, VerifyReport};
+use castore_fs::tree::{KindPreference, Target, TreePath, copy, repair};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
-use super::failure::{Failure, failure};
+use super::failure::{CommandFailure, failure};
 use super::interrupt::on_interrupt;
 use super::json;
 use super::output::Output;
-use super::progress::Line;
-use super::store::{Opened, StoreArguments};
+use super::progress::ProgressLine;
+use super::store::{CommandStore, StoreArguments};
 
 /// Read and hash again everything below some roots; report damage, and repair it
 ///
@@ -35,7 +35,7 @@ use super::store::{Opened, StoreArguments};
   castore-fs verify
   castore-fs verify tree/share b3:60fb70bc9273f606459a6dcfa8b10eb2064ca3cd15e4286db7a9f06843417ba8
   castore-fs verify --repair --from grpc+https://cache.example")]
-pub(super) struct Verify {
+pub(super) struct VerifyCommand {
     #[command(flatten)]
     store: StoreArguments,
     /// Repair the store, which has to be local:PATH
@@ -61,29 +61,29 @@ struct FaultObject {
     digest: String,
     fault: &'static str,
     why: String,
-    paths: Vec<json::Path>,
+    paths: Vec<json::JsonPath>,
     more_paths: u64,
 }
 
 /// A problem of the index, or a repair.
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Note {
+enum IndexNote {
     Index(String),
     Repaired(String),
     NotFetched(String),
 }
 
 #[derive(Serialize)]
-struct Sum {
+struct VerifySummary {
     directories: u64,
     blobs: u64,
     blob_bytes: u64,
     faults: u64,
 }
 
-impl Verify {
-    pub(super) fn run(self) -> Result<(), Failure> {
+impl VerifyCommand {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
         let mut output = Output::open()?;
         if self.repair {
             self.repair_files(&mut output)?;
@@ -94,7 +94,7 @@ impl Verify {
         for local in store.store().embedded() {
             for problem in local.check_index()? {
                 bad_index = true;
-                self.note(&mut output, Note::Index(problem))?;
+                self.note(&mut output, IndexNote::Index(problem))?;
             }
         }
         let stop = Arc::new(AtomicBool::new(false));
@@ -122,32 +122,35 @@ impl Verify {
         output.flush()?;
         match report.faults.is_empty() && !bad_index && all_found {
             true => Ok(()),
-            false => Err(Failure::Reported),
+            false => Err(CommandFailure::Reported),
         }
     }
 
-    fn note(&self, output: &mut Output, note: Note) -> Result<(), Failure> {
+    fn note(&self, output: &mut Output, note: IndexNote) -> Result<(), CommandFailure> {
         if self.json {
             return output.json(&note);
         }
         match note {
-            Note::Index(problem) => writeln!(output, "index: {problem}")?,
-            Note::Repaired(what) => writeln!(output, "repaired: {what}")?,
-            Note::NotFetched(why) => writeln!(output, "not fetched: {why}")?,
+            IndexNote::Index(problem) => writeln!(output, "index: {problem}")?,
+            IndexNote::Repaired(what) => writeln!(output, "repaired: {what}")?,
+            IndexNote::NotFetched(why) => writeln!(output, "not fetched: {why}")?,
         }
         Ok(())
     }
 
     /// Repairs the files that are needed to open a store.
-    fn repair_files(&self, output: &mut Output) -> Result<(), Failure> {
+    fn repair_files(&self, output: &mut Output) -> Result<(), CommandFailure> {
         let place = self.store.place()?;
-        let folder = place.folder().ok_or_else(|| {
+        let dir = place.dir().ok_or_else(|| {
             failure("only a store in a directory (--store local:PATH) can be repaired")
         })?;
         place.must_exist()?;
-        let (_, repaired) = LocalStore::repair(&folder)?;
+        let (_, repaired) = LocalStore::repair(&dir)?;
         if repaired.format {
-            self.note(output, Note::Repaired("wrote the file format".to_owned()))?;
+            self.note(
+                output,
+                IndexNote::Repaired("wrote the file format".to_owned()),
+            )?;
         }
         let Some(index) = repaired.index else {
             return Ok(());
@@ -170,22 +173,26 @@ impl Verify {
         }
         if index.names_lost {
             text += "; the names of the roots are lost, as there is no journal: import or copy them \
-                     again before the next gc, what is there already is not sent again";
+                     again before the next gc, what is there already is not sent again; if the store is served to \
+                     Nix (nix-daemon), the paths that were reported as valid are lost too, which Nix stores above \
+                     it still take for valid: once the roots are back, `nix path-info --all | xargs nix-store \
+                     --store unix:///SOCKET --check-validity --print-invalid` has all of them reported again, and \
+                     prints those that are still missing";
         }
         self.note(
             output,
-            Note::Repaired(format!("{text} (rebuilt because {})", index.why)),
+            IndexNote::Repaired(format!("{text} (rebuilt because {})", index.why)),
         )
     }
 
     /// Fetches damaged and missing objects; returns whether any came.
     fn fetch(
         &self,
-        opened: &Opened,
-        report: &Report,
+        opened: &CommandStore,
+        report: &VerifyReport,
         stop: &Arc<AtomicBool>,
         output: &mut Output,
-    ) -> Result<bool, Failure> {
+    ) -> Result<bool, CommandFailure> {
         let mut came = false;
         for (number, url) in self.from.iter().enumerate() {
             let place = self.store.other(url)?;
@@ -194,21 +201,21 @@ impl Verify {
                 place.open(&opened.runtime)?,
                 opened.runtime.handle().clone(),
             );
-            let progress = copy::Progress {
+            let progress = copy::CopyProgress {
                 stop: stop.clone(),
-                ..copy::Progress::default()
+                ..copy::CopyProgress::default()
             };
             let fetched = repair::repair(&from, &opened.store, &report.faults, &progress)?;
             came |= fetched.objects > 0;
             if fetched.objects > 0 {
                 let objects = HumanCount(fetched.objects);
                 let text = format!("fetched {objects} objects from {}", from.url());
-                self.note(output, Note::Repaired(text))?;
+                self.note(output, IndexNote::Repaired(text))?;
             }
             // What one store does not have, the next may.
             if number + 1 == self.from.len() && !came {
                 for why in fetched.failed {
-                    self.note(output, Note::NotFetched(why))?;
+                    self.note(output, IndexNote::NotFetched(why))?;
                 }
             }
         }
@@ -220,7 +227,7 @@ impl Verify {
         &self,
         store: &Blocking,
         output: &mut Output,
-    ) -> Result<(Vec<(TreePath, Node)>, bool), Failure> {
+    ) -> Result<(Vec<(TreePath, Node)>, bool), CommandFailure> {
         let mut trees = Vec::new();
         if self.targets.is_empty() {
             let roots = store.roots()?.into_iter();
@@ -229,17 +236,17 @@ impl Verify {
         let mut all_found = true;
         for target in &self.targets {
             let found = Target::try_from(target.as_path())
-                .and_then(|target| target.resolve(store, Preference::Directory));
+                .and_then(|target| target.resolve(store, KindPreference::Directory));
             match found {
                 Ok(found) => trees.push((found.path, found.node)),
                 Err(error) => {
                     all_found = false;
-                    Failure::from(error).and_go_on(output)?;
+                    CommandFailure::from(error).and_continue(output)?;
                 }
             }
         }
         if trees.is_empty() && !all_found {
-            return Err(Failure::Reported);
+            return Err(CommandFailure::Reported);
         }
         Ok((trees, all_found))
     }
@@ -249,13 +256,13 @@ fn verify(
     store: &Blocking,
     trees: &[(TreePath, Node)],
     stop: &Arc<AtomicBool>,
-) -> Result<Report, Failure> {
-    let progress = Arc::new(verify::Progress {
+) -> Result<VerifyReport, CommandFailure> {
+    let progress = Arc::new(verify::VerifyProgress {
         stop: stop.clone(),
-        ..verify::Progress::default()
+        ..verify::VerifyProgress::default()
     });
     let counted = progress.clone();
-    let line = Line::show("verifying", move || {
+    let line = ProgressLine::show("verifying", move || {
         let directories = counted.directories.load(Ordering::Relaxed);
         let blobs = counted.blobs.load(Ordering::Relaxed);
         let objects = HumanCount(directories + blobs);
@@ -267,21 +274,21 @@ fn verify(
     Ok(report)
 }
 
-fn fault_name(fault: &Fault) -> &'static str {
+fn fault_name(fault: &TreeFault) -> &'static str {
     match fault.why {
-        Why::Missing => "missing",
-        Why::Store(_) => "damaged",
-        Why::NodeSize { .. } => "wrong size",
+        FaultCause::Missing => "missing",
+        FaultCause::Store(_) => "damaged",
+        FaultCause::NodeSize { .. } => "wrong size",
     }
 }
 
-fn print(report: &Report, output: &mut Output) -> Result<(), Failure> {
+fn print(report: &VerifyReport, output: &mut Output) -> Result<(), CommandFailure> {
     for fault in &report.faults {
         for path in &fault.paths {
             let name = fault_name(fault);
             let object = format!("{name}: {path}: {} {}", fault.object, fault.digest);
             match &fault.why {
-                Why::Missing => output.line(&object)?,
+                FaultCause::Missing => output.line(&object)?,
                 why => output.line(&format!("{object}: {why}"))?,
             }
         }
@@ -314,7 +321,7 @@ fn print(report: &Report, output: &mut Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn print_json(report: &Report, output: &mut Output) -> Result<(), Failure> {
+fn print_json(report: &VerifyReport, output: &mut Output) -> Result<(), CommandFailure> {
     for fault in &report.faults {
         let paths = fault.paths.iter().map(|path| path.as_bytes().into());
         output.json(&FaultObject {
@@ -326,7 +333,7 @@ fn print_json(report: &Report, output: &mut Output) -> Result<(), Failure> {
             more_paths: fault.more_paths,
         })?;
     }
-    output.json(&Sum {
+    output.json(&VerifySummary {
         directories: report.directories,
         blobs: report.blobs,
         blob_bytes: report.blob_bytes,

@@ -1,8 +1,8 @@
-//! `castore-fs virtiofs`: a parent process that keeps the guests ([`parent`]), and a worker that
+//! `castore-fs virtiofs`: a parent process that holds the guests' connections ([`parent`]), and a worker that
 //! serves them.
 
+mod descriptors;
 mod parent;
-mod passing;
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -10,23 +10,24 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use castore_fs::fs::{Options, Owner};
+use castore_fs::fs::{FsOptions, MountRoot, NodeOwner};
 use castore_fs::sandbox;
 use castore_fs::service::{
-    Ask, Status, StoreStatus, VirtiofsStatus, listen_for_metrics, metrics_on,
+    ServiceStatus, StatusSource, StoreStatus, VirtiofsStatus, listen_for_metrics, metrics_on,
 };
 use castore_fs::store::Cache;
-use castore_fs::stores::{self, Needs};
+use castore_fs::stores::{self, StoreNeeds};
 use castore_fs::transport::virtiofs::{
-    Access, DeviceOptions, Endpoint, Left, MOST_QUEUES, ROOT_TIMEOUT, Socket, Tag,
+    DeviceOptions, DeviceTag, MOST_QUEUES, PreviousGuest, Socket, SocketAccess, VirtiofsEndpoint,
 };
 use clap::Args;
-use parent::{Given, Parent};
+use parent::{ParentChannel, ReceivedDescriptors};
 
-use super::confine::{Added, confine};
-use super::failure::{Failure, failure, say};
+use super::confine::{AdditionAccess, confine};
+use super::failure::{CommandFailure, failure, print_error};
 use super::interrupt::on_interrupt;
-use super::mount::{ListRoot, top};
+use super::mode;
+use super::mount::{ListRootArgument, mount_root, owner_id};
 use super::store::StoreArguments;
 use super::supervisor::Supervisor;
 
@@ -54,7 +55,7 @@ const ALONE: Duration = Duration::from_millis(500);
   qemu-system-x86_64 … -object memory-backend-memfd,id=mem,size=1G,share=on \\
     -numa node,memdev=mem -chardev socket,id=fs,path=/run/tree.sock \\
     -device vhost-user-fs-pci,chardev=fs,tag=tree,queue-size=1024")]
-pub(super) struct Virtiofs {
+pub(super) struct VirtiofsCommand {
     #[command(flatten)]
     store: StoreArguments,
     /// The sockets to listen on; several for several guests
@@ -70,8 +71,8 @@ pub(super) struct Virtiofs {
     socket_group: Option<String>,
     /// The tag, for front ends that read it from the device (crosvm); others have it on their
     /// command line
-    #[arg(long, value_name = "TAG", value_parser = Tag::new)]
-    tag: Option<Tag>,
+    #[arg(long, value_name = "TAG", value_parser = DeviceTag::new)]
+    tag: Option<DeviceTag>,
     /// Request queues that a front end can use, each with a worker of its own
     #[arg(
         long,
@@ -84,12 +85,12 @@ pub(super) struct Virtiofs {
     #[arg(long, value_name = "NAME|DIGEST")]
     root: Option<PathBuf>,
     #[command(flatten)]
-    listing: ListRoot,
+    listing: ListRootArgument,
     /// The owner of everything: user id
-    #[arg(long, value_name = "U", default_value_t = 0)]
+    #[arg(long, value_name = "U", default_value_t = 0, value_parser = owner_id)]
     uid: u32,
     /// The owner of everything: group id
-    #[arg(long, value_name = "G", default_value_t = 0)]
+    #[arg(long, value_name = "G", default_value_t = 0, value_parser = owner_id)]
     gid: u32,
     /// Support extended attributes: digests, as user.castore.digest and under the names of tvix and
     /// snix
@@ -105,119 +106,129 @@ pub(super) struct Virtiofs {
 
 /// Why a worker ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum WorkerEnd {
     Stopped,
     /// Its parent has died.
     Alone,
 }
 
 /// Serves the present guests until they disconnect or it is stopped.
-fn alone(endpoints: &[Arc<Endpoint>], stopped: &mpsc::Receiver<End>) {
+fn alone(endpoints: &[Arc<VirtiofsEndpoint>], stopped: &mpsc::Receiver<WorkerEnd>) {
     tracing::warn!("the parent process has died; serving the connected guests only");
-    endpoints.iter().for_each(|endpoint| endpoint.leave());
+    endpoints.iter().for_each(|endpoint| endpoint.hand_over());
     while endpoints.iter().any(|endpoint| endpoint.has_guests()) {
-        if stopped.recv_timeout(ALONE) == Ok(End::Stopped) {
+        if stopped.recv_timeout(ALONE) == Ok(WorkerEnd::Stopped) {
             return;
         }
     }
 }
 
-fn mode(text: &str) -> Result<u32, String> {
-    match u32::from_str_radix(text, 8) {
-        Ok(mode) if mode <= 0o777 => Ok(mode),
-        _ => Err("a mode is octal, 000 to 777".to_owned()),
-    }
-}
-
-impl Virtiofs {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        match Parent::of_worker()? {
-            Some((parent, given)) => self.serve(&parent, given),
-            None => self.keep(),
+impl VirtiofsCommand {
+    pub(super) fn run(self) -> Result<(), CommandFailure> {
+        match ParentChannel::of_worker()? {
+            Some((parent, received)) => self.serve(&parent, received),
+            None => self.supervise(),
         }
     }
 
     /// The work of the parent process.
-    fn keep(self) -> Result<(), Failure> {
+    fn supervise(self) -> Result<(), CommandFailure> {
         let place = self.store.place()?;
         place.must_exist()?;
         let sockets = self.sockets()?;
         let supervisor = Supervisor::connect()?;
         let own = |socket: &Socket| socket.as_fd().try_clone_to_owned();
-        let given = Given {
+        let received = ReceivedDescriptors {
             sockets: sockets.iter().map(own).collect::<Result<_, _>>()?,
             metrics: self
                 .metrics
                 .as_deref()
                 .map(listen_for_metrics)
                 .transpose()?,
-            ..Given::default()
+            ..ReceivedDescriptors::default()
         };
         if !self.no_sandbox {
             sandbox::give_up_privileges()?;
         }
-        parent::run(given, |url| {
+        parent::run(received, |url| {
             for path in &self.socket {
-                say(&format!("{url} is at {}", path.display()));
+                print_error(&format!("{url} is at {}", path.display()));
             }
-            supervisor.tell("READY=1");
+            supervisor.send_request("READY=1");
         })?;
-        supervisor.tell("STOPPING=1");
+        supervisor.send_request("STOPPING=1");
         Ok(())
     }
 
     /// The work of a worker process.
-    fn serve(self, parent: &Parent, mut given: Given) -> Result<(), Failure> {
+    fn serve(
+        self,
+        parent: &ParentChannel,
+        mut received: ReceivedDescriptors,
+    ) -> Result<(), CommandFailure> {
         let started = Instant::now();
         let place = self.store.place()?;
         // Received from the parent, and not from a guest.
-        let left: Vec<Vec<Left>> = (0..given.sockets.len())
+        let previous: Vec<Vec<PreviousGuest>> = (0..received.sockets.len())
             .map(|number| {
-                let lists = parent::of_socket(&mut given.kept, number);
-                Left::read(lists, &*parent.keeper(number))
+                let lists = parent::of_socket(&mut received.hand_over_state, number);
+                PreviousGuest::read(lists, &*parent.holder(number))
             })
             .collect();
         // Before the store and its runtime start threads.
         if !self.no_sandbox {
-            let most = Some(self.open_files(given.sockets.len()));
-            confine(with_leases(place.needs()), Added::Never, most)?;
+            let most = Some(self.open_files(received.sockets.len()));
+            confine(with_leases(place.needs()), AdditionAccess::Never, most)?;
         }
         // The configuration file can no longer be read, and need not be.
         let opened = place.open_or_make()?;
-        let options = Options {
-            top: top(&opened.store, self.root.as_deref(), self.listing.listing())?,
-            owner: Owner {
-                uid: self.uid,
-                gid: self.gid,
-            },
-            xattr: self.xattr,
-            root_timeout: ROOT_TIMEOUT,
-            ..Options::default()
+        // A worker's arguments are those of the one before.
+        let shows = format!("root {:?}", self.root);
+        let mount_root = mount_root(&opened.store, self.root.as_deref(), self.listing.listing());
+        let mount_root = mount_root.or_else(|error| {
+            match PreviousGuest::mount_root(previous.iter().flatten(), &shows) {
+                Some((digest, size)) => {
+                    if let CommandFailure::Message(why) = error {
+                        tracing::warn!(
+                            why,
+                            "still serving what the guests use: it has no name now"
+                        );
+                    }
+                    Ok(MountRoot::Directory { digest, size })
+                }
+                None => Err(error),
+            }
+        })?;
+        let owner = NodeOwner {
+            uid: self.uid,
+            gid: self.gid,
         };
+        let options = FsOptions::new(mount_root, owner).with_xattr(self.xattr);
         let device = DeviceOptions {
             tag: self.tag.clone(),
             request_queues: usize::from(self.queues),
+            shows,
         };
         let (stop, stopped) = mpsc::channel();
         let interrupted = stop.clone();
         on_interrupt(&opened.runtime, move || {
             // Fails only once this has stopped.
-            let _ = interrupted.send(End::Stopped);
+            let _ = interrupted.send(WorkerEnd::Stopped);
         })?;
         let mut endpoints = Vec::new();
-        for (number, (socket, left)) in given.sockets.into_iter().zip(left).enumerate() {
-            let endpoint = Endpoint::serve_on(
+        for (number, (socket, previous)) in received.sockets.into_iter().zip(previous).enumerate() {
+            let endpoint = VirtiofsEndpoint::serve_on(
                 opened.store.store().clone(),
-                Socket::inherited(socket)?,
+                Socket::from_descriptor(socket)?,
                 options.clone(),
                 device.clone(),
                 opened.runtime.handle().clone(),
-                Some(parent.keeper(number)),
-                left,
+                Some(parent.holder(number)),
+                previous,
             )?;
             endpoints.push(Arc::new(endpoint));
         }
-        let _metrics = match given.metrics {
+        let _metrics = match received.metrics {
             Some(socket) => {
                 let ask = self.ask(opened.described, &endpoints, started);
                 let runtime = opened.runtime.handle();
@@ -229,23 +240,28 @@ impl Virtiofs {
         let waiting = parent.clone();
         std::thread::spawn(move || {
             waiting.wait_for_death();
-            let _ = stop.send(End::Alone);
+            let _ = stop.send(WorkerEnd::Alone);
         });
         match stopped.recv() {
-            Ok(End::Alone) => alone(&endpoints, &stopped),
+            Ok(WorkerEnd::Alone) => alone(&endpoints, &stopped),
             // The channel only ends if no signal can come any more.
-            Ok(End::Stopped) | Err(_) => {}
+            Ok(WorkerEnd::Stopped) | Err(_) => {}
         }
-        endpoints.iter().for_each(|endpoint| endpoint.break_off());
+        endpoints.iter().for_each(|endpoint| endpoint.poison());
         opened.caches.iter().for_each(Cache::flush);
-        // Threads may still wait for a store that is far away, and would panic without the runtime; they
+        // Threads may still wait for an upstream, and would panic without the runtime; they
         // end with the process.
         std::mem::forget(opened.runtime);
         Ok(())
     }
 
     /// The source of the status.
-    fn ask(&self, store: stores::Opened, endpoints: &[Arc<Endpoint>], started: Instant) -> Ask {
+    fn ask(
+        &self,
+        store: stores::OpenedStore,
+        endpoints: &[Arc<VirtiofsEndpoint>],
+        started: Instant,
+    ) -> StatusSource {
         let paths = self.socket.iter().cloned().map(Some);
         let devices: Vec<_> = endpoints
             .iter()
@@ -254,7 +270,7 @@ impl Virtiofs {
             .collect();
         Arc::new(move || {
             let devices = devices.iter().enumerate();
-            Status {
+            ServiceStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
                 uptime_seconds: started.elapsed().as_secs(),
@@ -267,22 +283,22 @@ impl Virtiofs {
                         (number.to_string(), status)
                     })
                     .collect(),
-                ..Status::default()
+                ..ServiceStatus::default()
             }
         })
     }
 
     /// The sockets that systemd passes, and those to make.
-    fn sockets(&self) -> Result<Vec<Socket>, Failure> {
+    fn sockets(&self) -> Result<Vec<Socket>, CommandFailure> {
         let mut sockets = Vec::new();
         for descriptor in sd_notify::listen_fds()? {
             // SAFETY: systemd passes the ownership of the descriptor, and `listen_fds` names each
             // once.
             let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
-            sockets.push(Socket::inherited(descriptor)?);
+            sockets.push(Socket::from_descriptor(descriptor)?);
         }
         let gid = self.socket_group.as_deref().map(group).transpose()?;
-        let access = Access {
+        let access = SocketAccess {
             mode: self.socket_mode,
             gid,
         };
@@ -305,7 +321,7 @@ impl Virtiofs {
 }
 
 /// The id of a group by name or number.
-fn group(group: &str) -> Result<u32, Failure> {
+fn group(group: &str) -> Result<u32, CommandFailure> {
     if let Ok(id) = group.parse() {
         return Ok(id);
     }
@@ -320,10 +336,10 @@ fn group(group: &str) -> Result<u32, Failure> {
 }
 
 /// The additional needs for recording in local stores what guests use, where that is allowed.
-fn with_leases(mut needs: Needs) -> Needs {
-    for folder in &needs.folders {
-        let leases = folder.join("leases");
-        let is_store = folder.join("index.redb").exists();
+fn with_leases(mut needs: StoreNeeds) -> StoreNeeds {
+    for dir in &needs.dirs {
+        let leases = dir.join("leases");
+        let is_store = dir.join("index.redb").exists();
         if is_store && (leases.is_dir() || std::fs::create_dir(&leases).is_ok()) {
             needs.write.push(leases);
         }

@@ -2,7 +2,7 @@
 //!
 //! Contents are immutable and have no owner, so most of it is fixed: mtime 1 (the second that
 //! build tools agreed on), modes 0444 and 0555, one owner for all. Inode numbers are
-//! [`numbering`](super::numbering)'s.
+//! [`numbering`](super::nodes::numbering)'s.
 
 use fuse_backend_rs::abi::fuse_abi::stat64;
 
@@ -16,15 +16,31 @@ const MOST_LINKS: u64 = 65_000;
 
 /// The owner of every node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Owner {
+pub struct NodeOwner {
     /// User id.
     pub uid: u32,
     /// Group id.
     pub gid: u32,
 }
 
+/// The number that the kernel takes for "no id" (chown(2), `INVALID_UID` of its user namespaces).
+const NO_ID: u32 = u32::MAX;
+
+impl NodeOwner {
+    /// `id`, if it can be a user or group id.
+    pub fn check_id(id: u32) -> Result<u32, String> {
+        match id {
+            NO_ID => Err(format!(
+                "{NO_ID} is no user or group id, but the kernel's mark for none: give 0 to {}",
+                NO_ID - 1
+            )),
+            id => Ok(id),
+        }
+    }
+}
+
 /// The `d_type` of a node in a listing.
-pub fn file_type(node: NodeRef<'_>) -> u8 {
+pub(super) fn file_type(node: NodeRef<'_>) -> u8 {
     match node {
         NodeRef::Directory { .. } => libc::DT_DIR,
         NodeRef::File { .. } => libc::DT_REG,
@@ -33,7 +49,12 @@ pub fn file_type(node: NodeRef<'_>) -> u8 {
 }
 
 /// The attributes of a file or symlink, or of a directory with `subdirectories`.
-pub fn attributes(node: NodeRef<'_>, ino: u64, subdirectories: u32, owner: Owner) -> stat64 {
+pub(super) fn attributes(
+    node: NodeRef<'_>,
+    ino: u64,
+    subdirectories: u32,
+    owner: NodeOwner,
+) -> stat64 {
     let (mode, size, nlink) = match node {
         NodeRef::Directory { size, .. } => {
             let links = 2 + u64::from(subdirectories);

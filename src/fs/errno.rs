@@ -10,8 +10,8 @@ use crate::store::Error;
 ///
 /// `ENOENT` is never returned for a failure: it means "does not exist", and a store that failed did
 /// not answer that. There is one exception, which a mount's options can enable, for names in its
-/// root that were never seen: [`WhenUnreachable::Absent`](super::WhenUnreachable::Absent).
-pub fn errno(error: &Error) -> i32 {
+/// root that were never seen: [`WhenUnreachable::Absent`](super::UnreachableLookup::Absent).
+pub(super) fn errno(error: &Error) -> i32 {
     match error {
         Error::Timeout { .. } | Error::Undecided { late: true, .. } => libc::ETIMEDOUT,
         Error::ReadOnly { .. } => libc::EROFS,
@@ -31,7 +31,7 @@ pub fn errno(error: &Error) -> i32 {
 
 /// Whether the store's endpoint failed: it could not be reached, did not answer in time, or
 /// answered with an error. This machine's own disk is no endpoint.
-pub fn is_unreachable(error: &Error) -> bool {
+pub(super) fn is_unreachable(error: &Error) -> bool {
     matches!(
         error,
         Error::Timeout { .. } | Error::Undecided { .. } | Error::Remote { .. }
@@ -39,7 +39,7 @@ pub fn is_unreachable(error: &Error) -> bool {
 }
 
 /// The address of the endpoint that failed, for the log.
-pub fn endpoint(error: &Error) -> Option<&str> {
+pub(super) fn endpoint(error: &Error) -> Option<&str> {
     match error {
         Error::Timeout { store, .. } | Error::Remote { store, .. } => Some(store),
         _ => None,
@@ -47,7 +47,7 @@ pub fn endpoint(error: &Error) -> Option<&str> {
 }
 
 /// The digest of the damaged object, for the log.
-pub fn damaged(error: &Error) -> Option<&Digest> {
+pub(super) fn damaged(error: &Error) -> Option<&Digest> {
     match error {
         Error::Damaged { digest, .. } => Some(digest),
         _ => None,
@@ -55,11 +55,11 @@ pub fn damaged(error: &Error) -> Option<&Digest> {
 }
 
 /// The error type of a [parked](super::waiting) request, which no program gets.
-pub fn parked() -> io::Error {
+pub(super) fn parked() -> io::Error {
     io::ErrorKind::WouldBlock.into()
 }
 
 /// An errno as the error type of a FUSE request.
-pub fn failure(errno: i32) -> io::Error {
+pub(super) fn failure(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::images::MountedImage;
-use super::{CastoreFs, PageCache};
+use super::PageCache;
+use super::node_id::NodeId;
 
 /// How long pages stay at least, and half of how long they stay at most.
 const AGE: Duration = Duration::from_secs(1);
@@ -38,24 +38,24 @@ impl ImagePages {
         }
     }
 
-    fn take(&self) -> Vec<Range<u64>> {
-        std::mem::take(&mut *self.0.lock())
-    }
-}
-
-impl CastoreFs {
-    /// Drops from `pages` what was read of the data of the mounted image, until `has_ended`.
-    pub fn drop_image_pages(&self, pages: &dyn PageCache, has_ended: impl Fn() -> bool) {
-        let Some(MountedImage { node, pages: read }) = self.mounted_image() else {
-            return;
-        };
+    /// Drops from `pages` what was read of the data of the image `node`, until `has_ended`.
+    pub(super) fn drop_old(
+        &self,
+        node: NodeId,
+        pages: &dyn PageCache,
+        has_ended: impl Fn() -> bool,
+    ) {
         let mut old = Vec::new();
         while !has_ended() {
             std::thread::sleep(AGE);
-            for range in std::mem::replace(&mut old, read.take()) {
+            for range in std::mem::replace(&mut old, self.take()) {
                 pages.drop_range(node, range.start, range.end - range.start);
             }
         }
+    }
+
+    fn take(&self) -> Vec<Range<u64>> {
+        std::mem::take(&mut *self.0.lock())
     }
 }
 

@@ -11,9 +11,9 @@
 //! process finds the files again: the hand-over state lists the tree of each image.
 //!
 //! **Every path is a file of its own**, as everywhere in a mount, with its own node id and inode number
-//! ([`numbering`](super::numbering)). Images of one tree share the layout.
+//! ([`numbering`](super::nodes::numbering)). Images of one tree share the layout.
 //!
-//! **A failed fetch is repeated** for [`image_patience`](super::Options::image_patience) if an endpoint
+//! **A failed fetch is repeated** for [`image_patience`](super::FsOptions::image_patience) if an endpoint
 //! is the reason: a virtual machine that maps an image dies of a page that cannot be read. In between, no
 //! thread waits.
 //!
@@ -36,17 +36,17 @@ use serde::{Deserialize, Serialize};
 
 use super::errno::{self, failure};
 use super::image_pages::ImagePages;
-use super::node_id::{NodeId, Place};
-use super::nodes::{Ledger, Numbered};
-use super::numbering::{IMAGES_INO, Numbering, ROOT_INO};
+use super::mount_root::{MountRoot, SeenRoot};
+use super::node_id::{NodeId, NodePlace};
+use super::nodes::numbering::{IMAGES_INO, InodeNumbering, ROOT_INO};
+use super::nodes::{AssignedNumber, InodeTable};
 use super::root_lookup::RootListing;
-use super::top::{SeenRoot, Top};
-use super::waiting::{Repeat, Waiting};
-use super::{CastoreFs, FOREVER, NOT_AT_ALL, attributes, slow};
+use super::waiting::{RepeatedRead, WaitingRequests};
+use super::{CastoreFs, FOREVER, NOT_AT_ALL, PageCache, attributes, slow};
 use crate::castore::{Digest, Name, NodeRef, Printable, Root};
-use crate::image::{BLOCK, ImageLocation, ImageTop, ImageVersion};
+use crate::image::{BLOCK, ImageLocation, ImageRoot, ImageVersion};
 use crate::store::{Bounded, names_in};
-use crate::tree::{ImageFile, ImageFileError, NoTime, Waits, image_top};
+use crate::tree::{ImageFile, ImageFileError, NoTime, StoreWaiter, image_root};
 
 /// The name of the directory.
 pub(super) const DIRECTORY: &[u8] = b".images";
@@ -143,26 +143,26 @@ impl ImageClosures {
 }
 
 /// The images of a mount.
-pub(super) struct Images {
+pub(super) struct MountImages {
     closures: Arc<ImageClosures>,
-    seen: RwLock<Seen>,
+    seen: RwLock<LookedUpImages>,
     /// By the digest of what they show.
     files: Mutex<Bounded<Digest, Arc<ImageFile>>>,
-    numbering: Arc<Numbering>,
-    ledger: Option<Arc<Ledger>>,
+    numbering: Arc<InodeNumbering>,
+    inode_table: Option<Arc<InodeTable>>,
     /// What was read of the image that is mounted, if one is.
     pages: Option<ImagePages>,
 }
 
 /// The image that is mounted.
-pub(super) struct MountedImage<'a> {
-    pub(super) node: NodeId,
-    pub(super) pages: &'a ImagePages,
+struct MountedImage<'a> {
+    node: NodeId,
+    pages: &'a ImagePages,
 }
 
 /// The images that were looked up, for the life of the mount: an index names one tree.
 #[derive(Default)]
-struct Seen {
+struct LookedUpImages {
     all: Vec<SeenImage>,
     by_path: HashMap<ImagePath, u32>,
     trees: Vec<Arc<SeenTree>>,
@@ -187,7 +187,7 @@ struct SeenImage {
 
 /// What one or more images show.
 struct SeenTree {
-    top: ImageTop,
+    mount_root: ImageRoot,
     /// Bytes that were read of its images.
     read: AtomicU64,
     /// Held while its layout is made.
@@ -216,14 +216,14 @@ pub struct ImageCount {
     pub users: Option<u64>,
 }
 
-impl Seen {
-    fn push(&mut self, path: ImagePath, ino: u64, top: ImageTop) -> SeenImage {
-        let digest = top.digest();
+impl LookedUpImages {
+    fn push(&mut self, path: ImagePath, ino: u64, mount_root: ImageRoot) -> SeenImage {
+        let digest = mount_root.digest();
         let tree = match self.by_digest.get(&digest) {
             Some(tree) => tree.clone(),
             None => {
                 let tree = Arc::new(SeenTree {
-                    top,
+                    mount_root,
                     read: AtomicU64::new(0),
                     making: tokio::sync::Mutex::default(),
                 });
@@ -245,23 +245,28 @@ impl Seen {
     }
 }
 
-impl Images {
+impl MountImages {
     /// No image was looked up yet, but for those among `numbered`, in that order, which the previous
-    /// process has left in `ledger`.
+    /// process has left in `inode_table`.
     pub(super) fn new(
         closures: Arc<ImageClosures>,
-        numbered: Vec<Numbered>,
-        numbering: Arc<Numbering>,
-        ledger: Option<Arc<Ledger>>,
+        numbered: Vec<AssignedNumber>,
+        numbering: Arc<InodeNumbering>,
+        inode_table: Option<Arc<InodeTable>>,
     ) -> Self {
-        let mut seen = Seen::default();
+        let mut seen = LookedUpImages::default();
         for numbered in numbered {
-            if let Numbered::Image { ino, name, top } = numbered {
+            if let AssignedNumber::Image {
+                ino,
+                name,
+                mount_root,
+            } = numbered
+            {
                 let path = match name {
-                    Some(name) => ImagePath::Named(name, top.digest()),
+                    Some(name) => ImagePath::Named(name, mount_root.digest()),
                     None => ImagePath::OfRoot(ino),
                 };
-                seen.push(path, ino, top);
+                seen.push(path, ino, mount_root);
             }
         }
         Self {
@@ -269,7 +274,7 @@ impl Images {
             seen: RwLock::new(seen),
             files: Mutex::new(Bounded::new(LAYOUT_BYTES)),
             numbering,
-            ledger,
+            inode_table,
             pages: None,
         }
     }
@@ -281,7 +286,7 @@ impl Images {
     }
 
     /// Notes that `length` bytes at `offset` of `file` were read.
-    fn note_read(&self, tree: &SeenTree, file: &ImageFile, offset: u64, length: u64) {
+    fn record_read(&self, tree: &SeenTree, file: &ImageFile, offset: u64, length: u64) {
         tree.read.fetch_add(length, Ordering::Relaxed);
         if let Some(pages) = &self.pages {
             let data = file.layout().metadata_size().next_multiple_of(BLOCK);
@@ -292,8 +297,8 @@ impl Images {
         }
     }
 
-    /// The image at `path`, which shows `top`.
-    fn image(&self, path: ImagePath, top: ImageTop) -> SeenImage {
+    /// The image at `path`, which shows `mount_root`.
+    fn image(&self, path: ImagePath, mount_root: ImageRoot) -> SeenImage {
         if let Some(image) = self.seen.read().find(&path) {
             return image;
         }
@@ -305,10 +310,10 @@ impl Images {
             ImagePath::OfRoot(ino) => (*ino, None),
             ImagePath::Named(name, _) => (self.numbering.image(), Some(name)),
         };
-        if let Some(ledger) = &self.ledger {
-            ledger.append_image(ino, name, &top);
+        if let Some(inode_table) = &self.inode_table {
+            inode_table.append_image(ino, name, &mount_root);
         }
-        seen.push(path, ino, top)
+        seen.push(path, ino, mount_root)
     }
 
     fn get(&self, index: u32) -> Option<SeenImage> {
@@ -316,7 +321,7 @@ impl Images {
     }
 
     fn count(&self, tree: &Arc<SeenTree>) -> ImageCount {
-        let digest = tree.top.digest();
+        let digest = tree.mount_root.digest();
         let seen = self.seen.read();
         let of_tree = seen
             .all
@@ -338,7 +343,7 @@ impl Images {
     }
 }
 
-impl Waits for Waiting {
+impl StoreWaiter for WaitingRequests {
     fn wait<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         Some(self.block(work))
     }
@@ -346,17 +351,18 @@ impl Waits for Waiting {
 
 /// Waits for no longer than there is time left, in all.
 struct WithinTime<'a> {
-    waiting: &'a Waiting,
-    left: Cell<Duration>,
+    waiting: &'a WaitingRequests,
+    remaining: Cell<Duration>,
 }
 
-impl Waits for WithinTime<'_> {
+impl StoreWaiter for WithinTime<'_> {
     fn wait<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let (began, left) = (Instant::now(), self.left.get());
+        let (began, remaining) = (Instant::now(), self.remaining.get());
         // Its timer is of the runtime that polls it.
-        let waited = async { tokio::time::timeout(left, work).await.ok() };
+        let waited = async { tokio::time::timeout(remaining, work).await.ok() };
         let outcome = self.waiting.block(waited);
-        self.left.set(left.saturating_sub(began.elapsed()));
+        self.remaining
+            .set(remaining.saturating_sub(began.elapsed()));
         outcome
     }
 }
@@ -371,7 +377,7 @@ pub struct PreparedImage {
 }
 
 /// What a node id names in `.images`.
-enum Shown {
+enum ImageNode {
     Directory,
     Image(u32),
 }
@@ -381,10 +387,10 @@ pub(super) fn is_image(id: NodeId) -> bool {
     shown(id).is_some()
 }
 
-fn shown(id: NodeId) -> Option<Shown> {
+fn shown(id: NodeId) -> Option<ImageNode> {
     match id.place()? {
-        Place::Directory(SLOT) => Some(Shown::Directory),
-        Place::Entry { slot: SLOT, index } => Some(Shown::Image(index)),
+        NodePlace::Directory(SLOT) => Some(ImageNode::Directory),
+        NodePlace::Entry { slot: SLOT, index } => Some(ImageNode::Image(index)),
         _ => None,
     }
 }
@@ -409,16 +415,16 @@ impl CastoreFs {
 
     /// What is at `offset` of the image `id`, if it is known without waiting.
     pub(super) fn image_location(&self, id: NodeId, offset: u64) -> Option<ImageLocation> {
-        let (images, Shown::Image(index)) = self.shown_image(id)? else {
+        let (images, ImageNode::Image(index)) = self.shown_image(id)? else {
             return None;
         };
-        let digest = images.get(index)?.tree.top.digest();
+        let digest = images.get(index)?.tree.mount_root.digest();
         let file = images.files.lock().get(&digest)?;
         file.location(offset)
     }
 
     /// What is in `.images`, if `id` is of there and this mount has it.
-    fn shown_image(&self, id: NodeId) -> Option<(&Images, Shown)> {
+    fn shown_image(&self, id: NodeId) -> Option<(&MountImages, ImageNode)> {
         Some((self.images.as_ref()?, shown(id)?))
     }
 
@@ -437,14 +443,14 @@ impl CastoreFs {
         let Some((images, shown)) = self.shown_image(parent) else {
             return Ok(None);
         };
-        let Shown::Directory = shown else {
+        let ImageNode::Directory = shown else {
             return Err(failure(libc::ENOTDIR));
         };
         let name = name.strip_suffix(SUFFIX).ok_or(failure(libc::ENOENT))?;
-        let (path, top) = self
+        let (path, mount_root) = self
             .resolve_image(images, name)?
             .ok_or(failure(libc::ENOENT))?;
-        let image = images.image(path, top);
+        let image = images.image(path, mount_root);
         let stat = self.stat_image(images, &image)?;
         let id = NodeId::entry(SLOT, image.index);
         Ok(Some(entry(id, stat, NOT_AT_ALL)))
@@ -453,26 +459,31 @@ impl CastoreFs {
     /// Which image `name` is at this moment, and what it shows.
     fn resolve_image(
         &self,
-        images: &Images,
+        images: &MountImages,
         name: &[u8],
-    ) -> io::Result<Option<(ImagePath, ImageTop)>> {
+    ) -> io::Result<Option<(ImagePath, ImageRoot)>> {
         // What is longer cannot be found.
         let Ok(known_as) = Name::new(name) else {
             return Ok(None);
         };
-        let named = |top: ImageTop| (ImagePath::Named(known_as.clone(), top.digest()), top);
-        if let Top::Directory { digest, .. } = &self.options.top {
+        let named = |mount_root: ImageRoot| {
+            (
+                ImagePath::Named(known_as.clone(), mount_root.digest()),
+                mount_root,
+            )
+        };
+        if let MountRoot::Directory { digest, .. } = &self.options.mount_root {
             let is_it = name == digest.to_hex().as_bytes();
-            return Ok(is_it.then_some(named(ImageTop::Directory(*digest))));
+            return Ok(is_it.then_some(named(ImageRoot::Directory(*digest))));
         }
         if let Some(roots) = images.closures.get(name) {
             return Ok(self.resolve_closure(name, &roots)?.map(named));
         }
         if let Some(root) = self.find_root(name)? {
             let (_, ino) = self.roots.index(&root);
-            let top = image_top(&[root]).map_err(|_| failure(libc::EINVAL))?;
-            let path = ImagePath::OfRoot(Numbering::root_image(ino));
-            return Ok(Some((path, top)));
+            let mount_root = image_root(&[root]).map_err(|_| failure(libc::EINVAL))?;
+            let path = ImagePath::OfRoot(InodeNumbering::root_image(ino));
+            return Ok(Some((path, mount_root)));
         }
         let Some(digest) = hex_digest(name) else {
             return Ok(None);
@@ -484,11 +495,11 @@ impl CastoreFs {
             _ => false,
         };
         let found = roots.iter().any(is_it);
-        Ok(found.then_some(named(ImageTop::Directory(digest))))
+        Ok(found.then_some(named(ImageRoot::Directory(digest))))
     }
 
     /// What the closure `name` of the roots `of` shows; nothing while one of them does not exist.
-    fn resolve_closure(&self, name: &[u8], of: &ImageRoots) -> io::Result<Option<ImageTop>> {
+    fn resolve_closure(&self, name: &[u8], of: &ImageRoots) -> io::Result<Option<ImageRoot>> {
         let names = match of.names() {
             Ok(names) if !names.is_empty() => names,
             Ok(_) => {
@@ -515,8 +526,8 @@ impl CastoreFs {
             };
             roots.push(found);
         }
-        let top = ImageTop::roots(&roots).map_err(|_| failure(libc::EINVAL))?;
-        Ok(Some(top))
+        let mount_root = ImageRoot::roots(&roots).map_err(|_| failure(libc::EINVAL))?;
+        Ok(Some(mount_root))
     }
 
     /// The attributes of `id`, if it is in `.images`, and how long the kernel may cache them.
@@ -525,8 +536,8 @@ impl CastoreFs {
             return Ok(None);
         };
         Ok(Some(match shown {
-            Shown::Directory => (self.stat_images_directory()?, NOT_AT_ALL),
-            Shown::Image(index) => {
+            ImageNode::Directory => (self.stat_images_directory()?, NOT_AT_ALL),
+            ImageNode::Image(index) => {
                 let image = images.get(index).ok_or(failure(libc::ESTALE))?;
                 (self.stat_image(images, &image)?, FOREVER)
             }
@@ -548,10 +559,10 @@ impl CastoreFs {
         Ok(stat)
     }
 
-    fn stat_image(&self, images: &Images, image: &SeenImage) -> io::Result<stat64> {
+    fn stat_image(&self, images: &MountImages, image: &SeenImage) -> io::Result<stat64> {
         let size = self.image_file(images, &image.tree)?.size();
         let node = NodeRef::File {
-            digest: image.tree.top.digest(),
+            digest: image.tree.mount_root.digest(),
             size,
             executable: false,
         };
@@ -571,23 +582,24 @@ impl CastoreFs {
         &self,
         patience: Option<Duration>,
     ) -> Result<PreparedImage, ImageFileError> {
-        let (Some(images), Top::Directory { digest, .. }) = (&self.images, &self.options.top)
+        let (Some(images), MountRoot::Directory { digest, .. }) =
+            (&self.images, &self.options.mount_root)
         else {
             let why = "no directory is at the top of the mount";
             return Err(ImageFileError::TooLarge(why.to_owned()));
         };
         let name = digest.to_hex();
-        let Ok(Some((path, top))) = self.resolve_image(images, name.as_bytes()) else {
+        let Ok(Some((path, mount_root))) = self.resolve_image(images, name.as_bytes()) else {
             let why = "its name is not found";
             return Err(ImageFileError::TooLarge(why.to_owned()));
         };
-        let tree = images.image(path, top).tree;
+        let tree = images.image(path, mount_root).tree;
         let file = match patience {
             None => self.make_image_file(images, &tree, &self.waiting),
             Some(patience) => {
                 let waiter = WithinTime {
                     waiting: &self.waiting,
-                    left: Cell::new(patience),
+                    remaining: Cell::new(patience),
                 };
                 self.make_image_file(images, &tree, &waiter)
             }
@@ -600,18 +612,18 @@ impl CastoreFs {
     }
 
     /// The image of `tree` with its layout, which is made if it is not in memory.
-    fn image_file(&self, images: &Images, tree: &SeenTree) -> io::Result<Arc<ImageFile>> {
+    fn image_file(&self, images: &MountImages, tree: &SeenTree) -> io::Result<Arc<ImageFile>> {
         self.make_image_file(images, tree, &self.waiting)
-            .map_err(|error| self.image_failed(&tree.top, None, &error))
+            .map_err(|error| self.image_failed(&tree.mount_root, None, &error))
     }
 
     fn make_image_file(
         &self,
-        images: &Images,
+        images: &MountImages,
         tree: &SeenTree,
-        waiter: &impl Waits,
+        waiter: &impl StoreWaiter,
     ) -> Result<Arc<ImageFile>, ImageFileError> {
-        let digest = tree.top.digest();
+        let digest = tree.mount_root.digest();
         if let Some(file) = images.files.lock().get(&digest) {
             return Ok(file);
         }
@@ -620,36 +632,43 @@ impl CastoreFs {
             return Ok(file);
         }
         let (store, version) = (self.store.clone(), ImageVersion::default());
-        let file = ImageFile::new(store, tree.top.clone(), version, waiter)?;
+        let file = ImageFile::new(store, tree.mount_root.clone(), version, waiter)?;
         let file = Arc::new(file);
         let bytes = file.layout().resident_bytes();
         images.files.lock().insert(digest, file.clone(), bytes);
         Ok(file)
     }
 
-    /// Fills `buffer` from the image `id` at `offset` if all of that is at hand; gives the number of bytes.
-    pub fn read_image_at_hand(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Option<usize> {
-        let (images, Shown::Image(index)) = self.shown_image(id)? else {
+    /// Fills `buffer` from the image `id` at `offset` if all of that is cached; returns the number of bytes.
+    pub fn read_cached_image(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Option<usize> {
+        let (images, ImageNode::Image(index)) = self.shown_image(id)? else {
             return None;
         };
         let tree = images.get(index)?.tree;
-        let file = images.files.lock().get(&tree.top.digest())?;
-        // What fails is read again by a thread that can wait, which says why.
+        let file = images.files.lock().get(&tree.mount_root.digest())?;
+        // What fails is read again by a thread that can wait, which reports why.
         let length = file.read_at(offset, buffer, &NoTime).ok()?;
-        images.note_read(&tree, &file, offset, length as u64);
+        images.record_read(&tree, &file, offset, length as u64);
         Some(length)
     }
 
+    /// Drops from `pages` what was read of the data of the mounted image, until `has_ended`.
+    pub fn drop_image_pages(&self, pages: &dyn PageCache, has_ended: impl Fn() -> bool) {
+        if let Some(MountedImage { node, pages: read }) = self.mounted_image() {
+            read.drop_old(node, pages, has_ended);
+        }
+    }
+
     /// The image of the directory at the top, if that is mounted.
-    pub(super) fn mounted_image(&self) -> Option<MountedImage<'_>> {
+    fn mounted_image(&self) -> Option<MountedImage<'_>> {
         let images = self.images.as_ref()?;
         let pages = images.pages.as_ref()?;
-        let Top::Directory { digest, .. } = &self.options.top else {
+        let MountRoot::Directory { digest, .. } = &self.options.mount_root else {
             return None;
         };
         let name = digest.to_hex();
-        let (path, top) = self.resolve_image(images, name.as_bytes()).ok()??;
-        let image = images.image(path, top);
+        let (path, mount_root) = self.resolve_image(images, name.as_bytes()).ok()??;
+        let image = images.image(path, mount_root);
         let node = NodeId::entry(SLOT, image.index);
         Some(MountedImage { node, pages })
     }
@@ -663,7 +682,7 @@ impl CastoreFs {
         buffer: &mut [u8],
     ) -> Option<io::Result<usize>> {
         let (images, shown) = self.shown_image(id)?;
-        let Shown::Image(index) = shown else {
+        let ImageNode::Image(index) = shown else {
             return Some(Err(failure(libc::EISDIR)));
         };
         slow::reads_at(offset);
@@ -673,21 +692,21 @@ impl CastoreFs {
                 .make_image_file(images, &tree, &self.waiting)
                 .and_then(|file| {
                     let length = file.read_at(offset, buffer, &self.waiting)?;
-                    images.note_read(&tree, &file, offset, length as u64);
+                    images.record_read(&tree, &file, offset, length as u64);
                     Ok(length)
                 });
             read.map_err(|error| {
-                let file = images.files.lock().get(&tree.top.digest());
-                self.image_read_failed(&tree.top, file.as_deref(), offset, &error)
+                let file = images.files.lock().get(&tree.mount_root.digest());
+                self.image_read_failed(&tree.mount_root, file.as_deref(), offset, &error)
             })
         }))
     }
 
-    /// What the reader at `offset` of the image of `top` gets for `error`. What failed because of an
-    /// endpoint is fetched again a moment later, for [`Options::image_patience`](super::Options).
+    /// What the reader at `offset` of the image of `mount_root` gets for `error`. What failed because of an
+    /// endpoint is fetched again a moment later, for [`Options::image_patience`](super::FsOptions).
     fn image_read_failed(
         &self,
-        top: &ImageTop,
+        mount_root: &ImageRoot,
         file: Option<&ImageFile>,
         offset: u64,
         error: &ImageFileError,
@@ -697,15 +716,17 @@ impl CastoreFs {
             matches!(error, ImageFileError::Store(error) if errno::is_unreachable(error));
         let repeat = match may_pass {
             true => self.waiting.repeat(&self.store, patience),
-            false => Repeat::No,
+            false => RepeatedRead::No,
         };
         match repeat {
-            Repeat::No => return self.image_failed(top, file.map(|file| (file, offset)), error),
-            Repeat::Another => {}
-            Repeat::First => {
+            RepeatedRead::No => {
+                return self.image_failed(mount_root, file.map(|file| (file, offset)), error);
+            }
+            RepeatedRead::Another => {}
+            RepeatedRead::First => {
                 let location = file.and_then(|file| file.location(offset));
                 tracing::warn!(
-                    image = %top.digest(),
+                    image = %mount_root.digest(),
                     offset,
                     path = location.as_ref().map(|location| location.path.as_str()),
                     digest = location.as_ref().map(|location| tracing::field::display(location.digest)),
@@ -725,10 +746,10 @@ impl CastoreFs {
 
     /// What the image `id` shows, if it is one.
     pub(super) fn image_digest(&self, id: NodeId) -> Option<Digest> {
-        let (images, Shown::Image(index)) = self.shown_image(id)? else {
+        let (images, ImageNode::Image(index)) = self.shown_image(id)? else {
             return None;
         };
-        Some(images.get(index)?.tree.top.digest())
+        Some(images.get(index)?.tree.mount_root.digest())
     }
 
     /// Lists `.images`, if `id` is that, from the cookie `offset` on; returns whether it was.
@@ -741,7 +762,7 @@ impl CastoreFs {
         let Some((images, shown)) = self.shown_image(id) else {
             return Ok(false);
         };
-        let Shown::Directory = shown else {
+        let ImageNode::Directory = shown else {
             return Err(failure(libc::ENOTDIR));
         };
         let mut give = |offset: u64, name: &[u8], ino: u64, kind: u8| {
@@ -762,10 +783,10 @@ impl CastoreFs {
         // What is not a root's has its number from the image that it is now.
         let named = |name: &[u8]| -> io::Result<Option<u64>> {
             let found = self.resolve_image(images, name)?;
-            Ok(found.map(|(path, top)| images.image(path, top).ino))
+            Ok(found.map(|(path, mount_root)| images.image(path, mount_root).ino))
         };
-        match &self.options.top {
-            Top::Directory { digest, .. } => {
+        match &self.options.mount_root {
+            MountRoot::Directory { digest, .. } => {
                 let name = digest.to_hex();
                 if offset < 3
                     && let Some(ino) = named(name.as_bytes())?
@@ -774,10 +795,10 @@ impl CastoreFs {
                 }
                 return Ok(true);
             }
-            Top::Roots {
+            MountRoot::Roots {
                 list: RootListing::Nothing | RootListing::Refused,
             } => {}
-            Top::Roots {
+            MountRoot::Roots {
                 list: RootListing::All,
             } => {
                 if offset < 3 {
@@ -791,7 +812,7 @@ impl CastoreFs {
                     next = u64::from(index) + 1;
                     let name = image_name(&root.name);
                     let has_closure = images.closures.get(&root.name).is_some();
-                    let ino = Numbering::root_image(ino);
+                    let ino = InodeNumbering::root_image(ino);
                     if Name::new(&name).is_ok()
                         && !has_closure
                         && !give(next + 2, &name, ino, libc::DT_REG)?
@@ -820,18 +841,21 @@ impl CastoreFs {
         let (images, shown) = self.shown_image(id)?;
         let directory = DIRECTORY.escape_ascii();
         Some(match shown {
-            Shown::Directory => format!("/{directory}"),
-            Shown::Image(index) => match images.get(index) {
-                Some(image) => format!("/{directory}/{}.erofs", image.tree.top.digest().to_hex()),
+            ImageNode::Directory => format!("/{directory}"),
+            ImageNode::Image(index) => match images.get(index) {
+                Some(image) => format!(
+                    "/{directory}/{}.erofs",
+                    image.tree.mount_root.digest().to_hex()
+                ),
                 None => format!("/{directory}/?"),
             },
         })
     }
 
-    /// Logs that the image of `top` cannot be made, or read at an offset, and returns the errno.
+    /// Logs that the image of `mount_root` cannot be made, or read at an offset, and returns the errno.
     fn image_failed(
         &self,
-        top: &ImageTop,
+        mount_root: &ImageRoot,
         read: Option<(&ImageFile, u64)>,
         error: &ImageFileError,
     ) -> io::Error {
@@ -848,7 +872,7 @@ impl CastoreFs {
         let offset = read.map(|(_, offset)| offset);
         let location = read.and_then(|(file, offset)| file.location(offset));
         tracing::error!(
-            image = %top.digest(),
+            image = %mount_root.digest(),
             offset,
             path = location.as_ref().map(|location| location.path.as_str()),
             digest = location.as_ref().map(|location| tracing::field::display(location.digest)),

@@ -11,22 +11,22 @@ use std::collections::{HashMap, HashSet};
 use parking_lot::Mutex;
 
 use crate::castore::Node;
-use crate::store::{Lease, Store};
+use crate::store::{InUseLease, Store};
 
 /// The objects that a mount or a guest's session uses.
 #[derive(Default)]
-pub(super) struct InUse(Mutex<Held>);
+pub(super) struct ObjectsInUse(Mutex<LeasedRoots>);
 
 #[derive(Default)]
-struct Held {
-    leases: Vec<Lease>,
+struct LeasedRoots {
+    leases: Vec<InUseLease>,
     /// Roots by their index.
     roots: HashMap<u32, Node>,
     /// Roots that the store no longer has.
     gone: Vec<u32>,
 }
 
-impl InUse {
+impl ObjectsInUse {
     /// Begins to hold. `connection` is the FUSE connection of a mount.
     pub(super) fn begin(&self, store: &dyn Store, connection: Option<u64>) {
         let stores = store.embedded();
@@ -101,6 +101,6 @@ impl InUse {
     /// Releases everything.
     pub(super) fn end(&self) {
         let held = std::mem::take(&mut *self.0.lock());
-        held.leases.into_iter().for_each(Lease::end);
+        held.leases.into_iter().for_each(InUseLease::end);
     }
 }

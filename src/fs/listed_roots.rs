@@ -1,7 +1,7 @@
 //! The store's list of its root nodes, as the answer to look-ups.
 //!
 //! A mount below a Nix store gets a look-up for each name that Nix is about to create. Where the store
-//! lists its roots, a name that is not in the list is absent without a request, and no endpoint learns of
+//! lists its roots, a name that is not in the list is absent without a request, and no endpoint observes
 //! it. The list is taken when the mount begins and after each change that the store reports. Some stores
 //! report none (a Nix store path added to an object store, or to a server that has no watch): the list is
 //! taken again once it has answered and is older than [`HOLDS`], but no more than a twentieth of the time
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::CastoreFs;
-use super::waiting::Stop;
+use super::waiting::NotInPlace;
 
 /// How long a list of a store that reports no changes holds: as long as such a store's answer that there
 /// is no such name.
@@ -26,10 +26,10 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Whether the list is there.
 #[derive(Debug, Default)]
-pub(super) struct ListedRoots(Mutex<Listing>);
+pub(super) struct ListedRoots(Mutex<RootListingState>);
 
 #[derive(Clone, Copy, Debug, Default)]
-enum Listing {
+enum RootListingState {
     /// It was never asked for.
     #[default]
     None,
@@ -51,29 +51,29 @@ impl ListedRoots {
     /// Whether a name that the mount has not got from the list is absent.
     pub(super) fn answers(&self) -> bool {
         match &mut *self.0.lock() {
-            Listing::Listed { used, .. } => {
+            RootListingState::Listed { used, .. } => {
                 *used = true;
                 true
             }
-            Listing::None | Listing::Failed { .. } => false,
+            RootListingState::None | RootListingState::Failed { .. } => false,
         }
     }
 
     /// It is there: asked for at `began`, complete `now`.
     fn taken(&self, began: Instant, now: Instant) {
         let old = now + HOLDS.max((now - began) * TIMES);
-        *self.0.lock() = Listing::Listed { old, used: false };
+        *self.0.lock() = RootListingState::Listed { old, used: false };
     }
 
     fn failed(&self, now: Instant) {
-        *self.0.lock() = Listing::Failed { again: now + RETRY };
+        *self.0.lock() = RootListingState::Failed { again: now + RETRY };
     }
 
     fn is_due(&self, now: Instant) -> bool {
         match *self.0.lock() {
-            Listing::None => false,
-            Listing::Listed { old, used } => used && old <= now,
-            Listing::Failed { again } => again <= now,
+            RootListingState::None => false,
+            RootListingState::Listed { old, used } => used && old <= now,
+            RootListingState::Failed { again } => again <= now,
         }
     }
 }
@@ -86,7 +86,7 @@ impl CastoreFs {
 
     /// Takes the store's list of its root nodes, from which names are looked up then; gives what else it
     /// knows of them if it could not be taken. Blocks.
-    pub(super) fn take_list(&self) -> Result<(), Stop> {
+    pub(super) fn take_list(&self) -> Result<(), NotInPlace> {
         let began = Instant::now();
         match self.waiting.block(self.store.complete_roots()) {
             Ok(now) => {

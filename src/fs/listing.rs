@@ -10,11 +10,11 @@ use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
 
 use super::attributes;
 use super::errno::failure;
-use super::listers::LeaveOut;
-use super::node_id::{NodeId, Place};
-use super::numbering::ROOT_INO;
+use super::mount_root::{MountRoot, SeenRoot};
+use super::node_id::{NodeId, NodePlace};
+use super::nodes::numbering::ROOT_INO;
+use super::readdirplus::OmittedAttributes;
 use super::root_lookup::RootListing;
-use super::top::{SeenRoot, Top};
 use super::{CastoreFs, FOREVER, NOT_AT_ALL};
 use crate::castore::{Directory, NodeRef};
 
@@ -22,7 +22,7 @@ use crate::castore::{Directory, NodeRef};
 const DOTS: u64 = 2;
 
 /// Receives an entry with the attributes that READDIRPLUS adds; returns 0 when the reply is full.
-type Take<'a> = dyn FnMut(DirEntry<'_>, Option<Entry>) -> io::Result<usize> + 'a;
+type EntrySink<'a> = dyn FnMut(DirEntry<'_>, Option<Entry>) -> io::Result<usize> + 'a;
 
 impl CastoreFs {
     /// Lists the directory `id` from the cookie `offset` on. Entries are looked up if the thread
@@ -32,18 +32,18 @@ impl CastoreFs {
         id: NodeId,
         offset: u64,
         plus: Option<u32>,
-        take: &mut Take<'_>,
+        take: &mut EntrySink<'_>,
     ) -> io::Result<()> {
         let is_images =
             self.list_images(id, offset, &mut |listed| take(listed, Some(no_node())))?;
         if is_images {
             return Ok(());
         }
-        let Some(Place::Directory(slot)) = id.place() else {
+        let Some(NodePlace::Directory(slot)) = id.place() else {
             return Err(failure(libc::ENOTDIR));
         };
         if slot == 0
-            && let Top::Roots { list } = self.options.top
+            && let MountRoot::Roots { list } = self.options.mount_root
         {
             return match list {
                 RootListing::All => self.list_roots(offset, plus.is_some(), take),
@@ -78,7 +78,7 @@ impl CastoreFs {
             }
         }
         if plus.is_some() && first < directory.len() {
-            self.walk_ahead.listed(slot);
+            self.page_cache_push.listed(slot);
             self.walk_passes(id);
         }
         Ok(())
@@ -91,33 +91,35 @@ impl CastoreFs {
         slot: u32,
         first: usize,
         directory: &Directory,
-    ) -> LeaveOut {
+    ) -> OmittedAttributes {
         // Otherwise a cached listing would lack attributes for ever.
-        if !self.walk_ahead.is_served() {
-            return LeaveOut::Nothing;
+        if !self.page_cache_push.is_served() {
+            return OmittedAttributes::Nothing;
         }
         let leave_out = if first > 0 {
-            self.listers.goes_on(thread)
+            self.readdirplus.continues(thread)
         } else {
             let subdirectories = directory.subdirectories() as usize;
             let leaves = directory.len() - subdirectories;
-            self.listers.begins(thread, slot, leaves, subdirectories)
+            self.readdirplus
+                .begins(thread, slot, leaves, subdirectories)
         };
-        let is_bare = leave_out == LeaveOut::Leaves;
-        if first == 0 || is_bare {
-            self.nodes.set_bare(slot, is_bare);
+        let is_without_attributes = leave_out == OmittedAttributes::Leaves;
+        if first == 0 || is_without_attributes {
+            self.nodes
+                .set_without_attributes(slot, is_without_attributes);
         }
         leave_out
     }
 
     /// Notes that `thread` looks up a file or symlink in the directory in `slot`.
     pub(super) fn asks(&self, thread: u32, slot: u32) {
-        if self.listers.asks(thread, slot) && self.nodes.is_bare(slot) {
-            self.walk_ahead.relist(slot);
+        if self.readdirplus.asks(thread, slot) && self.nodes.is_without_attributes(slot) {
+            self.page_cache_push.relist(slot);
         }
     }
 
-    fn list_roots(&self, offset: u64, plus: bool, take: &mut Take<'_>) -> io::Result<()> {
+    fn list_roots(&self, offset: u64, plus: bool, take: &mut EntrySink<'_>) -> io::Result<()> {
         if offset == 0 {
             self.roots.list();
             self.refresh_roots()
@@ -150,7 +152,7 @@ impl CastoreFs {
         &self,
         listed: DirEntry<'_>,
         looked_up: Option<Entry>,
-        take: &mut Take<'_>,
+        take: &mut EntrySink<'_>,
     ) -> io::Result<bool> {
         let taken = take(listed, looked_up);
         if !matches!(taken, Ok(1..))
@@ -163,7 +165,7 @@ impl CastoreFs {
 
     /// Lists `.` and `..`, whose inode numbers are `inos`; returns whether there is room left.
     /// READDIRPLUS gives them no node: the kernel has both already.
-    fn list_dots(&self, offset: u64, inos: [u64; 2], take: &mut Take<'_>) -> io::Result<bool> {
+    fn list_dots(&self, offset: u64, inos: [u64; 2], take: &mut EntrySink<'_>) -> io::Result<bool> {
         for (index, name) in [b"." as &[u8], b".."].into_iter().enumerate() {
             let ino = inos[index];
             let offset_after = index as u64 + 1;
@@ -194,11 +196,11 @@ fn no_node() -> Entry {
 }
 
 /// Whether `node`, at `index` of its directory, is omitted.
-fn is_left_out(leave_out: LeaveOut, index: usize, node: NodeRef<'_>) -> bool {
+fn is_left_out(leave_out: OmittedAttributes, index: usize, node: NodeRef<'_>) -> bool {
     match leave_out {
-        LeaveOut::Nothing => false,
-        LeaveOut::First => index == 0,
-        LeaveOut::Leaves => !matches!(node, NodeRef::Directory { .. }),
+        OmittedAttributes::Nothing => false,
+        OmittedAttributes::First => index == 0,
+        OmittedAttributes::Leaves => !matches!(node, NodeRef::Directory { .. }),
     }
 }
 

@@ -13,7 +13,7 @@ pub struct NodeId(u64);
 
 /// What a [`NodeId`] names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum NodePlace {
     /// The directory in a slot.
     Directory(u32),
     /// The entry of the directory in `slot` that stands at `index`.
@@ -41,12 +41,12 @@ impl NodeId {
     }
 
     /// What this id names; nothing if it was never given out.
-    pub fn place(self) -> Option<Place> {
+    pub fn place(self) -> Option<NodePlace> {
         let slot = (self.0 >> 32) as u32;
         match self.0 as u32 {
             0 => None,
-            1 => Some(Place::Directory(slot)),
-            rest => Some(Place::Entry {
+            1 => Some(NodePlace::Directory(slot)),
+            rest => Some(NodePlace::Entry {
                 slot,
                 index: rest - 2,
             }),
@@ -69,8 +69,8 @@ impl From<NodeId> for u64 {
 impl fmt::Debug for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.place() {
-            Some(Place::Directory(slot)) => write!(f, "node {slot}"),
-            Some(Place::Entry { slot, index }) => write!(f, "node {slot}.{index}"),
+            Some(NodePlace::Directory(slot)) => write!(f, "node {slot}"),
+            Some(NodePlace::Entry { slot, index }) => write!(f, "node {slot}.{index}"),
             None => write!(f, "node id {:#x}", self.0),
         }
     }
@@ -86,12 +86,12 @@ mod tests {
         for slot in [0, 1, 77, u32::MAX] {
             assert_eq!(
                 NodeId::directory(slot).place(),
-                Some(Place::Directory(slot))
+                Some(NodePlace::Directory(slot))
             );
             for index in [0, 1, u32::MAX - 2] {
                 assert_eq!(
                     NodeId::entry(slot, index).place(),
-                    Some(Place::Entry { slot, index })
+                    Some(NodePlace::Entry { slot, index })
                 );
             }
         }

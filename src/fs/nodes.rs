@@ -6,7 +6,7 @@
 //! the slot goes, and with it the directory's bytes.
 //!
 //! **Nodes never share an inode**, even with equal contents: software takes two names of one inode
-//! for one file ([`numbering`](super::numbering)), and the kernel keeps one dentry per directory
+//! for one file ([`numbering`]), and the kernel keeps one dentry per directory
 //! inode, so that looking up a second directory of the same inode would move the first one away
 //! from its users.
 //!
@@ -15,7 +15,8 @@
 //! Beyond the limit, Directories that were not used since the hand of the clock last passed are
 //! dropped from their slots; they are read again when needed.
 
-mod ledger;
+mod inode_table;
+pub(super) mod numbering;
 mod table;
 
 use std::sync::Arc;
@@ -23,21 +24,23 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
 
-use super::node_id::{NodeId, Place};
-use super::numbering::{NameRange, Numbering, ROOT_INO};
+use super::node_id::{NodeId, NodePlace};
 use crate::castore::{Digest, Directory};
 
-use ledger::Kept;
-pub use ledger::{Ledger, LedgerError};
-pub(super) use ledger::{LeftOpen, Numbered, OpenFile, Registration};
-use table::{Slot, Table};
+use inode_table::SlotContent;
+pub(super) use inode_table::{
+    AssignedNumber, NameRange, OpenFile, PreviousOpenFiles, Registration,
+};
+pub use inode_table::{InodeTable, InodeTableError};
+use numbering::{InodeNumbering, ROOT_INO};
+use table::{NodeSlot, NodeTable};
 
 /// The slot of the mount root.
-const TOP: u32 = 0;
+const MOUNT_ROOT: u32 = 0;
 
 /// The directories that the kernel knows.
-pub struct Nodes {
-    table: RwLock<Table>,
+pub(super) struct Nodes {
+    table: RwLock<NodeTable>,
     /// Bytes of Directories to keep, at most.
     limit: usize,
     /// Directories to know at once, at most.
@@ -46,7 +49,7 @@ pub struct Nodes {
 
 /// What the table has about a directory.
 #[derive(Clone, Debug)]
-pub struct DirectoryNode {
+pub(super) struct DirectoryNode {
     /// Its slot.
     pub slot: u32,
     /// Its inode number.
@@ -75,27 +78,29 @@ pub struct NodeCount {
 impl Nodes {
     /// A table with only the mount root: the directory of `digest` (for a mount that shows roots,
     /// any digest: it is never read), whose inodes have the numbers that `numbering` gives. Keeps
-    /// at most `limit` bytes of Directories, and the hand-over state in `ledger`.
-    pub fn new(
+    /// at most `limit` bytes of Directories, and the hand-over state in `inode_table`.
+    pub(super) fn new(
         digest: Digest,
         size: u64,
         limit: usize,
-        numbering: Arc<Numbering>,
-        ledger: Option<Arc<Ledger>>,
+        numbering: Arc<InodeNumbering>,
+        inode_table: Option<Arc<InodeTable>>,
     ) -> Self {
-        let mut table = Table::new(ledger, numbering);
-        let top = Kept {
-            parent: TOP,
+        let mut table = NodeTable::new(inode_table, numbering);
+        let mount_root = SlotContent {
+            parent: MOUNT_ROOT,
             index: 0,
             ino: ROOT_INO,
             claim: 0,
             digest,
             size,
         };
-        let counts = table.claim(TOP, &top);
+        let counts = table.claim(MOUNT_ROOT, &mount_root);
         // The kernel never forgets the mount root.
         counts.lookups().store(1, Ordering::Relaxed);
-        table.slots.push(Some(Box::new(Slot::new(top, counts))));
+        table
+            .slots
+            .push(Some(Box::new(NodeSlot::new(mount_root, counts))));
         Self {
             table: RwLock::new(table),
             limit,
@@ -103,25 +108,27 @@ impl Nodes {
         }
     }
 
-    /// The table that the previous process left in `ledger`, and the `numbering` that it left
+    /// The table that the previous process handed over in `inode_table`, and the `numbering` that it left
     /// there.
-    pub fn adopt(
+    pub(super) fn take_over(
         digest: Digest,
         limit: usize,
-        numbering: Arc<Numbering>,
-        ledger: Arc<Ledger>,
-    ) -> Result<Self, LedgerError> {
-        let kept = ledger.slots()?;
-        let mut table = Table::new(Some(ledger), numbering);
-        match kept.first() {
-            Some((TOP, top, _)) if top.digest == digest => {}
-            _ => return Err(LedgerError::Damaged("it is another tree's")),
+        numbering: Arc<InodeNumbering>,
+        inode_table: Arc<InodeTable>,
+    ) -> Result<Self, InodeTableError> {
+        let content = inode_table.slots()?;
+        let mut table = NodeTable::new(Some(inode_table), numbering);
+        match content.first() {
+            Some((MOUNT_ROOT, mount_root, _)) if mount_root.digest == digest => {}
+            _ => return Err(InodeTableError::Damaged("it is another tree's")),
         }
-        for (slot, kept, counts) in kept {
+        for (slot, content, counts) in content {
             let skipped = table.slots.len() as u32..slot;
             table.free.extend(skipped);
             table.slots.resize_with(slot as usize, || None);
-            table.slots.push(Some(Box::new(Slot::new(kept, counts))));
+            table
+                .slots
+                .push(Some(Box::new(NodeSlot::new(content, counts))));
         }
         for slot in 1..table.slots.len() as u32 {
             let Some(node) = table.slot(slot) else {
@@ -130,7 +137,7 @@ impl Nodes {
             let (parent, index) = (node.parent, node.index);
             match table.slot_mut(parent) {
                 Some(parent) => parent.children += 1,
-                None => return Err(LedgerError::Damaged("a directory's parent is gone")),
+                None => return Err(InodeTableError::Damaged("a directory's parent is gone")),
             }
             table.index_child(slot, parent, index);
         }
@@ -147,7 +154,7 @@ impl Nodes {
     }
 
     /// What is known of the directory in `slot`.
-    pub fn directory(&self, slot: u32) -> Option<DirectoryNode> {
+    pub(super) fn directory(&self, slot: u32) -> Option<DirectoryNode> {
         let table = self.table.read();
         let node = table.slot(slot)?;
         node.used.store(true, Ordering::Relaxed);
@@ -155,39 +162,40 @@ impl Nodes {
     }
 
     /// Notes whether the cached listing of the directory in `slot` omits attributes.
-    pub fn set_bare(&self, slot: u32, is_bare: bool) {
+    pub(super) fn set_without_attributes(&self, slot: u32, is_without_attributes: bool) {
         if let Some(node) = self.table.read().slot(slot) {
-            node.is_bare.store(is_bare, Ordering::Relaxed);
+            node.is_without_attributes
+                .store(is_without_attributes, Ordering::Relaxed);
         }
     }
 
     /// Whether the cached listing of the directory in `slot` omits attributes.
-    pub fn is_bare(&self, slot: u32) -> bool {
+    pub(super) fn is_without_attributes(&self, slot: u32) -> bool {
         let table = self.table.read();
         let node = table.slot(slot);
-        node.is_some_and(|node| node.is_bare.load(Ordering::Relaxed))
+        node.is_some_and(|node| node.is_without_attributes.load(Ordering::Relaxed))
     }
 
     /// The directories whose cached listings omit attributes, among that in `slot`, those in it and
-    /// those behind it in its parent: `most` at most. They count as listed in full from now on.
-    pub fn take_bare(&self, slot: u32, most: usize) -> Vec<u32> {
+    /// those after it in its parent: `most` at most. They count as listed in full from now on.
+    pub(super) fn take_without_attributes(&self, slot: u32, most: usize) -> Vec<u32> {
         let table = self.table.read();
         let Some(node) = table.slot(slot) else {
             return Vec::new();
         };
         let inside = table.known_below(slot, 0);
-        let behind = table.known_below(node.parent, node.index + 1);
-        let is_bare = |slot: &u32| {
+        let following = table.known_below(node.parent, node.index + 1);
+        let is_without_attributes = |slot: &u32| {
             let node = table.slot(*slot);
-            node.is_some_and(|node| node.is_bare.swap(false, Ordering::Relaxed))
+            node.is_some_and(|node| node.is_without_attributes.swap(false, Ordering::Relaxed))
         };
-        let all = std::iter::once(slot).chain(inside).chain(behind);
-        all.filter(is_bare).take(most).collect()
+        let all = std::iter::once(slot).chain(inside).chain(following);
+        all.filter(is_without_attributes).take(most).collect()
     }
 
     /// Whether the kernel can know `id`: its slot is in use.
-    pub fn may_be_known(&self, id: NodeId) -> bool {
-        let Some(Place::Directory(slot) | Place::Entry { slot, .. }) = id.place() else {
+    pub(super) fn may_be_known(&self, id: NodeId) -> bool {
+        let Some(NodePlace::Directory(slot) | NodePlace::Entry { slot, .. }) = id.place() else {
             return false;
         };
         self.table.read().slot(slot).is_some()
@@ -196,7 +204,7 @@ impl Nodes {
     /// As [`directory`](Self::directory), and the slot stays that directory's until an entry of it
     /// is forgotten once. For callers that answer no request: during a request, the kernel holds
     /// the node.
-    pub fn hold(&self, slot: u32) -> Option<DirectoryNode> {
+    pub(super) fn hold(&self, slot: u32) -> Option<DirectoryNode> {
         let table = self.table.read();
         let node = table.slot(slot)?;
         node.counts.held().fetch_add(1, Ordering::Relaxed);
@@ -205,7 +213,7 @@ impl Nodes {
 
     /// Caches `directory` in `slot`; returns what is then known of it, including its entries'
     /// numbers. Nothing if there is no such slot.
-    pub fn keep(&self, slot: u32, directory: Directory) -> Option<DirectoryNode> {
+    pub(super) fn keep(&self, slot: u32, directory: Directory) -> Option<DirectoryNode> {
         let mut table = self.table.write();
         let known = table.keep(slot, directory);
         table.shrink(self.limit, slot);
@@ -213,14 +221,14 @@ impl Nodes {
     }
 
     /// The inode number of the directory that the one in `slot` is in; the mount root is in itself.
-    pub fn ino_above(&self, slot: u32) -> Option<u64> {
+    pub(super) fn ino_above(&self, slot: u32) -> Option<u64> {
         let table = self.table.read();
         let above = table.slot(slot)?.parent;
         Some(table.slot(above)?.ino)
     }
 
     /// The id of the file or symlink at `index` in the directory in `slot`, counting one lookup.
-    pub fn leaf(&self, slot: u32, index: u32) -> NodeId {
+    pub(super) fn leaf(&self, slot: u32, index: u32) -> NodeId {
         let id = NodeId::entry(slot, index);
         self.table.read().hold(id);
         id
@@ -229,7 +237,7 @@ impl Nodes {
     /// The directory at `index` in the directory in `slot`, counting one lookup. Its inode number
     /// is `ino`, and that of the first name in it `claim`, if its parent's range has numbers for
     /// it. Nothing if there are as many directories as allowed.
-    pub fn child(
+    pub(super) fn child(
         &self,
         (slot, index): (u32, u32),
         ino: u64,
@@ -248,7 +256,7 @@ impl Nodes {
         let child = match table.find_child(slot, index) {
             Some((child, _)) => child,
             None if table.slots.len() - table.free.len() >= self.most => return None,
-            None => table.add_child(Kept {
+            None => table.add_child(SlotContent {
                 parent: slot,
                 index,
                 ino,
@@ -263,42 +271,42 @@ impl Nodes {
     }
 
     /// Whether the kernel knows the root node at `index`, if that is a directory.
-    pub fn knows_root(&self, index: u32) -> bool {
-        self.table.read().find_child(TOP, index).is_some()
+    pub(super) fn knows_root(&self, index: u32) -> bool {
+        self.table.read().find_child(MOUNT_ROOT, index).is_some()
     }
 
     /// With at most `most` directories known at once.
-    pub fn bounded(mut self, most: usize) -> Self {
+    pub(super) fn bounded(mut self, most: usize) -> Self {
         self.most = most;
         self
     }
 
     /// Takes back `count` lookups of `id`.
-    pub fn forget(&self, id: NodeId, count: u64) {
+    pub(super) fn forget(&self, id: NodeId, count: u64) {
         self.forget_all([(id, count)]);
     }
 
     /// Takes back lookups of many nodes.
-    pub fn forget_all(&self, forgotten: impl IntoIterator<Item = (NodeId, u64)>) {
+    pub(super) fn forget_all(&self, forgotten: impl IntoIterator<Item = (NodeId, u64)>) {
         let mut idle = Vec::new();
         {
             let table = self.table.read();
             for (id, count) in forgotten {
                 let Some(place) = id.place() else { continue };
-                let (Place::Directory(slot) | Place::Entry { slot, .. }) = place;
+                let (NodePlace::Directory(slot) | NodePlace::Entry { slot, .. }) = place;
                 let Some(node) = table.slot(slot) else {
                     continue;
                 };
                 let counter = match place {
-                    Place::Directory(_) => node.counts.lookups(),
-                    Place::Entry { .. } => node.counts.held(),
+                    NodePlace::Directory(_) => node.counts.lookups(),
+                    NodePlace::Entry { .. } => node.counts.held(),
                 };
                 // The kernel forgets no more than it looked up; a peer that does (a hostile guest)
                 // must not wrap the counter.
                 let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
                     Some(now.saturating_sub(count))
                 });
-                if node.is_idle() && slot != TOP {
+                if node.is_idle() && slot != MOUNT_ROOT {
                     idle.push(slot);
                 }
             }
@@ -311,19 +319,19 @@ impl Nodes {
 
     /// The names that lead to `id`, from the mount root: indices of the entries, with the Directory
     /// that each is in if that is in memory. For log lines.
-    pub fn trail(&self, id: NodeId) -> Vec<(Option<Directory>, u32)> {
+    pub(super) fn trail(&self, id: NodeId) -> Vec<(Option<Directory>, u32)> {
         let table = self.table.read();
         let mut trail = Vec::new();
         let mut step = match id.place() {
-            Some(Place::Directory(slot)) => table.slot(slot).map(|node| (slot, node)),
-            Some(Place::Entry { slot, index }) => table.slot(slot).map(|node| {
+            Some(NodePlace::Directory(slot)) => table.slot(slot).map(|node| (slot, node)),
+            Some(NodePlace::Entry { slot, index }) => table.slot(slot).map(|node| {
                 trail.push((node.directory.clone(), index));
                 (slot, node)
             }),
             None => None,
         };
         while let Some((slot, node)) = step {
-            if slot == TOP {
+            if slot == MOUNT_ROOT {
                 break;
             }
             let parent = table.slot(node.parent);
@@ -338,11 +346,11 @@ impl Nodes {
     }
 
     /// The digests of the directories that contain the one in `slot`, from the mount root.
-    pub fn ancestors(&self, slot: u32) -> Vec<Digest> {
+    pub(super) fn ancestors(&self, slot: u32) -> Vec<Digest> {
         let table = self.table.read();
         let mut ancestors = Vec::new();
         let mut child = slot;
-        while child != TOP
+        while child != MOUNT_ROOT
             && let Some(node) = table.slot(child)
             && let Some(parent) = table.slot(node.parent)
         {
@@ -354,14 +362,14 @@ impl Nodes {
     }
 
     /// How many nodes there are.
-    pub fn count(&self) -> NodeCount {
+    pub(super) fn count(&self) -> NodeCount {
         let table = self.table.read();
         let directories = table.slots.len() - table.free.len();
         NodeCount {
             directories,
             directory_bytes: table.resident,
-            table_bytes: directories * size_of::<Slot>()
-                + table.slots.capacity() * size_of::<Option<Box<Slot>>>()
+            table_bytes: directories * size_of::<NodeSlot>()
+                + table.slots.capacity() * size_of::<Option<Box<NodeSlot>>>()
                 + table.free.capacity() * size_of::<u32>()
                 + table.children.allocation_size(),
         }

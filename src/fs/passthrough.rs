@@ -62,9 +62,9 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use self::table::Table;
+use self::table::PassthroughTable;
 use super::node_id::NodeId;
-use super::nodes::{Ledger, LedgerError, LeftOpen, OpenFile};
+use super::nodes::{InodeTable, InodeTableError, OpenFile, PreviousOpenFiles};
 use crate::castore::Digest;
 
 /// Registrations that are kept although no program has the file open.
@@ -75,7 +75,7 @@ const MOST_LOST: u32 = 64;
 
 /// How the bytes of files come to their readers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reads {
+pub enum ReadPath {
     /// READ requests fill the mount's page cache; every byte is verified on its way there.
     #[default]
     PageCache,
@@ -104,9 +104,9 @@ pub struct OpenRequest {
 
 /// How the kernel names an open file in RELEASE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Handle(u64);
+pub struct FileHandle(u64);
 
-impl Handle {
+impl FileHandle {
     fn new(place: u32, generation: u32) -> Self {
         Self(u64::from(generation) << 32 | u64::from(place))
     }
@@ -120,23 +120,23 @@ impl Handle {
     }
 }
 
-impl From<u64> for Handle {
+impl From<u64> for FileHandle {
     fn from(handle: u64) -> Self {
         Self(handle)
     }
 }
 
-impl From<Handle> for u64 {
-    fn from(handle: Handle) -> Self {
+impl From<FileHandle> for u64 {
+    fn from(handle: FileHandle) -> Self {
         handle.0
     }
 }
 
 /// The answer to an OPEN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Opened {
+pub struct OpenReply {
     /// The open file.
-    pub handle: Handle,
+    pub handle: FileHandle,
     /// The number of the file that backs it; without one the kernel asks with READ.
     pub backing: Option<u32>,
 }
@@ -158,57 +158,58 @@ pub struct Passthrough {
     /// Whether there is passthrough; unset until it is negotiated with the kernel.
     enabled: OnceLock<bool>,
     /// Where the next process finds it, if there can be one.
-    ledger: Option<Arc<Ledger>>,
-    table: Mutex<Table>,
+    inode_table: Option<Arc<InodeTable>>,
+    table: Mutex<PassthroughTable>,
     complained: AtomicBool,
 }
 
 impl Passthrough {
-    /// With nothing open on `device`; the next process finds the state in `ledger`.
-    pub fn new(device: Box<dyn BackingDevice>, ledger: Option<Arc<Ledger>>) -> Self {
-        Self::new_with(device, ledger, MOST_IDLE)
+    /// With nothing open on `device`; the next process finds the state in `inode_table`.
+    pub fn new(device: Box<dyn BackingDevice>, inode_table: Option<Arc<InodeTable>>) -> Self {
+        Self::new_with(device, inode_table, MOST_IDLE)
     }
 
     fn new_with(
         device: Box<dyn BackingDevice>,
-        ledger: Option<Arc<Ledger>>,
+        inode_table: Option<Arc<InodeTable>>,
         most_idle: usize,
     ) -> Self {
         Self {
             device,
             enabled: OnceLock::new(),
-            table: Mutex::new(Table::new(ledger.clone(), most_idle)),
-            ledger,
+            table: Mutex::new(PassthroughTable::new(inode_table.clone(), most_idle)),
+            inode_table,
             complained: AtomicBool::new(false),
         }
     }
 
-    /// Takes over what the previous process left in `ledger`. The kernel knows no nodes but those
+    /// Takes over what the previous process handed over in `inode_table`. The kernel knows no nodes but those
     /// for which `is_known` is true.
-    pub fn adopt(
+    pub fn take_over(
         device: Box<dyn BackingDevice>,
-        ledger: Arc<Ledger>,
+        inode_table: Arc<InodeTable>,
         is_known: impl Fn(NodeId) -> bool,
-    ) -> Result<Self, LedgerError> {
-        Self::adopt_with(device, ledger, MOST_IDLE, is_known)
+    ) -> Result<Self, InodeTableError> {
+        Self::take_over_with(device, inode_table, MOST_IDLE, is_known)
     }
 
-    fn adopt_with(
+    fn take_over_with(
         device: Box<dyn BackingDevice>,
-        ledger: Arc<Ledger>,
+        inode_table: Arc<InodeTable>,
         most_idle: usize,
         is_known: impl Fn(NodeId) -> bool,
-    ) -> Result<Self, LedgerError> {
-        let left = ledger.left_open()?;
-        if left.passthrough {
-            end_lost(&*device, &ledger, &left);
+    ) -> Result<Self, InodeTableError> {
+        let previous = inode_table.previous_open_files()?;
+        if previous.passthrough {
+            end_lost(&*device, &inode_table, &previous);
         }
-        let table = Table::adopt(ledger.clone(), most_idle, &left, is_known)?;
+        let table =
+            PassthroughTable::take_over(inode_table.clone(), most_idle, &previous, is_known)?;
         let passthrough = Self {
             device,
-            enabled: OnceLock::from(left.passthrough),
+            enabled: OnceLock::from(previous.passthrough),
             table: Mutex::new(table),
-            ledger: Some(ledger),
+            inode_table: Some(inode_table),
             complained: AtomicBool::new(false),
         };
         passthrough.end_idle(&mut passthrough.table.lock());
@@ -219,9 +220,9 @@ impl Passthrough {
     /// not.
     pub fn enable(&self) -> io::Result<()> {
         let id = self.device.probe()?;
-        if let Some(ledger) = &self.ledger {
-            ledger.settle(id);
-            ledger.settle_passthrough(true);
+        if let Some(inode_table) = &self.inode_table {
+            inode_table.settle(id);
+            inode_table.settle_passthrough(true);
         }
         let _ = self.enabled.set(true);
         Ok(())
@@ -229,8 +230,8 @@ impl Passthrough {
 
     /// Disables passthrough for good.
     pub fn disable(&self) {
-        if let Some(ledger) = &self.ledger {
-            ledger.settle_passthrough(false);
+        if let Some(inode_table) = &self.inode_table {
+            inode_table.settle_passthrough(false);
         }
         let _ = self.enabled.set(false);
     }
@@ -249,7 +250,7 @@ impl Passthrough {
         node: NodeId,
         digest: &Digest,
         find: impl FnOnce() -> Result<Option<Arc<OwnedFd>>, E>,
-    ) -> Result<Opened, E> {
+    ) -> Result<OpenReply, E> {
         let unique = request.unique;
         {
             let mut table = self.table.lock();
@@ -279,7 +280,12 @@ impl Passthrough {
 
     /// Registers `file`, which has the blob `digest`. The table stays locked, so that the owner of
     /// every registration but the last is always known.
-    fn register(&self, table: &mut Table, file: &OwnedFd, digest: &Digest) -> Option<u32> {
+    fn register(
+        &self,
+        table: &mut PassthroughTable,
+        file: &OwnedFd,
+        digest: &Digest,
+    ) -> Option<u32> {
         match self.device.register(file) {
             Ok(id) => {
                 table.register(id, digest);
@@ -299,7 +305,7 @@ impl Passthrough {
 
     /// Closes a file. Has no effect if it is not open: a RELEASE comes twice if the process that
     /// got the first one died before it answered.
-    pub fn close(&self, handle: Handle) {
+    pub fn close(&self, handle: FileHandle) {
         let mut table = self.table.lock();
         if table.close(handle) {
             self.end_idle(&mut table);
@@ -307,10 +313,10 @@ impl Passthrough {
     }
 
     /// Ends the registrations that were unused the longest, while there are too many.
-    fn end_idle(&self, table: &mut Table) {
+    fn end_idle(&self, table: &mut PassthroughTable) {
         while let Some(registration) = table.next_idle() {
-            if let Some(ledger) = &self.ledger {
-                ledger.note_ending(registration.place);
+            if let Some(inode_table) = &self.inode_table {
+                inode_table.note_ending(registration.place);
             }
             // Under the lock too: a number is given up before another is written down.
             if let Err(error) = self.device.end(registration.id) {
@@ -328,10 +334,10 @@ impl Passthrough {
 
 /// Ends the registrations that have no owner: those that were being ended, and those that were made
 /// and not written down.
-fn end_lost(device: &dyn BackingDevice, ledger: &Ledger, left: &LeftOpen) {
-    for registration in &left.ending {
+fn end_lost(device: &dyn BackingDevice, inode_table: &InodeTable, previous: &PreviousOpenFiles) {
+    for registration in &previous.ending {
         end_if_there(device, registration.id);
-        ledger.note_ended(registration.place);
+        inode_table.note_ended(registration.place);
     }
     let next = match device.probe() {
         Ok(next) => next,
@@ -340,15 +346,15 @@ fn end_lost(device: &dyn BackingDevice, ledger: &Ledger, left: &LeftOpen) {
             return;
         }
     };
-    let lost = left.settled.saturating_add(1)..next;
+    let lost = previous.settled.saturating_add(1)..next;
     if lost.len() <= MOST_LOST as usize {
         for id in lost {
-            if left.registered.iter().all(|known| known.id != id) {
+            if previous.registered.iter().all(|known| known.id != id) {
                 end_if_there(device, id);
             }
         }
     }
-    ledger.settle(next);
+    inode_table.settle(next);
 }
 
 fn end_if_there(device: &dyn BackingDevice, id: u32) {

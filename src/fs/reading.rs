@@ -11,10 +11,10 @@ use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 
 use super::CastoreFs;
 use super::errno::{self, failure};
-use super::node_id::{NodeId, Place};
-use super::passthrough::{OpenRequest, Opened, Passthrough};
-use super::waiting::{self, Brought, Stop, Wanted};
-use super::walk_ahead;
+use super::node_id::{NodeId, NodePlace};
+use super::page_cache_push;
+use super::passthrough::{OpenReply, OpenRequest, Passthrough};
+use super::waiting::{self, AwaitedObject, FetchedObject, NotInPlace};
 use crate::castore::{Digest, Node};
 use crate::store::Answer;
 
@@ -32,7 +32,7 @@ impl CastoreFs {
         if rest == 0 {
             return Ok(0);
         }
-        self.note_read(id, &digest, size, offset, rest as u64);
+        self.record_read(id, &digest, size, offset, rest as u64);
         let mut blob = BlobFile {
             fs: self,
             id,
@@ -60,12 +60,12 @@ impl CastoreFs {
         if rest == 0 {
             return Ok(0);
         }
-        self.note_read(id, &digest, size, offset, rest as u64);
+        self.record_read(id, &digest, size, offset, rest as u64);
         self.read_blob(id, &digest, size, offset, &mut buffer[..rest])
     }
 
     /// Notes a read, once. Small files that are read from their start may be part of a walk.
-    fn note_read(&self, id: NodeId, digest: &Digest, size: u64, offset: u64, length: u64) {
+    fn record_read(&self, id: NodeId, digest: &Digest, size: u64, offset: u64, length: u64) {
         if waiting::has_waited_for_bytes() {
             return;
         }
@@ -74,10 +74,10 @@ impl CastoreFs {
             self.walk_passes(id);
         }
         if offset == 0
-            && size <= walk_ahead::SMALL
-            && let Some(Place::Entry { slot, index }) = id.place()
+            && size <= page_cache_push::SMALL
+            && let Some(NodePlace::Entry { slot, index }) = id.place()
         {
-            self.walk_ahead.read(slot, index);
+            self.page_cache_push.read(slot, index);
         }
     }
 
@@ -88,7 +88,7 @@ impl CastoreFs {
         request: OpenRequest,
         id: NodeId,
         flags: u32,
-    ) -> io::Result<Opened> {
+    ) -> io::Result<OpenReply> {
         if flags as i32 & libc::O_ACCMODE != libc::O_RDONLY {
             return Err(failure(libc::EROFS));
         }
@@ -112,11 +112,11 @@ impl CastoreFs {
     /// The digest and size of the file `id`.
     fn file(&self, id: NodeId) -> io::Result<(Digest, u64)> {
         match id.place() {
-            Some(Place::Entry { slot, index }) => match self.entry(slot, index)?.node {
+            Some(NodePlace::Entry { slot, index }) => match self.entry(slot, index)?.node {
                 Node::File { digest, size, .. } => Ok((digest, size)),
                 _ => Err(failure(libc::EINVAL)),
             },
-            Some(Place::Directory(_)) => Err(failure(libc::EISDIR)),
+            Some(NodePlace::Directory(_)) => Err(failure(libc::EISDIR)),
             None => Err(failure(libc::ESTALE)),
         }
     }
@@ -137,21 +137,21 @@ impl CastoreFs {
                 if offset == 0 && !waiting::has_waited_for_bytes() {
                     self.walk_waits(id);
                 }
-                let bytes = Wanted::Bytes {
+                let bytes = AwaitedObject::Bytes {
                     digest: *digest,
                     size,
                     offset,
                     length: buffer.len(),
                 };
                 match self.waiting.wait(&self.store, bytes) {
-                    Ok(Brought::Bytes(Some(bytes))) => {
+                    Ok(FetchedObject::Bytes(Some(bytes))) => {
                         let length = bytes.len().min(buffer.len());
                         buffer[..length].copy_from_slice(&bytes[..length]);
                         Ok(Some(length))
                     }
                     Ok(_) => Ok(None),
-                    Err(Stop::Failed(error)) => Err(error),
-                    Err(Stop::Parked) => return Err(errno::parked()),
+                    Err(NotInPlace::Failed(error)) => Err(error),
+                    Err(NotInPlace::Parked) => return Err(errno::parked()),
                 }
             }
             Err(error) => Err(error),

@@ -11,7 +11,7 @@ use fuse_backend_rs::api::filesystem::{
 };
 
 use super::errno::failure;
-use super::node_id::{NodeId, Place};
+use super::node_id::{NodeId, NodePlace};
 use super::{CastoreFs, FOREVER};
 use crate::castore::NodeRef;
 
@@ -58,7 +58,7 @@ impl FileSystem for CastoreFs {
     }
 
     fn lookup(&self, context: &Context, parent: NodeId, name: &CStr) -> io::Result<Entry> {
-        let Some(Place::Directory(slot)) = parent.place() else {
+        let Some(NodePlace::Directory(slot)) = parent.place() else {
             return Err(failure(libc::ENOTDIR));
         };
         check_length(name)?;
@@ -78,7 +78,7 @@ impl FileSystem for CastoreFs {
                 // The root was removed before it was held, and may have been collected.
                 return Err(failure(libc::ENOENT));
             }
-            self.touch_root(index);
+            self.record_root_access(index);
             let timeout = self.options.root_timeout;
             return self.look_up((slot, index), ino, || 0, root.node.borrow(), timeout);
         }
@@ -119,7 +119,7 @@ impl FileSystem for CastoreFs {
     }
 
     fn readlink(&self, _: &Context, id: NodeId) -> io::Result<Vec<u8>> {
-        let Some(Place::Entry { slot, index }) = id.place() else {
+        let Some(NodePlace::Entry { slot, index }) = id.place() else {
             return Err(failure(libc::EINVAL));
         };
         match self.entry(slot, index)?.node {

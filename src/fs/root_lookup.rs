@@ -5,7 +5,7 @@
 //! that fails is an error. A mount below the machine's own Nix store, as the lower layer of an
 //! overlay, gets a lookup for every name that Nix is about to create. It requests only names that
 //! can be store paths ([`RootNames::StorePaths`]), and an endpoint that is down, slow or silent
-//! hides names that were never seen instead of failing Nix ([`WhenUnreachable::Absent`]). Where the
+//! hides names that were never seen instead of failing Nix ([`UnreachableLookup::Absent`]). Where the
 //! store lists its roots, names are looked up in that list ([`listed_roots`](super::listed_roots)).
 
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::CastoreFs;
 use super::errno::{self, failure};
-use super::waiting::{self, Brought, Stop, Wanted};
+use super::waiting::{self, AwaitedObject, FetchedObject, NotInPlace};
 use crate::castore::{Printable, Root};
 use crate::nix;
 use crate::store::Answer;
@@ -52,11 +52,11 @@ pub enum RootNames {
 
 /// What a lookup of a root returns while the store cannot be reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WhenUnreachable {
+pub enum UnreachableLookup {
     /// EIO, or ETIMEDOUT: the store did not answer that there is no such name.
     #[default]
     Error,
-    /// ENOENT for a name that was never seen; for a known name, as [`WhenUnreachable::Error`].
+    /// ENOENT for a name that was never seen; for a known name, as [`UnreachableLookup::Error`].
     Absent,
 }
 
@@ -73,9 +73,9 @@ impl RootNames {
 
 /// Until when unknown names are absent without a request ([`PAUSE`]).
 #[derive(Debug, Default)]
-pub(super) struct Pause(Mutex<Option<Instant>>);
+pub(super) struct RootLookupPause(Mutex<Option<Instant>>);
 
-impl Pause {
+impl RootLookupPause {
     /// Whether a request may be made now. When the pause is over, one request may, and the others
     /// stay paused for as long as that one may take.
     fn allows_request(&self, now: Instant) -> bool {
@@ -106,7 +106,7 @@ impl CastoreFs {
             return Ok(None);
         }
         let only_reported = self.options.root_names == RootNames::ValidPaths;
-        let hides = self.options.when_unreachable == WhenUnreachable::Absent;
+        let hides = self.options.when_unreachable == UnreachableLookup::Absent;
         let root = match hides && !self.roots.has(name) {
             _ if only_reported && !self.was_reported(name)? => return Ok(None),
             true if !self.was_reported(name)? => self.find_unknown_root(name),
@@ -121,8 +121,8 @@ impl CastoreFs {
         }
         root.map_err(|stop| {
             let error = match stop {
-                Stop::Parked => return errno::parked(),
-                Stop::Failed(error) => error,
+                NotInPlace::Parked => return errno::parked(),
+                NotInPlace::Failed(error) => error,
             };
             let errno = errno::errno(&error);
             tracing::error!(
@@ -152,9 +152,13 @@ impl CastoreFs {
         Ok(false)
     }
 
-    /// Looks the root up in the store. A request takes no longer than `patience` says, and may
+    /// Looks the root up in the store. A request takes no longer than `patience`, and may
     /// begin a pause.
-    fn ask_for_root(&self, name: &[u8], patience: Option<Duration>) -> Result<Option<Root>, Stop> {
+    fn ask_for_root(
+        &self,
+        name: &[u8],
+        patience: Option<Duration>,
+    ) -> Result<Option<Root>, NotInPlace> {
         match self.store.root_now(name)? {
             Answer::Found(root) => return Ok(Some(root)),
             Answer::Absent => return Ok(None),
@@ -166,7 +170,7 @@ impl CastoreFs {
         {
             return Ok(None);
         }
-        let wanted = Wanted::Root {
+        let wanted = AwaitedObject::Root {
             name: name.to_vec(),
             patience,
         };
@@ -175,7 +179,7 @@ impl CastoreFs {
         if asks_now && !self.pause.allows_request(Instant::now()) {
             return Ok(None);
         }
-        let Brought::Root(root) = self.waiting.wait(&self.store, wanted)? else {
+        let FetchedObject::Root(root) = self.waiting.wait(&self.store, wanted)? else {
             return Ok(None);
         };
         if patience.is_some() {
@@ -185,9 +189,9 @@ impl CastoreFs {
     }
 
     /// A root of a name that was never seen: absent while the store cannot be reached.
-    fn find_unknown_root(&self, name: &[u8]) -> Result<Option<Root>, Stop> {
+    fn find_unknown_root(&self, name: &[u8]) -> Result<Option<Root>, NotInPlace> {
         match self.ask_for_root(name, Some(PATIENCE)) {
-            Err(Stop::Failed(error)) if errno::is_unreachable(&error) => {
+            Err(NotInPlace::Failed(error)) if errno::is_unreachable(&error) => {
                 self.pause.begin(Instant::now());
                 tracing::warn!(
                     path = %Printable(name), endpoint = errno::endpoint(&error), %error,
@@ -206,7 +210,7 @@ mod tests {
 
     #[test]
     fn after_a_failure_one_request_at_a_time_tries_again() {
-        let pause = Pause::default();
+        let pause = RootLookupPause::default();
         let start = Instant::now();
         assert!(pause.allows_request(start) && pause.allows_request(start));
         pause.begin(start);

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use tracing::Span;
 use tracing::field::{Empty, display};
 
-use super::node_id::Place;
-use super::{CastoreFs, NodeId, Parked, Paused, parkable};
+use super::node_id::NodePlace;
+use super::{CastoreFs, NodeId, ParkedState, ParkedWait, parkable};
 use crate::castore::{Digest, NodeRef, effort};
 use crate::spans;
 
@@ -56,7 +56,7 @@ fn request_span(began: Instant) -> Span {
 }
 
 /// Where the time of a request went.
-struct Parts {
+struct TimeSpent {
     total: Duration,
     waited: Duration,
     hashed: Duration,
@@ -64,7 +64,7 @@ struct Parts {
 
 /// What to report about a request, until it is answered.
 #[derive(Debug, Default)]
-pub(super) struct Story {
+pub(super) struct RequestStory {
     /// When its answer began, if times are wanted.
     began: Option<Instant>,
     waited: Duration,
@@ -72,7 +72,7 @@ pub(super) struct Story {
     span: Option<Span>,
 }
 
-impl Story {
+impl RequestStory {
     /// Notes that the request has waited for `long`.
     pub(super) fn waited(&mut self, long: Duration) {
         self.waited += long;
@@ -87,15 +87,15 @@ pub(super) fn reads_at(offset: u64) {
 impl CastoreFs {
     /// Does `work`, which answers a request for `node` of which `paused` is the state; returns also
     /// what it waits for if it was [parked](parkable). If it takes longer than
-    /// [`Options::slow_requests`](super::Options), its times are logged, and `kind` names the
+    /// [`FsOptions::slow_requests`](super::FsOptions), its times are logged, and `kind` names the
     /// request.
     pub fn answering<T>(
         &self,
-        paused: &mut Paused,
+        paused: &mut ParkedState,
         kind: impl FnOnce() -> &'static str,
         node: u64,
         work: impl FnOnce() -> T,
-    ) -> (T, Option<Parked>) {
+    ) -> (T, Option<ParkedWait>) {
         let threshold = self.options.slow_requests;
         if threshold.is_none() && !spans::wanted() {
             return parkable(paused, work);
@@ -120,29 +120,29 @@ impl CastoreFs {
             made => made.unwrap_or_else(Span::none),
         };
         if slow || !span.is_none() {
-            let parts = Parts {
+            let parts = TimeSpent {
                 total,
                 waited: story.waited,
                 hashed: story.hashed,
             };
-            self.tell(kind(), node, &parts, slow, &span);
+            self.report(kind(), node, &parts, slow, &span);
         }
         (outcome, None)
     }
 
-    fn tell(&self, request: &str, node: u64, parts: &Parts, slow: bool, span: &Span) {
-        let Parts {
+    fn report(&self, request: &str, node: u64, parts: &TimeSpent, slow: bool, span: &Span) {
+        let TimeSpent {
             total,
             waited,
             hashed,
         } = *parts;
         let id = NodeId::from(node);
         let digest = match id.place() {
-            Some(Place::Directory(slot)) => self.nodes.directory(slot).map(|node| node.digest),
-            _ => self.file_at_hand(id),
+            Some(NodePlace::Directory(slot)) => self.nodes.directory(slot).map(|node| node.digest),
+            _ => self.cached_file(id),
         };
         let endpoint = (!waited.is_zero()).then(|| self.store.url());
-        let at_hand = total.saturating_sub(waited).saturating_sub(hashed);
+        let cached = total.saturating_sub(waited).saturating_sub(hashed);
         let millis = |span: Duration| span.as_micros() as f64 / 1000.0;
         let mut path = self.path(id);
         let location = READS_AT.get().and_then(|at| self.image_location(id, at));
@@ -158,7 +158,7 @@ impl CastoreFs {
                 .record("total_ms", millis(total))
                 .record("endpoint_ms", millis(waited))
                 .record("verify_ms", millis(hashed))
-                .record("cache_ms", millis(at_hand));
+                .record("cache_ms", millis(cached));
         }
         if !slow {
             return;
@@ -172,14 +172,14 @@ impl CastoreFs {
             total_ms = millis(total),
             endpoint_ms = millis(waited),
             verify_ms = millis(hashed),
-            cache_ms = millis(at_hand),
+            cache_ms = millis(cached),
             "a slow request"
         );
     }
 
     /// The digest of the file `id`, if its Directory is in memory: a report must not cause a fetch.
-    fn file_at_hand(&self, id: NodeId) -> Option<Digest> {
-        let Some(Place::Entry { slot, index }) = id.place() else {
+    fn cached_file(&self, id: NodeId) -> Option<Digest> {
+        let Some(NodePlace::Entry { slot, index }) = id.place() else {
             return None;
         };
         let directory = self.nodes.directory(slot)?.directory?;
@@ -205,21 +205,21 @@ mod tests {
 
     use super::*;
     use crate::castore::{Directory, Name, Node, Root};
-    use crate::fs::{Options, Waiting};
+    use crate::fs::{FsOptions, WaitingRequests};
     use crate::store::{MemoryStore, Store};
 
     /// The fields of the last event.
     #[derive(Clone, Default)]
-    struct Last(Arc<Mutex<BTreeMap<String, String>>>);
+    struct LastEvent(Arc<Mutex<BTreeMap<String, String>>>);
 
-    impl<S: tracing::Subscriber> Layer<S> for Last {
+    impl<S: tracing::Subscriber> Layer<S> for LastEvent {
         fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
             self.0.lock().clear();
             event.record(&mut &*self);
         }
     }
 
-    impl Visit for &Last {
+    impl Visit for &LastEvent {
         fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
             let value = format!("{value:?}");
             self.0.lock().insert(field.name().to_owned(), value);
@@ -227,13 +227,13 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_read_of_an_image_names_the_file_behind_the_offset() {
+    fn a_slow_read_of_an_image_names_the_file_at_the_offset() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let waiting = Waiting::new(runtime.handle().clone());
-        let options = Options {
+        let waiting = WaitingRequests::new(runtime.handle().clone());
+        let options = FsOptions {
             slow_requests: Some(Duration::from_millis(30)),
             images: Some(Arc::default()),
-            ..Options::default()
+            ..FsOptions::default()
         };
         let store = MemoryStore::default();
         let node = Node::File {
@@ -243,16 +243,16 @@ mod tests {
         };
         let name = |text: &str| Name::new(text.as_bytes()).unwrap();
         let below = Directory::from_entries(vec![(name("file"), node)]).unwrap();
-        let top = Directory::from_entries(vec![(name("below"), below.node())]).unwrap();
+        let mount_root = Directory::from_entries(vec![(name("below"), below.node())]).unwrap();
         let ingest = store.ingest().unwrap();
         ingest
             .put_blobs(&[(Digest::of(b"content"), b"content")])
             .unwrap();
         ingest.put_directory(&below).unwrap();
-        ingest.put_directory(&top).unwrap();
+        ingest.put_directory(&mount_root).unwrap();
         let root = Root {
             name: name("tree"),
-            node: top.node(),
+            node: mount_root.node(),
         };
         ingest.put_root(&root, None).unwrap();
         ingest.commit().unwrap();
@@ -261,16 +261,16 @@ mod tests {
         let images = fs.lookup(&context, NodeId::ROOT, c".images").unwrap();
         let image = fs.lookup(&context, images.inode.into(), c"tree.erofs");
         let image = image.unwrap().inode;
-        let last = Last::default();
+        let last = LastEvent::default();
         let subscriber = tracing_subscriber::registry().with(last.clone());
         tracing::subscriber::with_default(subscriber, || {
             let mut buffer = [0; 7];
             fs.answering(
-                &mut Paused::default(),
+                &mut ParkedState::default(),
                 || "READ",
                 image,
                 || {
-                    // Behind a block of metadata.
+                    // After a block of metadata.
                     fs.read_into(image.into(), 4096, &mut buffer).unwrap();
                     std::thread::sleep(Duration::from_millis(40));
                 },
@@ -278,7 +278,7 @@ mod tests {
             assert_eq!(&buffer, b"content");
         });
         let logged = last.0.lock();
-        let hex = top.digest().to_hex();
+        let hex = mount_root.digest().to_hex();
         assert_eq!(logged["path"], format!("/.images/{hex}.erofs: /below/file"));
         assert_eq!(logged["digest"], Digest::of(b"content").to_string());
         let counted = &fs.image_counts()[0];
@@ -292,20 +292,20 @@ mod tests {
     #[test]
     fn a_slow_request_logs_where_its_time_went_and_a_fast_one_nothing() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let waiting = Waiting::new(runtime.handle().clone());
-        let options = Options {
+        let waiting = WaitingRequests::new(runtime.handle().clone());
+        let options = FsOptions {
             slow_requests: Some(Duration::from_millis(30)),
-            ..Options::default()
+            ..FsOptions::default()
         };
         let store = Arc::new(MemoryStore::default());
         let fs = CastoreFs::new(store, options, waiting, None);
-        let last = Last::default();
+        let last = LastEvent::default();
         let subscriber = tracing_subscriber::registry().with(last.clone());
         let bytes = vec![1; 1 << 20];
         tracing::subscriber::with_default(subscriber, || {
-            fs.answering(&mut Paused::default(), || "READ", 1, || ());
+            fs.answering(&mut ParkedState::default(), || "READ", 1, || ());
             assert!(last.0.lock().is_empty());
-            let mut paused = Paused::default();
+            let mut paused = ParkedState::default();
             paused.story.began = Some(Instant::now());
             std::thread::sleep(Duration::from_millis(40));
             paused.story.waited(Duration::from_millis(40));

@@ -6,11 +6,11 @@
 //!
 //! **Mechanism.** Nearly every request is answered in place. A request that needs something remote
 //! is **parked**: the transport frees its thread, waits for the missing object
-//! ([`Parked::arrival`]) among any number of others on an async runtime, and then answers the
-//! request again from the start. What it has waited for is kept in its [`Paused`] state, and this
+//! ([`ParkedWait::arrival`]) among any number of others on an async runtime, and then answers the
+//! request again from the start. What it has waited for is kept in its [`ParkedState`], and this
 //! time found there.
 //!
-//! **Invariants.** An answer that parks has no effect besides what it stores in `Paused`, so it can
+//! **Invariants.** An answer that parks has no effect besides what it stores in `ParkedState`, so it can
 //! be repeated. A caller that is no request has a thread of its own and blocks. So does work that
 //! needs many objects one after the other (an image's layout): requests for it have a thread each
 //! while they wait ([`CastoreFs::may_block`](super::CastoreFs::may_block)).
@@ -30,7 +30,7 @@ use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tracing::Instrument;
 
-use super::slow::{self, Story};
+use super::slow::{self, RequestStory};
 use crate::castore::{Digest, Directory, Root};
 use crate::store::{Error, Store};
 
@@ -41,7 +41,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 /// What a request waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum AwaitedObject {
     /// Some time, before what failed is fetched again: the number of the pause.
     Pause(u32),
     Directory(Digest),
@@ -61,7 +61,7 @@ pub(super) enum Wanted {
 
 /// The outcome.
 #[derive(Clone, Debug)]
-pub(super) enum Brought {
+pub(super) enum FetchedObject {
     /// The time has passed; the first fetch failed at this moment.
     Pause(Instant),
     Directory(Option<Directory>),
@@ -72,33 +72,33 @@ pub(super) enum Brought {
 
 /// Why there is no answer in place.
 #[derive(Debug)]
-pub(super) enum Stop {
+pub(super) enum NotInPlace {
     /// The request is parked.
     Parked,
     /// The store failed.
     Failed(Error),
 }
 
-impl From<Error> for Stop {
+impl From<Error> for NotInPlace {
     fn from(error: Error) -> Self {
-        Stop::Failed(error)
+        NotInPlace::Failed(error)
     }
 }
 
-type Outcome = Result<Brought, Error>;
-type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+type WaitOutcome = Result<FetchedObject, Error>;
+type WaitFuture = Pin<Box<dyn Future<Output = WaitOutcome> + Send>>;
 
 /// A request that waits.
-pub struct Parked {
-    wanted: Wanted,
+pub struct ParkedWait {
+    wanted: AwaitedObject,
     /// The store's URL.
     store: String,
-    work: Work,
+    work: WaitFuture,
     began: Instant,
-    _counted: Counted,
+    _counted: WaiterCount,
 }
 
-impl fmt::Debug for Parked {
+impl fmt::Debug for ParkedWait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Parked").field(&self.wanted).finish()
     }
@@ -106,17 +106,17 @@ impl fmt::Debug for Parked {
 
 /// The outcome of a wait.
 #[derive(Debug)]
-pub struct Arrival {
-    wanted: Wanted,
-    outcome: Outcome,
+pub struct ObjectArrival {
+    wanted: AwaitedObject,
+    outcome: WaitOutcome,
     began: Instant,
 }
 
-impl Parked {
+impl ParkedWait {
     /// Waits for what the request needs. A panic of the store counts as its failure.
-    pub async fn arrival(self) -> Arrival {
+    pub async fn arrival(self) -> ObjectArrival {
         let outcome = AssertUnwindSafe(self.work).catch_unwind().await;
-        Arrival {
+        ObjectArrival {
             outcome: outcome.unwrap_or_else(|_| {
                 Err(Error::Remote {
                     store: self.store,
@@ -132,14 +132,14 @@ impl Parked {
 
 /// What a request remembers while it is parked.
 #[derive(Debug, Default)]
-pub struct Paused {
-    known: Vec<(Wanted, Outcome)>,
-    pub(super) story: Story,
+pub struct ParkedState {
+    known: Vec<(AwaitedObject, WaitOutcome)>,
+    pub(super) story: RequestStory,
 }
 
-impl Paused {
+impl ParkedState {
     /// Records what arrived.
-    pub fn arrived(&mut self, arrival: Arrival) {
+    pub fn arrived(&mut self, arrival: ObjectArrival) {
         self.story.waited(arrival.began.elapsed());
         self.known.push((arrival.wanted, arrival.outcome));
     }
@@ -147,26 +147,26 @@ impl Paused {
 
 thread_local! {
     /// The request that this thread answers, if it can be parked.
-    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<CurrentRequest>> = const { RefCell::new(None) };
 }
 
-struct Current {
-    known: Vec<(Wanted, Outcome)>,
-    parked: Option<Parked>,
+struct CurrentRequest {
+    known: Vec<(AwaitedObject, WaitOutcome)>,
+    parked: Option<ParkedWait>,
 }
 
 /// Takes the current request off the thread, also when its answer panics.
-struct Answering<'a>(&'a mut Paused);
+struct CurrentRequestGuard<'a>(&'a mut ParkedState);
 
-impl Answering<'_> {
-    fn end(&mut self) -> Option<Parked> {
+impl CurrentRequestGuard<'_> {
+    fn end(&mut self) -> Option<ParkedWait> {
         let current = CURRENT.take()?;
         self.0.known = current.known;
         current.parked
     }
 }
 
-impl Drop for Answering<'_> {
+impl Drop for CurrentRequestGuard<'_> {
     fn drop(&mut self) {
         self.end();
     }
@@ -174,19 +174,22 @@ impl Drop for Answering<'_> {
 
 /// Runs `answer`, which answers a request of which `paused` is the state; returns also what it
 /// waits for if it could not be answered yet. The answer is then to be discarded.
-pub fn parkable<T>(paused: &mut Paused, answer: impl FnOnce() -> T) -> (T, Option<Parked>) {
+pub fn parkable<T>(
+    paused: &mut ParkedState,
+    answer: impl FnOnce() -> T,
+) -> (T, Option<ParkedWait>) {
     let known = std::mem::take(&mut paused.known);
-    CURRENT.set(Some(Current {
+    CURRENT.set(Some(CurrentRequest {
         known,
         parked: None,
     }));
-    let mut answering = Answering(paused);
+    let mut answering = CurrentRequestGuard(paused);
     let answer = answer();
     (answer, answering.end())
 }
 
 /// Whether the request that this thread answers has waited for `wanted`.
-pub(super) fn knows(wanted: &Wanted) -> bool {
+pub(super) fn knows(wanted: &AwaitedObject) -> bool {
     CURRENT.with_borrow(|current| {
         current
             .as_ref()
@@ -199,14 +202,14 @@ pub(super) fn has_waited_for_bytes() -> bool {
     CURRENT.with_borrow(|current| {
         current.as_ref().is_some_and(|current| {
             let mut known = current.known.iter();
-            known.any(|(wanted, _)| matches!(wanted, Wanted::Bytes { .. }))
+            known.any(|(wanted, _)| matches!(wanted, AwaitedObject::Bytes { .. }))
         })
     })
 }
 
 /// Which pause a request is to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Repeat {
+pub(super) enum RepeatedRead {
     /// The first one.
     First,
     /// One of the others.
@@ -217,29 +220,29 @@ pub(super) enum Repeat {
 
 /// Where requests wait.
 #[derive(Clone)]
-pub struct Waiting {
+pub struct WaitingRequests {
     runtime: Handle,
     /// Requests that wait at this moment.
     count: Arc<AtomicUsize>,
 }
 
 /// One of those that wait.
-struct Counted(Arc<AtomicUsize>);
+struct WaiterCount(Arc<AtomicUsize>);
 
-impl Counted {
+impl WaiterCount {
     fn new(count: &Arc<AtomicUsize>) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count.clone())
     }
 }
 
-impl Drop for Counted {
+impl Drop for WaiterCount {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Waiting {
+impl WaitingRequests {
     /// Waits on `runtime`.
     pub fn new(runtime: Handle) -> Self {
         Self {
@@ -260,44 +263,48 @@ impl Waiting {
 
     /// The outcome of `work`; blocks until there is one.
     pub(super) fn block<T>(&self, work: impl Future<Output = T>) -> T {
-        let _counted = Counted::new(&self.count);
+        let _counted = WaiterCount::new(&self.count);
         tokio::task::block_in_place(|| self.runtime.block_on(work))
     }
 
     /// Parks the request that this thread answers for a moment, after which it is answered again, unless
     /// it has been repeated for `patience`. For one whose fetch from `store` has failed.
-    pub(super) fn repeat(&self, store: &Arc<dyn Store>, patience: Duration) -> Repeat {
+    pub(super) fn repeat(&self, store: &Arc<dyn Store>, patience: Duration) -> RepeatedRead {
         let made = CURRENT.with_borrow(|current| {
             let known = &current.as_ref()?.known;
             let made = known.iter().filter_map(|(_, outcome)| match outcome {
-                Ok(Brought::Pause(since)) => Some(*since),
+                Ok(FetchedObject::Pause(since)) => Some(*since),
                 _ => None,
             });
             Some(made.collect::<Vec<_>>())
         });
         let Some(made) = made else {
-            return Repeat::No;
+            return RepeatedRead::No;
         };
         let tried = made.first().map_or(Duration::ZERO, Instant::elapsed);
         if tried >= patience {
-            return Repeat::No;
+            return RepeatedRead::No;
         }
-        match self.wait(store, Wanted::Pause(made.len() as u32)) {
-            Err(Stop::Parked) if made.is_empty() => Repeat::First,
-            Err(Stop::Parked) => Repeat::Another,
-            _ => Repeat::No,
+        match self.wait(store, AwaitedObject::Pause(made.len() as u32)) {
+            Err(NotInPlace::Parked) if made.is_empty() => RepeatedRead::First,
+            Err(NotInPlace::Parked) => RepeatedRead::Another,
+            _ => RepeatedRead::No,
         }
     }
 
     /// What `store` has of what is `wanted`: at once if it is known or ready. Otherwise the request
     /// that this thread answers is parked; a thread that answers none blocks.
-    pub(super) fn wait(&self, store: &Arc<dyn Store>, wanted: Wanted) -> Result<Brought, Stop> {
-        let here = CURRENT.with_borrow(|current| {
+    pub(super) fn wait(
+        &self,
+        store: &Arc<dyn Store>,
+        wanted: AwaitedObject,
+    ) -> Result<FetchedObject, NotInPlace> {
+        let answered = CURRENT.with_borrow(|current| {
             let Some(current) = current else {
                 return Ok(None);
             };
             if current.parked.is_some() {
-                return Err(Stop::Parked);
+                return Err(NotInPlace::Parked);
             }
             let mut known = current.known.iter();
             let known = known.find_map(|(about, outcome)| (*about == wanted).then_some(outcome));
@@ -306,11 +313,11 @@ impl Waiting {
                 Err(error) => Err(error.again()),
             }))
         })?;
-        if let Some(outcome) = here {
+        if let Some(outcome) = answered {
             return Ok(outcome?);
         }
         let span = slow::span();
-        let mut work: Work = Box::pin(bring(store.clone(), wanted.clone()).instrument(span));
+        let mut work: WaitFuture = Box::pin(bring(store.clone(), wanted.clone()).instrument(span));
         // Work that needs the runtime's timers or sockets must be polled inside it.
         let inside = self.runtime.enter();
         let first = work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
@@ -318,12 +325,12 @@ impl Waiting {
         if let Poll::Ready(outcome) = first {
             return Ok(outcome?);
         }
-        let parked = Parked {
+        let parked = ParkedWait {
             wanted,
             store: store.url().to_owned(),
             work,
             began: Instant::now(),
-            _counted: Counted::new(&self.count),
+            _counted: WaiterCount::new(&self.count),
         };
         let blocks = CURRENT.with_borrow_mut(|current| match current {
             Some(current) => {
@@ -333,7 +340,7 @@ impl Waiting {
             None => Some(parked),
         });
         match blocks {
-            None => Err(Stop::Parked),
+            None => Err(NotInPlace::Parked),
             Some(parked) => Ok(self.runtime.block_on(parked.arrival()).outcome?),
         }
     }
@@ -346,17 +353,19 @@ fn pause(number: u32) -> Duration {
         .min(LONGEST_PAUSE)
 }
 
-async fn bring(store: Arc<dyn Store>, wanted: Wanted) -> Outcome {
+async fn bring(store: Arc<dyn Store>, wanted: AwaitedObject) -> WaitOutcome {
     Ok(match wanted {
-        Wanted::Pause(number) => {
+        AwaitedObject::Pause(number) => {
             let first_failed = Instant::now();
             tokio::time::sleep(pause(number)).await;
-            Brought::Pause(first_failed)
+            FetchedObject::Pause(first_failed)
         }
-        Wanted::Directory(digest) => Brought::Directory(store.directory(&digest).await?),
-        Wanted::Root { name, patience } => {
+        AwaitedObject::Directory(digest) => {
+            FetchedObject::Directory(store.directory(&digest).await?)
+        }
+        AwaitedObject::Root { name, patience } => {
             let root = store.root(&name);
-            Brought::Root(match patience {
+            FetchedObject::Root(match patience {
                 None => root.await?,
                 Some(after) => match tokio::time::timeout(after, root).await {
                     Ok(root) => root?,
@@ -369,13 +378,13 @@ async fn bring(store: Arc<dyn Store>, wanted: Wanted) -> Outcome {
                 },
             })
         }
-        Wanted::Roots => Brought::Roots(store.roots().await?.into()),
-        Wanted::Bytes {
+        AwaitedObject::Roots => FetchedObject::Roots(store.roots().await?.into()),
+        AwaitedObject::Bytes {
             digest,
             size,
             offset,
             length,
-        } => Brought::Bytes(store.read(&digest, size, offset, length).await?),
+        } => FetchedObject::Bytes(store.read(&digest, size, offset, length).await?),
     })
 }
 
@@ -391,20 +400,24 @@ mod tests {
             .start_paused(true)
             .build()
             .unwrap();
-        let waiting = Waiting::new(runtime.handle().clone());
+        let waiting = WaitingRequests::new(runtime.handle().clone());
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let patience = Duration::from_secs(3600);
         // A thread that answers no request is not parked.
-        assert_eq!(waiting.repeat(&store, patience), Repeat::No);
-        let mut paused = Paused::default();
-        let mut repeats = Vec::new();
+        assert_eq!(waiting.repeat(&store, patience), RepeatedRead::No);
+        let mut paused = ParkedState::default();
+        let mut log_rate_limiter = Vec::new();
         for _ in 0..8 {
             let (repeat, parked) = parkable(&mut paused, || waiting.repeat(&store, patience));
-            repeats.push(repeat);
+            log_rate_limiter.push(repeat);
             paused.arrived(runtime.block_on(parked.unwrap().arrival()));
         }
-        assert_eq!(repeats[0], Repeat::First);
-        assert!(repeats[1..].iter().all(|repeat| *repeat == Repeat::Another));
+        assert_eq!(log_rate_limiter[0], RepeatedRead::First);
+        assert!(
+            log_rate_limiter[1..]
+                .iter()
+                .all(|repeat| *repeat == RepeatedRead::Another)
+        );
         let pauses: Duration = (0..8).map(pause).sum();
         assert_eq!(
             pauses,
@@ -413,6 +426,6 @@ mod tests {
         assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
         let ends = || waiting.repeat(&store, Duration::from_nanos(1));
         let (repeat, parked) = parkable(&mut paused, ends);
-        assert!(repeat == Repeat::No && parked.is_none());
+        assert!(repeat == RepeatedRead::No && parked.is_none());
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use super::CastoreFs;
 use super::errno::failure;
-use super::node_id::{NodeId, Place};
+use super::node_id::{NodeId, NodePlace};
 use crate::castore::{Digest, Node};
 
 /// The attributes of a file.
@@ -52,12 +52,12 @@ impl CastoreFs {
             return Ok(None);
         }
         match id.place().ok_or(failure(libc::ESTALE))? {
-            Place::Directory(0) if self.shows_roots() => Ok(None),
-            Place::Directory(slot) => {
+            NodePlace::Directory(0) if self.shows_roots() => Ok(None),
+            NodePlace::Directory(slot) => {
                 let node = self.nodes.directory(slot).ok_or(failure(libc::ESTALE))?;
                 Ok(Some((&OF_DIRECTORY, node.digest)))
             }
-            Place::Entry { slot, index } => Ok(match self.entry(slot, index)?.node {
+            NodePlace::Entry { slot, index } => Ok(match self.entry(slot, index)?.node {
                 Node::File { digest, .. } => Some((&OF_BLOB, digest)),
                 Node::Directory { .. } | Node::Symlink { .. } => None,
             }),

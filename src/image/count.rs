@@ -3,19 +3,18 @@
 use std::collections::HashMap;
 
 use super::DirectorySource;
-use super::layout::{ImageError, ImageTop};
-use super::names::Names;
+use super::error::{ImageError, MOST_NAMES};
+use super::names::DirectoryNames;
+use super::root::ImageRoot;
 use crate::castore::{Digest, Directory, NodeRef};
 
-/// Names that an image may have, without its root: 16 million, which take about 1.2 GB of metadata.
-pub const MOST_NAMES: u64 = 16 << 20;
 /// Directories that are fetched at once, and in memory while counting.
 const AT_ONCE: usize = 256;
 
 /// The distinct Directories of a tree, the root first.
 #[derive(Debug)]
-pub(super) struct Counted {
-    pub(super) distinct: Vec<Distinct>,
+pub(super) struct CountedTree {
+    pub(super) distinct: Vec<DistinctDirectory>,
     /// The subdirectories of each, in the order of their names: indexes in `distinct`.
     pub(super) children: Vec<u32>,
     /// Entries of all distinct Directories.
@@ -28,11 +27,11 @@ pub(super) struct Counted {
 
 /// A Directory, wherever and however often it is in the tree.
 #[derive(Debug)]
-pub(super) struct Distinct {
+pub(super) struct DistinctDirectory {
     pub(super) digest: Digest,
     /// The index of its first entry, all Directories' entries counted.
     pub(super) entries: u32,
-    /// The index of its first subdirectory in [`Counted::children`].
+    /// The index of its first subdirectory in [`CountedTree::children`].
     pub(super) children: u32,
     pub(super) subdirectories: u32,
     /// Directories at and below each of its places.
@@ -41,10 +40,10 @@ pub(super) struct Distinct {
     pub(super) size: u64,
 }
 
-impl Counted {
-    /// Counts what is below `top`.
+impl CountedTree {
+    /// Counts what is below `image_root`.
     pub(super) fn new<S: DirectorySource>(
-        top: &ImageTop,
+        image_root: &ImageRoot,
         source: &S,
     ) -> Result<Self, ImageError<S::Error>> {
         let mut counted = Self {
@@ -54,15 +53,15 @@ impl Counted {
             files: 0,
             paths: 0,
         };
-        let mut found = Found {
+        let mut found = FoundDirectories {
             indexes: HashMap::new(),
             next: Vec::new(),
         };
-        match top {
-            ImageTop::Directory(digest) => {
+        match image_root {
+            ImageRoot::Directory(digest) => {
                 found.index(digest);
             }
-            ImageTop::Roots(directory) => {
+            ImageRoot::Roots(directory) => {
                 found.indexes.insert(directory.digest(), 0);
                 counted.add(directory, &mut found)?;
             }
@@ -86,18 +85,22 @@ impl Counted {
         &self.children[first..first + one.subdirectories as usize]
     }
 
-    fn add<E>(&mut self, directory: &Directory, found: &mut Found) -> Result<(), ImageError<E>> {
+    fn add<E>(
+        &mut self,
+        directory: &Directory,
+        found: &mut FoundDirectories,
+    ) -> Result<(), ImageError<E>> {
         let entries = u64::from(self.entries) + directory.len() as u64;
         if entries > MOST_NAMES {
             return Err(ImageError::TooManyNames(entries));
         }
-        self.distinct.push(Distinct {
+        self.distinct.push(DistinctDirectory {
             digest: directory.digest(),
             entries: self.entries,
             children: self.children.len() as u32,
             subdirectories: directory.subdirectories(),
             directories: 0,
-            size: Names::new(directory).size(),
+            size: DirectoryNames::new(directory).size(),
         });
         self.entries = entries as u32;
         for entry in directory.iter() {
@@ -152,13 +155,13 @@ impl Counted {
 }
 
 /// The Directories that were found so far.
-struct Found {
+struct FoundDirectories {
     indexes: HashMap<Digest, u32>,
     /// Directories that were not fetched yet.
     next: Vec<Digest>,
 }
 
-impl Found {
+impl FoundDirectories {
     fn index(&mut self, digest: &Digest) -> u32 {
         let fresh = self.indexes.len() as u32;
         let index = *self.indexes.entry(*digest).or_insert(fresh);

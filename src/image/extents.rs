@@ -7,7 +7,7 @@ use crate::castore::{Digest, NodeRef};
 
 /// What is in an image from some offset on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ImagePiece {
+pub enum ImageExtent {
     /// So many bytes of metadata: see [`ImageLayout::read_metadata`].
     Metadata(u64),
     /// Bytes of a blob.
@@ -25,27 +25,27 @@ pub enum ImagePiece {
     Zeros(u64),
 }
 
-impl ImagePiece {
-    /// Bytes of the piece.
+impl ImageExtent {
+    /// Bytes of the extent.
     pub fn length(&self) -> u64 {
         match self {
-            ImagePiece::Metadata(length)
-            | ImagePiece::Zeros(length)
-            | ImagePiece::Blob { length, .. } => *length,
+            ImageExtent::Metadata(length)
+            | ImageExtent::Zeros(length)
+            | ImageExtent::Blob { length, .. } => *length,
         }
     }
 
     /// Its first `most` bytes.
     pub fn first(self, most: u64) -> Self {
         match self {
-            ImagePiece::Metadata(length) => ImagePiece::Metadata(length.min(most)),
-            ImagePiece::Zeros(length) => ImagePiece::Zeros(length.min(most)),
-            ImagePiece::Blob {
+            ImageExtent::Metadata(length) => ImageExtent::Metadata(length.min(most)),
+            ImageExtent::Zeros(length) => ImageExtent::Zeros(length.min(most)),
+            ImageExtent::Blob {
                 digest,
                 size,
                 offset,
                 length,
-            } => ImagePiece::Blob {
+            } => ImageExtent::Blob {
                 digest,
                 size,
                 offset,
@@ -56,21 +56,21 @@ impl ImagePiece {
 }
 
 impl ImageLayout {
-    /// The piece at `offset`; nothing at the image's end.
-    pub fn piece_at<S: DirectorySource>(
+    /// The extent at `offset`; nothing at the image's end.
+    pub fn extent_at<S: DirectorySource>(
         &self,
         offset: u64,
         source: &S,
-    ) -> Result<Option<ImagePiece>, S::Error> {
+    ) -> Result<Option<ImageExtent>, S::Error> {
         if offset >= self.size() {
             return Ok(None);
         }
         let Some(in_data) = offset.checked_sub(self.metadata_size()) else {
-            return Ok(Some(ImagePiece::Metadata(self.metadata_size() - offset)));
+            return Ok(Some(ImageExtent::Metadata(self.metadata_size() - offset)));
         };
         let data_end = u64::from(self.data_blocks) * BLOCK;
         if in_data >= data_end {
-            return Ok(Some(ImagePiece::Zeros(self.size() - offset)));
+            return Ok(Some(ImageExtent::Zeros(self.size() - offset)));
         }
         let after = self.extent_after((in_data / BLOCK) as u32);
         let first_block = |extent: u32| u64::from(self.blocks[extent as usize]);
@@ -82,13 +82,13 @@ impl ImageLayout {
             None => data_end,
         };
         Ok(Some(match self.entry_blob(entry, source)? {
-            Some((digest, size)) if in_blob < size => ImagePiece::Blob {
+            Some((digest, size)) if in_blob < size => ImageExtent::Blob {
                 digest,
                 size,
                 offset: in_blob,
                 length: size - in_blob,
             },
-            _ => ImagePiece::Zeros(end - in_data),
+            _ => ImageExtent::Zeros(end - in_data),
         }))
     }
 

@@ -21,54 +21,18 @@
 use std::hash::{BuildHasher, Hash, RandomState};
 
 use hashbrown::HashTable;
-use thiserror::Error;
 
 use super::DirectorySource;
-use super::count::{Counted, Distinct, MOST_NAMES};
+use super::count::{CountedTree, DistinctDirectory};
+use super::error::ImageError;
 use super::format::{self, BLOCK, BLOCK_SLOTS, IMAGE_ALIGNMENT};
-use super::names::{Named, Names, Packing};
-use crate::castore::{Digest, Directory, DirectoryError, Name, Node, NodeRef, Root};
+use super::names::{BlockPacking, DirectoryNames, NameMeaning};
+use super::root::ImageRoot;
+use crate::castore::{Digest, Directory, NodeRef};
 
 /// The slot of the root's inode: right after the superblock, or at the second block's start if the
 /// root's entries need more room. The superblock has 16 bits for it.
 const ROOT_SLOTS: [u64; 2] = [36, BLOCK_SLOTS];
-
-/// What the root of an image shows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ImageTop {
-    /// The Directory of this digest.
-    Directory(Digest),
-    /// Named roots: their Directory, as [`ImageTop::roots`] makes it.
-    Roots(Directory),
-}
-
-impl ImageTop {
-    /// A root that lists `roots` by name, in any order.
-    ///
-    /// Fails if two have the same name.
-    pub fn roots(roots: &[Root]) -> Result<Self, DirectoryError> {
-        let entry = |root: &Root| -> (Name, Node) {
-            let node = match &root.node {
-                // The size of a directory is not shown, and is not part of a root's identity here.
-                Node::Directory { digest, .. } => Node::Directory {
-                    digest: *digest,
-                    size: 0,
-                },
-                other => other.clone(),
-            };
-            (root.name.clone(), node)
-        };
-        Directory::from_entries(roots.iter().map(entry).collect()).map(Self::Roots)
-    }
-
-    /// The digest of the Directory at the root. Images of equal digest and version are equal.
-    pub fn digest(&self) -> Digest {
-        match self {
-            ImageTop::Directory(digest) => *digest,
-            ImageTop::Roots(directory) => directory.digest(),
-        }
-    }
-}
 
 /// How an image is laid out. Every version that was released stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -92,37 +56,18 @@ impl ImageVersion {
     }
 }
 
-/// Why a tree has no image.
-#[derive(Debug, Error)]
-pub enum ImageError<E> {
-    /// A Directory cannot be read.
-    #[error(transparent)]
-    Source(E),
-    /// More names than [`MOST_NAMES`].
-    #[error(
-        "the tree has {0} names or more, and an image at most {MOST_NAMES}: mount it without an image"
-    )]
-    TooManyNames(u64),
-    /// More blocks than 32 bits can number.
-    #[error(
-        "the tree's files and metadata take more than 2^32 blocks of 4 KiB, the most an image can have: \
-         mount it without an image"
-    )]
-    TooManyBlocks,
-}
-
 /// The places of a tree's paths, directory blocks and files in an image.
 #[derive(Debug)]
 pub struct ImageLayout {
     version: ImageVersion,
-    pub(super) top: ImageTop,
-    pub(super) counted: Counted,
+    pub(super) image_root: ImageRoot,
+    pub(super) counted: CountedTree,
     /// The directories of the tree in preorder, the root first: a place is an index here.
-    pub(super) places: Vec<Place>,
+    pub(super) places: Vec<DirectoryPlace>,
     /// The end of the inodes, in slots.
     pub(super) inodes_end: u64,
     /// The contents of the directory blocks, in order.
-    pub(super) runs: Vec<Run>,
+    pub(super) runs: Vec<BlockRun>,
     /// Where entries start in the blocks of large directories.
     pub(super) starts: Vec<EntryCursor>,
     /// The first directory block.
@@ -140,7 +85,7 @@ pub struct ImageLayout {
 
 /// A directory of the tree. Slots count from the start of the image.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Place {
+pub(super) struct DirectoryPlace {
     /// The slot of its inode.
     pub(super) nid: u32,
     /// The slot of the first inode of its group.
@@ -155,7 +100,7 @@ pub(super) struct Place {
 
 /// Consecutive directory blocks that belong together.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
+pub(super) struct BlockRun {
     /// The first, counted from `first_run_block`.
     pub(super) first: u32,
     pub(super) count: u32,
@@ -163,7 +108,7 @@ pub(super) struct Run {
     pub(super) content: RunContent,
 }
 
-/// The content of a [`Run`].
+/// The content of a [`BlockRun`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RunContent {
     /// The target of the symlink that is this entry of the directory at the place.
@@ -198,7 +143,7 @@ pub(super) struct DirectoryShape {
 }
 
 impl DirectoryShape {
-    pub(super) fn new(one: &Distinct) -> Self {
+    pub(super) fn new(one: &DistinctDirectory) -> Self {
         let inode = format::inode_len(one.size, one.links());
         let inline = (one.size % BLOCK) as usize;
         let fits = (inode + inline) as u64 <= BLOCK;
@@ -215,7 +160,7 @@ impl DirectoryShape {
     }
 }
 
-impl Distinct {
+impl DistinctDirectory {
     /// Hard links: its name, its own `.`, and each subdirectory's `..`.
     pub(super) fn links(&self) -> u32 {
         self.subdirectories.saturating_add(2)
@@ -232,19 +177,19 @@ pub(super) fn symlink_len(length: usize) -> usize {
 }
 
 impl ImageLayout {
-    /// Lays out the tree at `top` in `version`. Reads every Directory from `source` twice; those
+    /// Lays out the tree at `image_root` in `version`. Reads every Directory from `source` twice; those
     /// that occur more than once, once more each time.
     pub fn new<S: DirectorySource>(
-        top: ImageTop,
+        image_root: ImageRoot,
         version: ImageVersion,
         source: &S,
     ) -> Result<Self, ImageError<S::Error>> {
-        let counted = Counted::new(&top, source)?;
+        let counted = CountedTree::new(&image_root, source)?;
         let mut layout = Self {
-            places: vec![Place::default(); counted.distinct[0].directories as usize],
+            places: vec![DirectoryPlace::default(); counted.distinct[0].directories as usize],
             blocks: vec![0; counted.entries as usize],
             version,
-            top,
+            image_root,
             counted,
             inodes_end: 0,
             runs: Vec::new(),
@@ -254,8 +199,8 @@ impl ImageLayout {
             data_blocks: 0,
             extents: Vec::new(),
         };
-        let mut assignment = Assignment::new(&layout.counted);
-        layout.assign_top(&mut assignment);
+        let mut assignment = PlaceAssignment::new(&layout.counted);
+        layout.assign_root(&mut assignment);
         for place in 0..layout.places.len() as u32 {
             let directory = layout
                 .directory(layout.places[place as usize].distinct, source)
@@ -284,7 +229,7 @@ impl ImageLayout {
 
     /// The digest of the Directory at the root.
     pub fn digest(&self) -> Digest {
-        self.top.digest()
+        self.image_root.digest()
     }
 
     /// Bytes of the image: a multiple of [`IMAGE_ALIGNMENT`].
@@ -304,11 +249,11 @@ impl ImageLayout {
 
     /// Bytes of memory that the layout holds.
     pub fn resident_bytes(&self) -> usize {
-        self.places.capacity() * size_of::<Place>()
-            + self.counted.distinct.capacity() * size_of::<Distinct>()
+        self.places.capacity() * size_of::<DirectoryPlace>()
+            + self.counted.distinct.capacity() * size_of::<DistinctDirectory>()
             + (self.counted.children.capacity() + self.blocks.capacity() + self.extents.capacity())
                 * 4
-            + self.runs.capacity() * size_of::<Run>()
+            + self.runs.capacity() * size_of::<BlockRun>()
             + self.starts.capacity() * size_of::<EntryCursor>()
     }
 
@@ -323,14 +268,14 @@ impl ImageLayout {
         distinct: u32,
         source: &S,
     ) -> Result<Directory, S::Error> {
-        match &self.top {
-            ImageTop::Roots(directory) if distinct == 0 => Ok(directory.clone()),
+        match &self.image_root {
+            ImageRoot::Roots(directory) if distinct == 0 => Ok(directory.clone()),
             _ => source.directory(&self.counted.distinct[distinct as usize].digest),
         }
     }
 
     /// The distinct Directory of `place`.
-    pub(super) fn distinct(&self, place: u32) -> &Distinct {
+    pub(super) fn distinct(&self, place: u32) -> &DistinctDirectory {
         &self.counted.distinct[self.places[place as usize].distinct as usize]
     }
 
@@ -340,32 +285,32 @@ impl ImageLayout {
         let children = self.counted.children(self.places[place as usize].distinct);
         children.iter().map(move |child| {
             let child = &self.counted.distinct[*child as usize];
-            let here = next;
+            let current = next;
             next += child.directories;
-            here
+            current
         })
     }
 
     /// The start of a walk over the entries of `place`.
     pub(super) fn first_entry(&self, place: u32) -> EntryCursor {
-        let here = &self.places[place as usize];
+        let current = &self.places[place as usize];
         EntryCursor {
             at: 0,
-            file: here.files,
-            link: here.links,
+            file: current.files,
+            link: current.links,
             child: place + 1,
         }
     }
 
-    fn assign_top(&mut self, assignment: &mut Assignment) {
+    fn assign_root(&mut self, assignment: &mut PlaceAssignment) {
         let shape = DirectoryShape::new(&self.counted.distinct[0]);
         let fits = |slot: &u64| format::fit(*slot, shape.len()) == *slot;
         // The second is a block's start, where everything fits.
         let slot = ROOT_SLOTS.into_iter().find(fits).unwrap_or(ROOT_SLOTS[1]);
         assignment.slot = slot + format::slots(shape.len());
-        self.places[0] = Place {
+        self.places[0] = DirectoryPlace {
             nid: slot as u32,
-            ..Place::default()
+            ..DirectoryPlace::default()
         };
     }
 
@@ -374,7 +319,7 @@ impl ImageLayout {
         &mut self,
         place: u32,
         directory: &Directory,
-        assignment: &mut Assignment,
+        assignment: &mut PlaceAssignment,
     ) -> Result<(), ImageError<E>> {
         let distinct = self.places[place as usize].distinct;
         let first_entry = self.counted.distinct[distinct as usize].entries;
@@ -412,11 +357,11 @@ impl ImageLayout {
             let child = self.counted.children[child];
             let one = &self.counted.distinct[child as usize];
             let slot = assignment.take(DirectoryShape::new(one).len());
-            self.places[next as usize] = Place {
+            self.places[next as usize] = DirectoryPlace {
                 nid: slot_number(slot)?,
                 distinct: child,
                 parent: place,
-                ..Place::default()
+                ..DirectoryPlace::default()
             };
             next += one.directories;
         }
@@ -429,7 +374,7 @@ impl ImageLayout {
         entry: u32,
         digest: &Digest,
         size: u64,
-        assignment: &mut Assignment,
+        assignment: &mut PlaceAssignment,
     ) -> Result<(), ImageError<E>> {
         let (extent, is_new) = assignment.extent(digest, size);
         if !is_new {
@@ -451,7 +396,7 @@ impl ImageLayout {
         &mut self,
         place: u32,
         directory: &Directory,
-        assignment: &mut Assignment,
+        assignment: &mut PlaceAssignment,
     ) -> Result<(), ImageError<E>> {
         let shape = DirectoryShape::new(self.distinct(place));
         if shape.blocks == 0 {
@@ -460,8 +405,8 @@ impl ImageLayout {
         let starts = self.starts.len() as u32;
         let count = shape.blocks as u32;
         self.assign_run(place, count, RunContent::Directory(starts), assignment)?;
-        let names = Names::new(directory);
-        let mut packing = Packing::default();
+        let names = DirectoryNames::new(directory);
+        let mut packing = BlockPacking::default();
         let mut cursor = self.first_entry(place);
         self.starts.push(cursor);
         while let Some(named) = names.get(cursor.at as usize) {
@@ -478,11 +423,11 @@ impl ImageLayout {
         place: u32,
         count: u32,
         content: RunContent,
-        assignment: &mut Assignment,
+        assignment: &mut PlaceAssignment,
     ) -> Result<(), ImageError<E>> {
         let first = u32::try_from(assignment.run_blocks).map_err(|_| ImageError::TooManyBlocks)?;
         assignment.run_blocks += u64::from(count);
-        self.runs.push(Run {
+        self.runs.push(BlockRun {
             first,
             count,
             place,
@@ -492,9 +437,9 @@ impl ImageLayout {
     }
 
     /// Moves `cursor` over `named`; returns the slot of its inode if that is in this group.
-    pub(super) fn step(&self, cursor: &mut EntryCursor, named: &Named<'_>) -> Option<u32> {
+    pub(super) fn step(&self, cursor: &mut EntryCursor, named: &NameMeaning<'_>) -> Option<u32> {
         cursor.at += 1;
-        let Named::Entry(_, entry) = named else {
+        let NameMeaning::Entry(_, entry) = named else {
             return None;
         };
         let (next, length) = match entry.node {
@@ -520,7 +465,7 @@ fn slot_number<E>(slot: u64) -> Result<u32, ImageError<E>> {
 }
 
 /// The state while places are assigned.
-struct Assignment {
+struct PlaceAssignment {
     /// The next free slot.
     slot: u64,
     run_blocks: u64,
@@ -534,8 +479,8 @@ struct Assignment {
     keys: [RandomState; 2],
 }
 
-impl Assignment {
-    fn new(counted: &Counted) -> Self {
+impl PlaceAssignment {
+    fn new(counted: &CountedTree) -> Self {
         let files = counted.files as usize;
         Self {
             slot: 0,
@@ -562,7 +507,7 @@ impl Assignment {
 
     /// The extent of the blob `digest` of `size` bytes, and whether it is new.
     fn extent(&mut self, digest: &Digest, size: u64) -> (u32, bool) {
-        let hash = |key: &RandomState| key.hash_one(Content(digest, size));
+        let hash = |key: &RandomState| key.hash_one(ExtentContent(digest, size));
         let fingerprint = [hash(&self.keys[0]), hash(&self.keys[1])];
         let fingerprints = &self.fingerprints;
         let is_it = |extent: &u32| fingerprints[*extent as usize] == fingerprint;
@@ -582,4 +527,4 @@ impl Assignment {
 
 /// The key by which files share an extent.
 #[derive(Hash)]
-struct Content<'a>(&'a Digest, u64);
+struct ExtentContent<'a>(&'a Digest, u64);

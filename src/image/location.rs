@@ -2,8 +2,8 @@
 
 use super::DirectorySource;
 use super::format::{BLOCK, SLOT};
-use super::layout::{ImageLayout, Place, Run};
-use crate::castore::{Digest, Directory, Entry, NodeRef, Printable};
+use super::layout::{BlockRun, DirectoryPlace, ImageLayout};
+use crate::castore::{Digest, Directory, DirectoryEntry, NodeRef, Printable};
 
 /// What is at an offset of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl ImageLayout {
         // The first extent starts at block 0.
         let entry = self.extents[self.extent_after(block) - 1];
         let (distinct, index) = self.directory_of(entry);
-        let is_there = |place: &Place| place.distinct == distinct;
+        let is_there = |place: &DirectoryPlace| place.distinct == distinct;
         let place = self.places.iter().position(is_there).unwrap_or(0) as u32;
         let directory = self.directory(distinct, source)?;
         let mut location = ImageLocation {
@@ -67,11 +67,11 @@ impl ImageLayout {
             return 0;
         }
         if block >= self.first_run_block {
-            let starts = |run: &Run| self.first_run_block + run.first <= block;
+            let starts = |run: &BlockRun| self.first_run_block + run.first <= block;
             let after = self.runs.partition_point(starts);
             return after.checked_sub(1).map_or(0, |run| self.runs[run].place);
         }
-        let starts = |place: &Place| u64::from(place.files) * SLOT <= offset;
+        let starts = |place: &DirectoryPlace| u64::from(place.files) * SLOT <= offset;
         self.places.partition_point(starts).saturating_sub(1) as u32
     }
 
@@ -97,7 +97,7 @@ impl ImageLayout {
 
 /// The name of the `index`-th subdirectory.
 fn subdirectory_name(directory: &Directory, index: usize) -> String {
-    let is_directory = |entry: &Entry<'_>| matches!(entry.node, NodeRef::Directory { .. });
+    let is_directory = |entry: &DirectoryEntry<'_>| matches!(entry.node, NodeRef::Directory { .. });
     let mut all = directory.iter().filter(is_directory);
     let entry = all.nth(index);
     entry.map_or_else(|| "?".to_owned(), |entry| Printable(entry.name).to_string())

@@ -5,17 +5,17 @@ use super::format::{
     self, BLOCK, DIRENT, Inode, SLOT, SUPERBLOCK_AT, Superblock, TYPE_DIRECTORY, TYPE_FILE,
     TYPE_SYMLINK,
 };
-use super::layout::{DirectoryShape, EntryCursor, ImageLayout, Run, RunContent, symlink_len};
-use super::names::{Named, Names, Packing};
+use super::layout::{BlockRun, DirectoryShape, EntryCursor, ImageLayout, RunContent, symlink_len};
+use super::names::{BlockPacking, DirectoryNames, NameMeaning};
 use crate::castore::{Directory, NodeRef};
 
 /// The part of an image that is being generated.
-struct Window<'a> {
+struct MetadataWindow<'a> {
     start: u64,
     buffer: &'a mut [u8],
 }
 
-impl Window<'_> {
+impl MetadataWindow<'_> {
     fn end(&self) -> u64 {
         self.start + self.buffer.len() as u64
     }
@@ -46,7 +46,7 @@ impl ImageLayout {
         source: &S,
     ) -> Result<(), S::Error> {
         buffer.fill(0);
-        let mut window = Window {
+        let mut window = MetadataWindow {
             start: offset,
             buffer,
         };
@@ -78,7 +78,7 @@ impl ImageLayout {
     /// Copies the inodes of the requested groups.
     fn put_groups<S: DirectorySource>(
         &self,
-        window: &mut Window<'_>,
+        window: &mut MetadataWindow<'_>,
         source: &S,
     ) -> Result<(), S::Error> {
         if !window.overlaps(0, self.inodes_end * SLOT) {
@@ -99,10 +99,10 @@ impl ImageLayout {
     fn put_group<S: DirectorySource>(
         &self,
         place: u32,
-        window: &mut Window<'_>,
+        window: &mut MetadataWindow<'_>,
         source: &S,
     ) -> Result<(), S::Error> {
-        let here = &self.places[place as usize];
+        let current = &self.places[place as usize];
         let first_child = self.child_places(place).next();
         let after = self.places.get(place as usize + 1);
         let end = match (first_child, after) {
@@ -110,14 +110,17 @@ impl ImageLayout {
             (None, Some(after)) => u64::from(after.files),
             (None, None) => self.inodes_end,
         };
-        let (files, links) = (u64::from(here.files) * SLOT, u64::from(here.links) * SLOT);
+        let (files, links) = (
+            u64::from(current.files) * SLOT,
+            u64::from(current.links) * SLOT,
+        );
         if window.overlaps(files, end * SLOT) {
-            let directory = self.directory(here.distinct, source)?;
+            let directory = self.directory(current.distinct, source)?;
             if window.overlaps(files, links) {
-                self.put_leaves(place, &directory, Leaves::Files, window);
+                self.put_leaves(place, &directory, LeafKind::Files, window);
             }
             if window.overlaps(links, end * SLOT) {
-                self.put_leaves(place, &directory, Leaves::Links, window);
+                self.put_leaves(place, &directory, LeafKind::Links, window);
             }
         }
         for child in self.child_places(place) {
@@ -134,13 +137,13 @@ impl ImageLayout {
         &self,
         place: u32,
         directory: &Directory,
-        leaves: Leaves,
-        window: &mut Window<'_>,
+        leaves: LeafKind,
+        window: &mut MetadataWindow<'_>,
     ) {
         let next = |cursor: &EntryCursor| {
             SLOT * u64::from(match leaves {
-                Leaves::Files => cursor.file,
-                Leaves::Links => cursor.link,
+                LeafKind::Files => cursor.file,
+                LeafKind::Links => cursor.link,
             })
         };
         let starts = self.starts(place);
@@ -149,19 +152,19 @@ impl ImageLayout {
             0 => self.first_entry(place),
             _ => starts[skipped - 1],
         };
-        let names = Names::new(directory);
+        let names = DirectoryNames::new(directory);
         while next(&cursor) < window.end()
             && let Some(named) = names.get(cursor.at as usize)
         {
             let slot = self.step(&mut cursor, &named);
-            let (Named::Entry(index, entry), Some(slot)) = (named, slot) else {
+            let (NameMeaning::Entry(index, entry), Some(slot)) = (named, slot) else {
                 continue;
             };
             match (leaves, entry.node) {
-                (Leaves::Files, NodeRef::File { size, .. }) => {
+                (LeafKind::Files, NodeRef::File { size, .. }) => {
                     self.put_file(place, index, slot, size, entry.node, window);
                 }
-                (Leaves::Links, NodeRef::Symlink { target }) => {
+                (LeafKind::Links, NodeRef::Symlink { target }) => {
                     self.put_symlink(place, index, slot, target, entry.node, window);
                 }
                 _ => {}
@@ -176,7 +179,7 @@ impl ImageLayout {
         slot: u32,
         size: u64,
         node: NodeRef<'_>,
-        window: &mut Window<'_>,
+        window: &mut MetadataWindow<'_>,
     ) {
         let entry = self.distinct(place).entries as usize + index;
         let inode = Inode {
@@ -199,7 +202,7 @@ impl ImageLayout {
         slot: u32,
         target: &[u8],
         node: NodeRef<'_>,
-        window: &mut Window<'_>,
+        window: &mut MetadataWindow<'_>,
     ) {
         let is_inline = symlink_len(target.len()) > format::COMPACT;
         let run = match is_inline {
@@ -223,13 +226,13 @@ impl ImageLayout {
     fn put_directory<S: DirectorySource>(
         &self,
         place: u32,
-        window: &mut Window<'_>,
+        window: &mut MetadataWindow<'_>,
         source: &S,
     ) -> Result<(), S::Error> {
-        let here = &self.places[place as usize];
+        let current = &self.places[place as usize];
         let one = self.distinct(place);
         let shape = DirectoryShape::new(one);
-        let at = u64::from(here.nid) * SLOT;
+        let at = u64::from(current.nid) * SLOT;
         if !window.overlaps(at, at + shape.len() as u64) {
             return Ok(());
         }
@@ -244,9 +247,9 @@ impl ImageLayout {
             is_inline: shape.inline > 0,
             block: run.map_or(0, |run| self.first_run_block + run.first),
         };
-        let after = put_inode(here.nid, &inode, window);
+        let after = put_inode(current.nid, &inode, window);
         if shape.inline > 0 && window.overlaps(after, after + shape.inline as u64) {
-            let directory = self.directory(here.distinct, source)?;
+            let directory = self.directory(current.distinct, source)?;
             let cursor = match self.starts(place).last() {
                 Some(start) => *start,
                 None => self.first_entry(place),
@@ -260,10 +263,10 @@ impl ImageLayout {
     /// Copies the requested directory blocks.
     fn put_runs<S: DirectorySource>(
         &self,
-        window: &mut Window<'_>,
+        window: &mut MetadataWindow<'_>,
         source: &S,
     ) -> Result<(), S::Error> {
-        let at = |run: &Run| u64::from(self.first_run_block + run.first) * BLOCK;
+        let at = |run: &BlockRun| u64::from(self.first_run_block + run.first) * BLOCK;
         let first = self.runs.partition_point(|run| at(run) <= window.start);
         for run in &self.runs[first.saturating_sub(1)..] {
             let (from, to) = (at(run), at(run) + u64::from(run.count) * BLOCK);
@@ -303,9 +306,9 @@ impl ImageLayout {
         directory: &Directory,
         mut cursor: EntryCursor,
     ) -> Vec<u8> {
-        let here = &self.places[place as usize];
-        let names = Names::new(directory);
-        let mut packing = Packing::default();
+        let current = &self.places[place as usize];
+        let names = DirectoryNames::new(directory);
+        let mut packing = BlockPacking::default();
         let mut entries = Vec::new();
         while let Some(named) = names.get(cursor.at as usize) {
             if packing.add(named.name().len()) {
@@ -318,9 +321,9 @@ impl ImageLayout {
         let mut name_at = entries.len() * DIRENT;
         for (named, slot) in &entries {
             let (nid, kind) = match named {
-                Named::Itself => (here.nid, TYPE_DIRECTORY),
-                Named::Parent => (self.places[here.parent as usize].nid, TYPE_DIRECTORY),
-                Named::Entry(_, entry) => {
+                NameMeaning::Itself => (current.nid, TYPE_DIRECTORY),
+                NameMeaning::Parent => (self.places[current.parent as usize].nid, TYPE_DIRECTORY),
+                NameMeaning::Entry(_, entry) => {
                     let kind = match entry.node {
                         NodeRef::Directory { .. } => TYPE_DIRECTORY,
                         NodeRef::File { .. } => TYPE_FILE,
@@ -356,14 +359,14 @@ impl ImageLayout {
     }
 
     /// The blocks of the directory at `place`, if the last run is that.
-    fn directory_run(&self, place: u32) -> Option<&Run> {
+    fn directory_run(&self, place: u32) -> Option<&BlockRun> {
         let after = self.runs.partition_point(|run| run.place <= place);
         let run = self.runs.get(after.checked_sub(1)?)?;
         (run.place == place && matches!(run.content, RunContent::Directory(_))).then_some(run)
     }
 
-    fn run(&self, place: u32, content: RunContent) -> Option<&Run> {
-        let key = |run: &Run| (run.place, run.content);
+    fn run(&self, place: u32, content: RunContent) -> Option<&BlockRun> {
+        let key = |run: &BlockRun| (run.place, run.content);
         let at = self
             .runs
             .binary_search_by_key(&(place, content), key)
@@ -374,13 +377,13 @@ impl ImageLayout {
 
 /// The leaves of a directory whose inodes lie together.
 #[derive(Clone, Copy)]
-enum Leaves {
+enum LeafKind {
     Files,
     Links,
 }
 
 /// Copies `inode` to `slot`; returns the offset after it.
-fn put_inode(slot: u32, inode: &Inode, window: &mut Window<'_>) -> u64 {
+fn put_inode(slot: u32, inode: &Inode, window: &mut MetadataWindow<'_>) -> u64 {
     let at = u64::from(slot) * SLOT;
     let (bytes, length) = inode.encode(slot);
     window.put(at, &bytes[..length]);

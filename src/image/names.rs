@@ -1,10 +1,10 @@
 //! The entries of a directory in EROFS' order: bytewise, with `.` and `..` among the names.
 
 use super::format::{BLOCK, DIRENT};
-use crate::castore::{Directory, Entry};
+use crate::castore::{Directory, DirectoryEntry};
 
 /// A Directory's entries, with `.` and `..` in their places.
-pub(super) struct Names<'a> {
+pub(super) struct DirectoryNames<'a> {
     directory: &'a Directory,
     /// The places of `.` and `..`.
     dot: usize,
@@ -12,26 +12,26 @@ pub(super) struct Names<'a> {
 }
 
 /// The meaning of a name.
-pub(super) enum Named<'a> {
+pub(super) enum NameMeaning<'a> {
     /// `.`
     Itself,
     /// `..`
     Parent,
     /// The entry at this place in its Directory.
-    Entry(usize, Entry<'a>),
+    Entry(usize, DirectoryEntry<'a>),
 }
 
-impl Named<'_> {
+impl NameMeaning<'_> {
     pub(super) fn name(&self) -> &[u8] {
         match self {
-            Named::Itself => b".",
-            Named::Parent => b"..",
-            Named::Entry(_, entry) => entry.name,
+            NameMeaning::Itself => b".",
+            NameMeaning::Parent => b"..",
+            NameMeaning::Entry(_, entry) => entry.name,
         }
     }
 }
 
-impl<'a> Names<'a> {
+impl<'a> DirectoryNames<'a> {
     pub(super) fn new(directory: &'a Directory) -> Self {
         Self {
             dot: names_before(directory, b"."),
@@ -41,21 +41,21 @@ impl<'a> Names<'a> {
     }
 
     /// The name at `place`; there are two more than entries.
-    pub(super) fn get(&self, place: usize) -> Option<Named<'a>> {
+    pub(super) fn get(&self, place: usize) -> Option<NameMeaning<'a>> {
         if place == self.dot {
-            return Some(Named::Itself);
+            return Some(NameMeaning::Itself);
         }
         if place == self.dot_dot {
-            return Some(Named::Parent);
+            return Some(NameMeaning::Parent);
         }
         let dots = usize::from(place > self.dot) + usize::from(place > self.dot_dot);
         let index = place - dots;
-        Some(Named::Entry(index, self.directory.get(index)?))
+        Some(NameMeaning::Entry(index, self.directory.get(index)?))
     }
 
     /// Bytes of the directory in the image: whole blocks, but for the last.
     pub(super) fn size(&self) -> u64 {
-        let mut packing = Packing::default();
+        let mut packing = BlockPacking::default();
         for place in 0.. {
             let Some(named) = self.get(place) else {
                 break;
@@ -68,14 +68,14 @@ impl<'a> Names<'a> {
 
 /// How entries fill the blocks of a directory.
 #[derive(Default)]
-pub(super) struct Packing {
+pub(super) struct BlockPacking {
     /// Blocks that are full.
     pub(super) blocks: u64,
     /// Bytes used of the next.
     used: u64,
 }
 
-impl Packing {
+impl BlockPacking {
     /// Adds an entry; returns whether it is the first of another block.
     pub(super) fn add(&mut self, name_len: usize) -> bool {
         let length = (DIRENT + name_len) as u64;

@@ -100,7 +100,7 @@ impl<R: Fn(u64, &mut [u8]) -> Result<(), String>> ErofsReader<R> {
     pub fn new(read: R) -> Result<Self, ErofsError> {
         let mut raw = [0; 128];
         fill(&read, SUPERBLOCK_AT, &mut raw)?;
-        let raw = Fields(&raw);
+        let raw = RecordFields(&raw);
         if raw.u32(0) != 0xE0F5_E1E2 {
             return invalid(SUPERBLOCK_AT, "no superblock");
         }
@@ -149,12 +149,12 @@ impl<R: Fn(u64, &mut [u8]) -> Result<(), String>> ErofsReader<R> {
         };
         let mut raw = [0; 64];
         fill(&self.read, at, &mut raw[..32])?;
-        let format = Fields(&raw).u16(0);
+        let format = RecordFields(&raw).u16(0);
         let is_extended = format & 1 == 1;
         if is_extended {
             fill(&self.read, at, &mut raw)?;
         }
-        let raw = Fields(&raw);
+        let raw = RecordFields(&raw);
         if raw.u16(2) != 0 {
             return invalid(
                 at + 2,
@@ -253,18 +253,19 @@ impl<R: Fn(u64, &mut [u8]) -> Result<(), String>> ErofsReader<R> {
         if block.len() < DIRENT {
             return invalid(at, "a directory block without an entry");
         }
-        let names_at = usize::from(Fields(block).u16(8));
+        let names_at = usize::from(RecordFields(block).u16(8));
         if names_at < DIRENT || names_at % DIRENT != 0 || names_at >= block.len() {
             return invalid(at, "a directory block whose names are in the wrong place");
         }
         let count = names_at / DIRENT;
         let mut entries: Vec<ErofsEntry> = Vec::with_capacity(count);
         for entry in 0..count {
-            let raw = Fields(&block[entry * DIRENT..][..DIRENT]);
+            let raw = RecordFields(&block[entry * DIRENT..][..DIRENT]);
             let from = usize::from(raw.u16(8));
             let name = match entry + 1 < count {
                 true => {
-                    let to = usize::from(Fields(&block[(entry + 1) * DIRENT..][..DIRENT]).u16(8));
+                    let to =
+                        usize::from(RecordFields(&block[(entry + 1) * DIRENT..][..DIRENT]).u16(8));
                     block.get(from..to)
                 }
                 // The last name ends with the block, or at a NUL.
@@ -345,9 +346,9 @@ fn fill<R: Fn(u64, &mut [u8]) -> Result<(), String>>(
 }
 
 /// Little-endian numbers in a record of known length.
-struct Fields<'a>(&'a [u8]);
+struct RecordFields<'a>(&'a [u8]);
 
-impl Fields<'_> {
+impl RecordFields<'_> {
     fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut bytes = [0; N];
         bytes.copy_from_slice(&self.0[at..at + N]);

@@ -10,13 +10,13 @@ use crate::fixtures::{Tree, any_tree};
 
 /// Directories and blobs by their digests.
 #[derive(Default)]
-struct Objects {
+struct TestObjects {
     directories: HashMap<Digest, Directory>,
     blobs: HashMap<Digest, Vec<u8>>,
     asked: RefCell<usize>,
 }
 
-impl DirectorySource for Objects {
+impl DirectorySource for TestObjects {
     type Error = Infallible;
 
     fn directory(&self, digest: &Digest) -> Result<Directory, Infallible> {
@@ -32,7 +32,7 @@ impl DirectorySource for Objects {
     }
 }
 
-impl Objects {
+impl TestObjects {
     fn of(tree: &Tree) -> Self {
         let mut objects = Self::default();
         objects.add(tree);
@@ -66,8 +66,8 @@ impl Objects {
     }
 
     fn layout(&self, node: &Node) -> Result<ImageLayout, ImageError<Infallible>> {
-        let top = ImageTop::Directory(node.digest().unwrap());
-        ImageLayout::new(top, ImageVersion::V1, self)
+        let image_root = ImageRoot::Directory(node.digest().unwrap());
+        ImageLayout::new(image_root, ImageVersion::V1, self)
     }
 
     /// `length` bytes of the image at `offset`.
@@ -75,17 +75,17 @@ impl Objects {
         let mut bytes = Vec::with_capacity(length);
         while bytes.len() < length {
             let at = offset + bytes.len() as u64;
-            let piece = layout.piece_at(at, self).unwrap().expect("the image ends");
+            let extent = layout.extent_at(at, self).unwrap().expect("the image ends");
             let rest = (length - bytes.len()) as u64;
-            let part = piece.length().min(rest) as usize;
+            let part = extent.length().min(rest) as usize;
             let done = bytes.len();
             bytes.resize(done + part, 0);
-            match piece {
-                ImagePiece::Metadata(_) => {
+            match extent {
+                ImageExtent::Metadata(_) => {
                     layout.read_metadata(at, &mut bytes[done..], self).unwrap();
                 }
-                ImagePiece::Zeros(_) => {}
-                ImagePiece::Blob { digest, offset, .. } => {
+                ImageExtent::Zeros(_) => {}
+                ImageExtent::Blob { digest, offset, .. } => {
                     let blob = &self.blobs[&digest][offset as usize..][..part];
                     bytes[done..].copy_from_slice(blob);
                 }
@@ -213,7 +213,7 @@ proptest! {
         0..4,
     )) {
         let tree = Tree::Directory(trees);
-        let objects = Objects::of(&tree);
+        let objects = TestObjects::of(&tree);
         let layout = objects.layout(&tree.node()).unwrap();
         let image = objects.whole(&layout);
         let reader = slice_reader(&image);
@@ -233,7 +233,7 @@ proptest! {
         ranges in prop::collection::vec((0usize..40_000, 1usize..9000), 8),
     ) {
         let tree = Tree::Directory(BTreeMap::from([(name("top"), tree.clone()), (name("x"), tree)]));
-        let objects = Objects::of(&tree);
+        let objects = TestObjects::of(&tree);
         let layout = objects.layout(&tree.node()).unwrap();
         let image = objects.whole(&layout);
         for (at, length) in ranges {
@@ -273,7 +273,7 @@ fn golden_tree() -> Tree {
 #[test]
 fn every_released_version_keeps_its_bytes() {
     let tree = golden_tree();
-    let objects = Objects::of(&tree);
+    let objects = TestObjects::of(&tree);
     let layout = objects.layout(&tree.node()).unwrap();
     let image = objects.whole(&layout);
     let reader = slice_reader(&image);
@@ -289,7 +289,7 @@ fn every_released_version_keeps_its_bytes() {
 
 #[test]
 fn an_empty_tree_has_an_image() {
-    let mut objects = Objects::default();
+    let mut objects = TestObjects::default();
     let node = objects.directory_of(Vec::new());
     let layout = objects.layout(&node).unwrap();
     assert_eq!((layout.size(), layout.paths()), (IMAGE_ALIGNMENT, 1));
@@ -301,7 +301,7 @@ fn an_empty_tree_has_an_image() {
 #[test]
 fn named_roots_of_every_kind_are_listed_in_the_root() {
     let tree = golden_tree();
-    let objects = Objects::of(&tree);
+    let objects = TestObjects::of(&tree);
     let roots = [
         ("the tree", tree.node()),
         ("a file", file(b"same")),
@@ -311,11 +311,14 @@ fn named_roots_of_every_kind_are_listed_in_the_root() {
         name: name(text),
         node,
     });
-    let top = ImageTop::roots(&roots).unwrap();
+    let image_root = ImageRoot::roots(&roots).unwrap();
     let mut backwards = roots.clone();
     backwards.reverse();
-    assert_eq!(top.digest(), ImageTop::roots(&backwards).unwrap().digest());
-    let layout = ImageLayout::new(top, ImageVersion::V1, &objects).unwrap();
+    assert_eq!(
+        image_root.digest(),
+        ImageRoot::roots(&backwards).unwrap().digest()
+    );
+    let layout = ImageLayout::new(image_root, ImageVersion::V1, &objects).unwrap();
     let reader = objects.reader(&layout);
     let root = reader.root().unwrap();
     let link = reader.find(&root, b"a link").unwrap().unwrap();
@@ -323,14 +326,14 @@ fn named_roots_of_every_kind_are_listed_in_the_root() {
     let below = reader.find(&root, b"the tree").unwrap().unwrap();
     let below = reader.inode(below.nid).unwrap();
     assert_shows(&reader, &below, root.nid, &tree, &mut Vec::new());
-    assert!(ImageTop::roots(&[roots[0].clone(), roots[0].clone()]).is_err());
+    assert!(ImageRoot::roots(&[roots[0].clone(), roots[0].clone()]).is_err());
 }
 
 #[test]
 fn paths_are_counted_before_anything_is_allocated() {
-    let mut objects = Objects::default();
+    let mut objects = TestObjects::default();
     let mut node = objects.directory_of(vec![(name("leaf"), file(b"x"))]);
-    let twice = |objects: &mut Objects, node: &Node| {
+    let twice = |objects: &mut TestObjects, node: &Node| {
         // Nodes may state any size; true ones do not fit into 64 bits here.
         let node = Node::Directory {
             digest: node.digest().unwrap(),
@@ -356,7 +359,7 @@ fn paths_are_counted_before_anything_is_allocated() {
 
 #[test]
 fn a_deep_tree_is_no_deep_recursion() {
-    let mut objects = Objects::default();
+    let mut objects = TestObjects::default();
     let mut node = objects.directory_of(Vec::new());
     for _ in 0..100_000 {
         node = objects.directory_of(vec![(name("d"), node)]);
@@ -367,7 +370,7 @@ fn a_deep_tree_is_no_deep_recursion() {
 
 #[test]
 fn more_blocks_than_32_bits_number_are_refused() {
-    let mut objects = Objects::default();
+    let mut objects = TestObjects::default();
     for sizes in [vec![u64::MAX], vec![1 << 43, 1 << 43], vec![u64::MAX; 3]] {
         let entries = sizes.iter().enumerate().map(|(n, size)| {
             let node = Node::File {
@@ -385,20 +388,20 @@ fn more_blocks_than_32_bits_number_are_refused() {
 
 #[test]
 fn equal_files_share_an_extent_and_those_of_another_size_do_not() {
-    let mut objects = Objects::default();
+    let mut objects = TestObjects::default();
     let digest = Digest::of(b"x");
     let node = |size, executable| Node::File {
         digest,
         size,
         executable,
     };
-    let top = objects.directory_of(vec![
+    let image_root = objects.directory_of(vec![
         (name("a"), node(1, false)),
         (name("b"), node(1, true)),
         (name("c"), node(2, false)),
         (name("d"), node((5 << 30) + 1, false)),
     ]);
-    let layout = objects.layout(&top).unwrap();
+    let layout = objects.layout(&image_root).unwrap();
     let reader = objects.reader(&layout);
     let root = reader.root().unwrap();
     let inode = |name: &str| {
@@ -415,29 +418,29 @@ fn equal_files_share_an_extent_and_those_of_another_size_do_not() {
         ((5 << 30) + 1, inode("c").block + 1)
     );
     let last = u64::from(large.block) * BLOCK + (5 << 30);
-    let piece = |at| layout.piece_at(at, &objects).unwrap();
-    let blob = ImagePiece::Blob {
+    let extent = |at| layout.extent_at(at, &objects).unwrap();
+    let blob = ImageExtent::Blob {
         digest,
         size: (5 << 30) + 1,
         offset: 5 << 30,
         length: 1,
     };
-    assert_eq!(piece(last), Some(blob));
-    assert!(matches!(piece(last + 1), Some(ImagePiece::Zeros(4095))));
+    assert_eq!(extent(last), Some(blob));
+    assert!(matches!(extent(last + 1), Some(ImageExtent::Zeros(4095))));
     assert!(matches!(
-        piece(last + 4096),
-        Some(ImagePiece::Zeros(_)) | None
+        extent(last + 4096),
+        Some(ImageExtent::Zeros(_)) | None
     ));
-    assert_eq!(piece(layout.size()), None);
+    assert_eq!(extent(layout.size()), None);
 }
 
 #[test]
 fn symlink_targets_of_every_length_are_kept() {
-    let mut objects = Objects::default();
+    let mut objects = TestObjects::default();
     let lengths = [1, 31, 32, 33, 2000, 4063, 4064, 4065, 4094, 4095];
     let entries = lengths.map(|length| (name(&format!("{length:04}")), symlink(length)));
-    let top = objects.directory_of(entries.to_vec());
-    let layout = objects.layout(&top).unwrap();
+    let image_root = objects.directory_of(entries.to_vec());
+    let layout = objects.layout(&image_root).unwrap();
     let reader = objects.reader(&layout);
     let root = reader.root().unwrap();
     for length in lengths {
@@ -453,11 +456,11 @@ fn symlink_targets_of_every_length_are_kept() {
 
 #[test]
 fn seventy_thousand_subdirectories_have_that_many_links() {
-    let mut objects = Objects::default();
+    let mut objects = TestObjects::default();
     let empty = objects.directory_of(Vec::new());
     let entries = (0..70_000).map(|n| (name(&format!("{n}")), empty.clone()));
-    let top = objects.directory_of(entries.collect());
-    let layout = objects.layout(&top).unwrap();
+    let image_root = objects.directory_of(entries.collect());
+    let layout = objects.layout(&image_root).unwrap();
     let reader = objects.reader(&layout);
     let root = reader.root().unwrap();
     assert_eq!(root.links, 70_002);
@@ -468,7 +471,7 @@ fn seventy_thousand_subdirectories_have_that_many_links() {
 
 #[test]
 fn a_directory_of_200_000_long_names_is_listed_and_searched() {
-    let mut objects = Objects::default();
+    let mut objects = TestObjects::default();
     let long = |n: usize| {
         let mut bytes = format!("{n:06}").into_bytes();
         bytes.resize(255, 0xfe);
@@ -481,8 +484,8 @@ fn a_directory_of_200_000_long_names_is_listed_and_searched() {
         };
         (long(n), node)
     });
-    let top = objects.directory_of(entries.collect());
-    let layout = objects.layout(&top).unwrap();
+    let image_root = objects.directory_of(entries.collect());
+    let layout = objects.layout(&image_root).unwrap();
     let mut metadata = vec![0; layout.metadata_size() as usize];
     layout.read_metadata(0, &mut metadata, &objects).unwrap();
     // In parts, as in practice.
@@ -507,7 +510,7 @@ fn a_directory_of_200_000_long_names_is_listed_and_searched() {
 
 #[test]
 fn a_million_names_take_few_bytes_and_little_memory() {
-    let mut objects = Objects::default();
+    let mut objects = TestObjects::default();
     let directories = (0..20_000u32).map(|d| {
         let files = (0..50u32).map(|f| {
             let node = Node::File {
@@ -524,8 +527,8 @@ fn a_million_names_take_few_bytes_and_little_memory() {
         .into_iter()
         .map(|(name, files)| (name, objects.directory_of(files)));
     let entries = entries.collect();
-    let top = objects.directory_of(entries);
-    let layout = objects.layout(&top).unwrap();
+    let image_root = objects.directory_of(entries);
+    let layout = objects.layout(&image_root).unwrap();
     assert_eq!(layout.paths(), 1_020_001);
     let a_name = layout.metadata_size() as f64 / layout.paths() as f64;
     assert!(a_name < 70.0, "{a_name} bytes a name");

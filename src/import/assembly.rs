@@ -2,21 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use super::Error;
+use super::ImportError;
 use crate::castore::{Digest, Directory, Name, Node, SymlinkTarget};
 use crate::store::Ingest;
 
-/// The number of a directory in an [`Assembly`].
+/// The number of a directory in an [`TreeAssembly`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DirectoryId(usize);
 
-/// The number of a file in an [`Assembly`].
+/// The number of a file in an [`TreeAssembly`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId(usize);
 
 /// The data of a file that has been read.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct File {
+pub(super) struct ReadFile {
     pub(super) digest: Digest,
     /// Bytes.
     pub(super) size: u64,
@@ -25,7 +25,7 @@ pub(super) struct File {
 
 /// The value of a name.
 #[derive(Clone, Debug)]
-pub(super) enum Slot {
+pub(super) enum AssembledValue {
     Directory(DirectoryId),
     File(FileId),
     Symlink(SymlinkTarget),
@@ -34,12 +34,12 @@ pub(super) enum Slot {
 /// A tree without its files' contents: directories and files are numbered, so that nothing here
 /// recurses however deep the tree is.
 #[derive(Debug, Default)]
-pub(super) struct Assembly {
-    directories: Vec<BTreeMap<Name, Slot>>,
+pub(super) struct TreeAssembly {
+    directories: Vec<BTreeMap<Name, AssembledValue>>,
     files: usize,
 }
 
-impl Assembly {
+impl TreeAssembly {
     /// A new directory, empty and not in the tree yet.
     pub(super) fn directory(&mut self) -> DirectoryId {
         self.directories.push(BTreeMap::new());
@@ -53,7 +53,10 @@ impl Assembly {
     }
 
     /// The entries of a directory.
-    pub(super) fn entries(&mut self, directory: DirectoryId) -> &mut BTreeMap<Name, Slot> {
+    pub(super) fn entries(
+        &mut self,
+        directory: DirectoryId,
+    ) -> &mut BTreeMap<Name, AssembledValue> {
         &mut self.directories[directory.0]
     }
 
@@ -63,10 +66,10 @@ impl Assembly {
     /// walk over the tree finds them close together.
     pub(super) fn finish(
         mut self,
-        root: Slot,
-        files: &Files,
+        root: AssembledValue,
+        files: &ReadFiles,
         ingest: &dyn Ingest,
-    ) -> Result<Node, Error> {
+    ) -> Result<Node, ImportError> {
         let mut nodes: Vec<Option<Node>> = vec![None; self.directories.len()];
         for DirectoryId(id) in self.children_first(&root) {
             let entries = std::mem::take(&mut self.directories[id])
@@ -81,12 +84,16 @@ impl Assembly {
     }
 
     /// The directories below `root`, and itself if it is one, children before parents.
-    fn children_first(&self, root: &Slot) -> Vec<DirectoryId> {
+    fn children_first(&self, root: &AssembledValue) -> Vec<DirectoryId> {
         let mut order = Vec::with_capacity(self.directories.len());
         let mut open: Vec<DirectoryId> = root.directory().into_iter().collect();
         while let Some(id) = open.pop() {
             order.push(id);
-            open.extend(self.directories[id.0].values().filter_map(Slot::directory));
+            open.extend(
+                self.directories[id.0]
+                    .values()
+                    .filter_map(AssembledValue::directory),
+            );
         }
         // Parents first and the last sibling first, to be reversed.
         order.reverse();
@@ -94,21 +101,21 @@ impl Assembly {
     }
 }
 
-impl Slot {
+impl AssembledValue {
     /// The directory, if it is one.
     pub(super) fn directory(&self) -> Option<DirectoryId> {
         match self {
-            Slot::Directory(id) => Some(*id),
-            Slot::File(_) | Slot::Symlink(_) => None,
+            AssembledValue::Directory(id) => Some(*id),
+            AssembledValue::File(_) | AssembledValue::Symlink(_) => None,
         }
     }
 
-    fn node(self, files: &Files, directories: &[Option<Node>]) -> Node {
+    fn node(self, files: &ReadFiles, directories: &[Option<Node>]) -> Node {
         match self {
-            Slot::Directory(DirectoryId(id)) => directories[id]
+            AssembledValue::Directory(DirectoryId(id)) => directories[id]
                 .clone()
                 .expect("children are made before their parents"),
-            Slot::File(id) => {
+            AssembledValue::File(id) => {
                 let file = files.get(id);
                 Node::File {
                     digest: file.digest,
@@ -116,17 +123,17 @@ impl Slot {
                     executable: file.executable,
                 }
             }
-            Slot::Symlink(target) => Node::Symlink { target },
+            AssembledValue::Symlink(target) => Node::Symlink { target },
         }
     }
 }
 
 /// The files that were read, by number; filled in any order.
 #[derive(Debug, Default)]
-pub(super) struct Files(Vec<Option<File>>);
+pub(super) struct ReadFiles(Vec<Option<ReadFile>>);
 
-impl Files {
-    pub(super) fn set(&mut self, FileId(id): FileId, file: File) {
+impl ReadFiles {
+    pub(super) fn set(&mut self, FileId(id): FileId, file: ReadFile) {
         if self.0.len() <= id {
             self.0.resize(id + 1, None);
         }
@@ -134,7 +141,7 @@ impl Files {
     }
 
     /// The file `id`, which has been read.
-    fn get(&self, FileId(id): FileId) -> File {
+    fn get(&self, FileId(id): FileId) -> ReadFile {
         self.0
             .get(id)
             .copied()

@@ -12,7 +12,7 @@ use crate::{nar, store, tree};
 
 /// Why an import failed. A failed import leaves nothing in the store.
 #[derive(Debug, Error)]
-pub enum Error {
+pub enum ImportError {
     /// A system call on a file that was to be imported failed.
     #[error("cannot {action} {}: {source}", Printable::path(path))]
     Io {
@@ -65,28 +65,28 @@ pub enum Error {
     Directory(#[from] DirectoryError),
     /// The input is not a NAR.
     #[error(transparent)]
-    Nar(#[from] nar::Error),
+    Nar(#[from] nar::NarError),
     /// The input is not a tar archive, or holds something that cannot be imported.
     #[error(transparent)]
-    Tar(#[from] tar::Error),
+    Tar(#[from] tar::TarError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
     /// The NAR of what was imported could not be rendered.
     #[error("cannot hash the imported tree as a NAR: {0}")]
-    NarHash(#[from] tree::Error),
+    NarHash(#[from] tree::TreeError),
     /// The path is not the one that a reference graph describes.
     #[error(transparent)]
     NarMismatch(#[from] NarMismatch),
     /// The name cannot be that of a Nix store path.
     #[error(transparent)]
     StorePath(#[from] StorePathError),
-    /// [`Progress::cancel`](super::Progress::cancel) was called.
+    /// [`Progress::cancel`](super::ImportProgress::cancel) was called.
     #[error("the import was cancelled")]
     Cancelled,
 }
 
-impl Error {
+impl ImportError {
     /// A failure of `action` on `path`.
     pub(super) fn io(action: &'static str, path: PathBuf, source: impl Into<io::Error>) -> Self {
         Self::Io {

@@ -2,37 +2,37 @@
 
 use std::io::Read;
 
-use super::assembly::{Assembly, DirectoryId, Files, Slot};
-use super::packet::Packet;
-use super::{Error, Progress};
+use super::assembly::{AssembledValue, DirectoryId, ReadFiles, TreeAssembly};
+use super::packet::BlobPacket;
+use super::{ImportError, ImportProgress};
 use crate::castore::{Name, Node};
-use crate::nar::{Event, Reader};
+use crate::nar::{NarEvent, NarReader};
 use crate::store::Ingest;
 
 /// See [`super::add`].
 pub(super) fn add(
     ingest: &dyn Ingest,
     input: &mut dyn Read,
-    progress: &Progress,
-) -> Result<Node, Error> {
-    let mut reader = Reader::new(input);
-    let mut packet = Packet::new(ingest, progress);
-    let mut assembly = Assembly::default();
-    let mut files = Files::default();
+    progress: &ImportProgress,
+) -> Result<Node, ImportError> {
+    let mut reader = NarReader::new(input);
+    let mut packet = BlobPacket::new(ingest, progress);
+    let mut assembly = TreeAssembly::default();
+    let mut files = ReadFiles::default();
     let mut open: Vec<DirectoryId> = Vec::new();
     let mut root = None;
     while let Some(event) = reader.next()? {
         progress.check()?;
         let (name, slot) = match event {
-            Event::EndDirectory => {
+            NarEvent::EndDirectory => {
                 open.pop();
                 continue;
             }
-            Event::Directory { name } => {
+            NarEvent::Directory { name } => {
                 progress.add_directory();
-                (name, Slot::Directory(assembly.directory()))
+                (name, AssembledValue::Directory(assembly.directory()))
             }
-            Event::File {
+            NarEvent::File {
                 name,
                 executable,
                 mut contents,
@@ -42,11 +42,11 @@ pub(super) fn add(
                     packet.file(size, executable, |buffer| contents.read(buffer).map(drop))?;
                 let id = assembly.file();
                 files.set(id, file);
-                (name, Slot::File(id))
+                (name, AssembledValue::File(id))
             }
-            Event::Symlink { name, target } => {
+            NarEvent::Symlink { name, target } => {
                 progress.add_symlink();
-                (name, Slot::Symlink(target))
+                (name, AssembledValue::Symlink(target))
             }
         };
         let directory = slot.directory();
@@ -60,11 +60,11 @@ pub(super) fn add(
 
 /// Puts a node where it belongs: into the directory that is open, or at the root.
 fn place(
-    assembly: &mut Assembly,
-    root: &mut Option<Slot>,
+    assembly: &mut TreeAssembly,
+    root: &mut Option<AssembledValue>,
     parent: Option<&DirectoryId>,
     name: Option<Name>,
-    slot: Slot,
+    slot: AssembledValue,
 ) {
     match (parent, name) {
         (Some(parent), Some(name)) => {

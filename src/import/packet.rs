@@ -1,8 +1,8 @@
 //! Storing the contents of a stream as they are read: small files are gathered and put many at a
 //! time, large ones are streamed.
 
-use super::assembly::File;
-use super::{Error, Progress, SMALL};
+use super::assembly::ReadFile;
+use super::{ImportError, ImportProgress, SMALL};
 use crate::castore::Digest;
 use crate::store::Ingest;
 
@@ -12,16 +12,16 @@ const PUT: usize = 4 << 20;
 const STEP: usize = 1 << 20;
 
 /// Small blobs on their way into the store.
-pub(super) struct Packet<'a> {
+pub(super) struct BlobPacket<'a> {
     ingest: &'a dyn Ingest,
-    progress: &'a Progress,
+    progress: &'a ImportProgress,
     bytes: Vec<u8>,
     /// Digest, and where the blob ends in `bytes`.
     blobs: Vec<(Digest, usize)>,
 }
 
-impl<'a> Packet<'a> {
-    pub(super) fn new(ingest: &'a dyn Ingest, progress: &'a Progress) -> Self {
+impl<'a> BlobPacket<'a> {
+    pub(super) fn new(ingest: &'a dyn Ingest, progress: &'a ImportProgress) -> Self {
         Self {
             ingest,
             progress,
@@ -31,12 +31,12 @@ impl<'a> Packet<'a> {
     }
 
     /// Reads a file of `size` bytes with `read`, which fills its buffer with the next of them.
-    pub(super) fn file<E: Into<Error>>(
+    pub(super) fn file<E: Into<ImportError>>(
         &mut self,
         size: u64,
         executable: bool,
         mut read: impl FnMut(&mut [u8]) -> Result<(), E>,
-    ) -> Result<File, Error> {
+    ) -> Result<ReadFile, ImportError> {
         self.progress.check()?;
         self.progress.found_file();
         let digest = if size <= SMALL {
@@ -55,20 +55,20 @@ impl<'a> Packet<'a> {
         } else {
             let mut writer = self.ingest.blob_writer()?;
             let mut buffer = vec![0; STEP];
-            let mut left = size;
-            while left > 0 {
+            let mut remaining = size;
+            while remaining > 0 {
                 self.progress.check()?;
-                let step = left.min(STEP as u64);
+                let step = remaining.min(STEP as u64);
                 let part = &mut buffer[..step as usize];
                 read(part).map_err(Into::into)?;
                 writer.write(part)?;
                 self.progress.add_bytes(step);
-                left -= step;
+                remaining -= step;
             }
             writer.finish()?.0
         };
         self.progress.add_file();
-        Ok(File {
+        Ok(ReadFile {
             digest,
             size,
             executable,
@@ -76,7 +76,7 @@ impl<'a> Packet<'a> {
     }
 
     /// Puts the gathered blobs.
-    pub(super) fn put(&mut self) -> Result<(), Error> {
+    pub(super) fn put(&mut self) -> Result<(), ImportError> {
         let mut start = 0;
         let blobs: Vec<(Digest, &[u8])> = self
             .blobs

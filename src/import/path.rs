@@ -35,44 +35,44 @@ use std::thread;
 
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::assembly::{Assembly, FileId, Slot};
-use super::{Error, Options, Progress, SpecialFiles};
+use super::assembly::{AssembledValue, FileId, TreeAssembly};
+use super::{ImportError, ImportOptions, ImportProgress, SpecialFiles};
 use crate::castore::Node;
 #[cfg(doc)]
 use crate::descent::Descent;
 use crate::descent::open_files_limit;
 use crate::store::Ingest;
-use queue::{AbandonOnPanic, Batch, Queue};
-use walk::Walk;
+use queue::{AbandonOnPanic, FileBatch, ImportQueue};
+use walk::ImportWalk;
 
 /// More readers than this gain nothing, since blobs are put one batch at a time, and they would hold
-/// too many directories open (see [`queue::Batch`]).
+/// too many directories open (see [`queue::FileBatch`]).
 const MAX_READERS: usize = 16;
 
 /// A directory that files are opened in.
 #[derive(Debug)]
-struct Folder {
+struct InputDirectory {
     fd: OwnedFd,
     path: PathBuf,
 }
 
 /// A file that is to be read.
 #[derive(Debug)]
-struct Job {
-    folder: Arc<Folder>,
+struct ReadJob {
+    dir: Arc<InputDirectory>,
     name: CString,
     file: FileId,
     /// The file does not state its length.
     sizeless: bool,
 }
 
-impl AsFd for Folder {
+impl AsFd for InputDirectory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl Folder {
+impl InputDirectory {
     /// The path of the entry `name`.
     fn path_of(&self, name: &CString) -> PathBuf {
         use std::os::unix::ffi::OsStrExt;
@@ -80,9 +80,9 @@ impl Folder {
     }
 }
 
-impl Job {
+impl ReadJob {
     fn path(&self) -> PathBuf {
-        self.folder.path_of(&self.name)
+        self.dir.path_of(&self.name)
     }
 }
 
@@ -90,13 +90,13 @@ impl Job {
 pub(super) fn add(
     ingest: &dyn Ingest,
     path: &Path,
-    options: &Options,
-    progress: &Progress,
-) -> Result<Node, Error> {
+    options: &ImportOptions,
+    progress: &ImportProgress,
+) -> Result<Node, ImportError> {
     let open_files = open_files_limit();
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let readers = cores.min(MAX_READERS).min(open_files / 16).max(1);
-    let queue = Queue::default();
+    let queue = ImportQueue::default();
     let walked = thread::scope(|scope| {
         let _guard = AbandonOnPanic(&queue);
         for number in 0..readers {
@@ -104,14 +104,16 @@ pub(super) fn add(
             thread::Builder::new()
                 .name(format!("import-{number}"))
                 .spawn_scoped(scope, move || read::serve(queue, ingest, progress))
-                .map_err(|source| Error::io("start a thread to read", path.to_owned(), source))
+                .map_err(|source| {
+                    ImportError::io("start a thread to read", path.to_owned(), source)
+                })
                 .inspect_err(|_| queue.abandon())?;
         }
-        let walk = Walk::new(
+        let walk = ImportWalk::new(
             &queue,
             options.special_files,
             progress,
-            Batch::first(readers, open_files),
+            FileBatch::first(readers, open_files),
             open_files,
         );
         let walked = walk_all(walk, path, &queue);
@@ -119,14 +121,18 @@ pub(super) fn add(
         queue.close();
         walked
     });
-    // A reader's failure comes first: the walk only learns that there was one.
+    // A reader's failure comes first: the walk only sees that there was one.
     let files = queue.into_files()?;
     let (assembly, root) = walked?;
     assembly.finish(root, &files, ingest)
 }
 
 /// Walks the tree at `path`, and passes its files to the readers.
-fn walk_all(mut walk: Walk<'_>, path: &Path, queue: &Queue) -> Result<(Assembly, Slot), Error> {
+fn walk_all(
+    mut walk: ImportWalk<'_>,
+    path: &Path,
+    queue: &ImportQueue,
+) -> Result<(TreeAssembly, AssembledValue), ImportError> {
     let root = walk.root(path).inspect_err(|_| queue.abandon())?;
     Ok((walk.finish()?, root))
 }
@@ -148,18 +154,18 @@ fn open_flags() -> OFlags {
     OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC
 }
 
-/// Opens `name` in `folder`.
-fn open(folder: &Folder, name: &CString, more: OFlags) -> Result<OwnedFd, Error> {
-    rustix::fs::openat(&folder.fd, name, open_flags() | more, Mode::empty())
-        .map_err(|error| failed("open", folder.path_of(name), error))
+/// Opens `name` in `dir`.
+fn open(dir: &InputDirectory, name: &CString, more: OFlags) -> Result<OwnedFd, ImportError> {
+    rustix::fs::openat(&dir.fd, name, open_flags() | more, Mode::empty())
+        .map_err(|error| failed("open", dir.path_of(name), error))
 }
 
 /// The error for a file that was listed before: it may have been replaced.
-fn failed(action: &'static str, path: PathBuf, error: rustix::io::Errno) -> Error {
+fn failed(action: &'static str, path: PathBuf, error: rustix::io::Errno) -> ImportError {
     use rustix::io::Errno;
     match error {
-        Errno::NOENT | Errno::LOOP | Errno::NOTDIR => Error::Changed { path },
-        _ => Error::io(action, path, error),
+        Errno::NOENT | Errno::LOOP | Errno::NOTDIR => ImportError::Changed { path },
+        _ => ImportError::io(action, path, error),
     }
 }
 

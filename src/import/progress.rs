@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-use super::Error;
+use super::ImportError;
 
 /// Counters of one import, which another thread may read at any time, and may use to cancel it.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct ImportProgress {
     found: AtomicU64,
     files: AtomicU64,
     directories: AtomicU64,
@@ -20,7 +20,7 @@ pub struct Progress {
 
 /// What an import has read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Totals {
+pub struct ImportTotals {
     /// Regular files.
     pub files: u64,
     /// Directories, the root included.
@@ -36,7 +36,7 @@ pub struct Totals {
 /// The present stage of an import.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Stage {
+pub enum ImportStage {
     /// Reads the tree.
     Reading,
     /// Makes what was added durable.
@@ -45,22 +45,22 @@ pub enum Stage {
     HashingNar,
 }
 
-impl Progress {
+impl ImportProgress {
     /// An import that has not begun.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes the import stop as soon as possible: it then fails with [`Error::Cancelled`] and
+    /// Makes the import stop as soon as possible: it then fails with [`ImportError::Cancelled`] and
     /// leaves nothing. An import that waits for its input notices once some arrives.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
     /// What has been read so far.
-    pub fn totals(&self) -> Totals {
+    pub fn totals(&self) -> ImportTotals {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Totals {
+        ImportTotals {
             files: get(&self.files),
             directories: get(&self.directories),
             symlinks: get(&self.symlinks),
@@ -75,29 +75,29 @@ impl Progress {
         self.found.load(Ordering::Relaxed)
     }
 
-    /// Bytes of the NAR hashed so far; in the end a little more than [`Totals::bytes`].
+    /// Bytes of the NAR hashed so far; in the end a little more than [`ImportTotals::bytes`].
     pub fn nar_bytes(&self) -> u64 {
         self.nar_bytes.load(Ordering::Relaxed)
     }
 
     /// The present stage.
-    pub fn stage(&self) -> Stage {
+    pub fn stage(&self) -> ImportStage {
         match self.stage.load(Ordering::Relaxed) {
-            0 => Stage::Reading,
-            1 => Stage::Committing,
-            _ => Stage::HashingNar,
+            0 => ImportStage::Reading,
+            1 => ImportStage::Committing,
+            _ => ImportStage::HashingNar,
         }
     }
 
     /// Fails if the import was cancelled.
-    pub(super) fn check(&self) -> Result<(), Error> {
+    pub(super) fn check(&self) -> Result<(), ImportError> {
         match self.cancelled.load(Ordering::Relaxed) {
-            true => Err(Error::Cancelled),
+            true => Err(ImportError::Cancelled),
             false => Ok(()),
         }
     }
 
-    pub(super) fn enter(&self, stage: Stage) {
+    pub(super) fn enter(&self, stage: ImportStage) {
         self.stage.store(stage as u8, Ordering::Relaxed);
     }
 

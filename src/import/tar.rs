@@ -16,32 +16,32 @@ mod sparse;
 
 use std::io::{BufReader, Read};
 
-use super::assembly::{Assembly, DirectoryId, Files, Slot};
-use super::packet::Packet;
-use super::{MAX_ZEROS, Options, Progress, SpecialFiles};
+use super::assembly::{AssembledValue, DirectoryId, ReadFiles, TreeAssembly};
+use super::packet::BlobPacket;
+use super::{ImportOptions, ImportProgress, MAX_ZEROS, SpecialFiles};
 use crate::castore::{Name, Node, Printable, SymlinkTarget};
 use crate::nar::MAX_DEPTH;
 use crate::store::Ingest;
-use entries::{Entries, Entry, Kind};
+use entries::{EntryKind, TarEntry, TarReader};
 
-pub use error::Error;
+pub use error::TarError;
 
 /// See [`super::add`].
 pub(super) fn add(
     ingest: &dyn Ingest,
     input: &mut dyn Read,
-    options: &Options,
-    progress: &Progress,
-) -> Result<Node, super::Error> {
-    let mut entries = Entries::new(
+    options: &ImportOptions,
+    progress: &ImportProgress,
+) -> Result<Node, super::ImportError> {
+    let mut entries = TarReader::new(
         BufReader::with_capacity(64 << 10, input),
         options.max_size.unwrap_or(MAX_ZEROS),
     );
-    let mut assembly = Assembly::default();
+    let mut assembly = TreeAssembly::default();
     let root = assembly.directory();
-    let mut unpacking = Unpacking {
-        packet: Packet::new(ingest, progress),
-        files: Files::default(),
+    let mut unpacking = ArchiveImport {
+        packet: BlobPacket::new(ingest, progress),
+        files: ReadFiles::default(),
         assembly,
         root,
         options,
@@ -54,7 +54,7 @@ pub(super) fn add(
         unpacking.entry(entry, &mut entries)?;
     }
     unpacking.packet.put()?;
-    let Unpacking {
+    let ArchiveImport {
         assembly,
         files,
         absolute,
@@ -66,26 +66,26 @@ pub(super) fn add(
             "the archive has absolute names or hard link targets: their leading / is left out"
         );
     }
-    assembly.finish(Slot::Directory(root), &files, ingest)
+    assembly.finish(AssembledValue::Directory(root), &files, ingest)
 }
 
-struct Unpacking<'a> {
-    packet: Packet<'a>,
-    files: Files,
-    assembly: Assembly,
+struct ArchiveImport<'a> {
+    packet: BlobPacket<'a>,
+    files: ReadFiles,
+    assembly: TreeAssembly,
     root: DirectoryId,
-    options: &'a Options,
-    progress: &'a Progress,
+    options: &'a ImportOptions,
+    progress: &'a ImportProgress,
     /// The first path or hard link target that began with a slash.
     absolute: Option<Vec<u8>>,
 }
 
-impl Unpacking<'_> {
+impl ArchiveImport<'_> {
     fn entry<R: Read>(
         &mut self,
-        entry: Entry,
-        entries: &mut Entries<R>,
-    ) -> Result<(), super::Error> {
+        entry: TarEntry,
+        entries: &mut TarReader<R>,
+    ) -> Result<(), super::ImportError> {
         let mut names = self.names(&entry.path, &entry.path)?;
         let strip = self.options.strip_components;
         if names.len() <= strip && strip > 0 {
@@ -95,35 +95,35 @@ impl Unpacking<'_> {
         let Some((name, parents)) = names.split_last() else {
             // The root itself: "./".
             return match entry.kind {
-                Kind::Directory => Ok(()),
-                _ => Err(Error::Root { path: entry.path }.into()),
+                EntryKind::Directory => Ok(()),
+                _ => Err(TarError::Root { path: entry.path }.into()),
             };
         };
         let slot = match entry.kind {
-            Kind::Directory => {
+            EntryKind::Directory => {
                 let parent = self.parent(parents, &entry.path)?;
                 return self.directory(parent, name).map(drop);
             }
-            Kind::File { size, executable } => {
+            EntryKind::File { size, executable } => {
                 let file = self
                     .packet
                     .file(size, executable, |buffer| entries.contents(buffer))?;
                 let id = self.assembly.file();
                 self.files.set(id, file);
-                Slot::File(id)
+                AssembledValue::File(id)
             }
-            Kind::Symlink { target } => {
-                let target = SymlinkTarget::new(&target).map_err(|source| Error::Name {
+            EntryKind::Symlink { target } => {
+                let target = SymlinkTarget::new(&target).map_err(|source| TarError::Name {
                     path: entry.path.clone(),
                     source,
                 })?;
                 self.progress.add_symlink();
-                Slot::Symlink(target)
+                AssembledValue::Symlink(target)
             }
-            Kind::HardLink { target } => self.linked(&entry.path, &target)?,
-            Kind::Special { kind } => match self.options.special_files {
+            EntryKind::HardLink { target } => self.linked(&entry.path, &target)?,
+            EntryKind::Special { kind } => match self.options.special_files {
                 SpecialFiles::Refuse => {
-                    return Err(Error::Special {
+                    return Err(TarError::Special {
                         path: entry.path,
                         kind,
                     }
@@ -142,7 +142,7 @@ impl Unpacking<'_> {
     }
 
     /// The components of `path`, which is that of `entry` or the target of its hard link.
-    fn names(&mut self, path: &[u8], entry: &[u8]) -> Result<Vec<Name>, Error> {
+    fn names(&mut self, path: &[u8], entry: &[u8]) -> Result<Vec<Name>, TarError> {
         if path.starts_with(b"/") && self.absolute.is_none() {
             self.absolute = Some(path.to_vec());
         }
@@ -150,14 +150,14 @@ impl Unpacking<'_> {
     }
 
     /// The directory at `parents`; missing ones are made.
-    fn parent(&mut self, parents: &[Name], path: &[u8]) -> Result<DirectoryId, super::Error> {
+    fn parent(&mut self, parents: &[Name], path: &[u8]) -> Result<DirectoryId, super::ImportError> {
         let mut at = self.root;
         for name in parents {
             at = match self.assembly.entries(at).get(name) {
                 None => self.directory(at, name)?,
-                Some(Slot::Directory(id)) => *id,
+                Some(AssembledValue::Directory(id)) => *id,
                 Some(_) => {
-                    return Err(Error::NotDirectory {
+                    return Err(TarError::NotDirectory {
                         path: path.to_vec(),
                         parent: name.clone(),
                     }
@@ -169,21 +169,25 @@ impl Unpacking<'_> {
     }
 
     /// The directory `name` in `parent`; replaces anything else of that name.
-    fn directory(&mut self, parent: DirectoryId, name: &Name) -> Result<DirectoryId, super::Error> {
-        if let Some(Slot::Directory(id)) = self.assembly.entries(parent).get(name) {
+    fn directory(
+        &mut self,
+        parent: DirectoryId,
+        name: &Name,
+    ) -> Result<DirectoryId, super::ImportError> {
+        if let Some(AssembledValue::Directory(id)) = self.assembly.entries(parent).get(name) {
             return Ok(*id);
         }
         let id = self.assembly.directory();
         self.progress.add_directory();
         self.assembly
             .entries(parent)
-            .insert(name.clone(), Slot::Directory(id));
+            .insert(name.clone(), AssembledValue::Directory(id));
         Ok(id)
     }
 
     /// The slot for the hard link `path` to `target`: the same as the earlier entry.
-    fn linked(&mut self, path: &[u8], target: &[u8]) -> Result<Slot, super::Error> {
-        let dangling = || Error::Dangling {
+    fn linked(&mut self, path: &[u8], target: &[u8]) -> Result<AssembledValue, super::ImportError> {
+        let dangling = || TarError::Dangling {
             path: path.to_vec(),
             target: target.to_vec(),
         };
@@ -193,7 +197,7 @@ impl Unpacking<'_> {
             return Err(dangling().into());
         }
         names.drain(..strip);
-        let mut at = Slot::Directory(self.root);
+        let mut at = AssembledValue::Directory(self.root);
         for name in &names {
             let id = at.directory().ok_or_else(dangling)?;
             at = self
@@ -204,13 +208,13 @@ impl Unpacking<'_> {
                 .ok_or_else(dangling)?;
         }
         match at {
-            Slot::Directory(_) => Err(dangling().into()),
-            Slot::File(_) => {
+            AssembledValue::Directory(_) => Err(dangling().into()),
+            AssembledValue::File(_) => {
                 self.progress.found_file();
                 self.progress.add_file();
                 Ok(at)
             }
-            Slot::Symlink(_) => {
+            AssembledValue::Symlink(_) => {
                 self.progress.add_symlink();
                 Ok(at)
             }
@@ -219,8 +223,8 @@ impl Unpacking<'_> {
 }
 
 /// The components of `path`; `entry` is the path of the entry that has it, for errors.
-fn names(path: &[u8], entry: &[u8]) -> Result<Vec<Name>, Error> {
-    let outside = || Error::Outside {
+fn names(path: &[u8], entry: &[u8]) -> Result<Vec<Name>, TarError> {
+    let outside = || TarError::Outside {
         path: entry.to_vec(),
         names: path.to_vec(),
     };
@@ -232,11 +236,11 @@ fn names(path: &[u8], entry: &[u8]) -> Result<Vec<Name>, Error> {
             _ => {}
         }
         if names.len() == MAX_DEPTH {
-            return Err(Error::TooDeep {
+            return Err(TarError::TooDeep {
                 path: entry.to_vec(),
             });
         }
-        names.push(Name::new(component).map_err(|source| Error::Name {
+        names.push(Name::new(component).map_err(|source| TarError::Name {
             path: entry.to_vec(),
             source,
         })?);

@@ -3,6 +3,8 @@ use std::fs;
 use std::io::Cursor;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use prost::Message;
@@ -13,15 +15,15 @@ use crate::castore::{Digest, Directory, NodeRef};
 use kit::fixtures::{fixture, unescape};
 
 use crate::fixtures::{Tree, any_tree};
-use crate::store::{MemoryStore, Store};
+use crate::store::{GcOptions, LocalStore, MemoryStore, Store};
 
 /// A new store in memory, and its runtime.
-pub(super) struct Fresh {
+pub(super) struct FreshStore {
     pub(super) store: Blocking,
     runtime: tokio::runtime::Runtime,
 }
 
-impl Fresh {
+impl FreshStore {
     pub(super) fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
@@ -34,37 +36,37 @@ impl Fresh {
     }
 
     /// Imports as `root` with the default options.
-    pub(super) fn import(&self, source: Source<'_>) -> Result<Imported, Error> {
-        self.import_with(source, &Options::default())
+    pub(super) fn import(&self, source: ImportSource<'_>) -> Result<ImportResult, ImportError> {
+        self.import_with(source, &ImportOptions::default())
     }
 
     pub(super) fn import_with(
         &self,
-        source: Source<'_>,
-        options: &Options,
-    ) -> Result<Imported, Error> {
-        let naming = Naming::Name(Name::new(b"root").unwrap());
-        import(&self.store, source, naming, options, &Progress::new())
+        source: ImportSource<'_>,
+        options: &ImportOptions,
+    ) -> Result<ImportResult, ImportError> {
+        let naming = RootNaming::Name(Name::new(b"root").unwrap());
+        import(&self.store, source, naming, options, &ImportProgress::new())
     }
 
     /// Nothing is here, not even in part.
     pub(super) fn assert_empty(&self) {
         assert_eq!(self.store.roots().unwrap(), []);
-        let nothing = crate::store::Usage::default();
+        let nothing = crate::store::StoreUsage::default();
         assert_eq!(self.store.usage().unwrap(), Some(nothing));
     }
 
     /// The whole tree `node`, as the store has it.
     pub(super) fn nar(&self, node: &Node) -> Vec<u8> {
         let mut nar = Vec::new();
-        let (path, progress) = (TreePath::default(), export::Progress::default());
+        let (path, progress) = (TreePath::default(), export::ExportProgress::default());
         write_nar(&self.store, &path, node, &mut nar, &progress).unwrap();
         nar
     }
 }
 
 #[derive(Deserialize)]
-struct Expected {
+struct ExpectedTree {
     entries: BTreeMap<String, ExpectedEntry>,
     nar_sha256: String,
     nar_size: u64,
@@ -109,7 +111,7 @@ impl TryFrom<String> for HexDigest {
     }
 }
 
-fn expected() -> Expected {
+fn expected() -> ExpectedTree {
     serde_json::from_slice(&fs::read(fixture("snix/expected.json").unwrap()).unwrap()).unwrap()
 }
 
@@ -120,10 +122,10 @@ fn fixture_tar() -> Vec<u8> {
 }
 
 /// The fixture tree on disk.
-fn fixture_on_disk(folder: &tempfile::TempDir) -> PathBuf {
+fn fixture_on_disk(dir: &tempfile::TempDir) -> PathBuf {
     let mut archive = ::tar::Archive::new(Cursor::new(fixture_tar()));
-    archive.unpack(folder.path()).unwrap();
-    folder.path().join("tree")
+    archive.unpack(dir.path()).unwrap();
+    dir.path().join("tree")
 }
 
 fn resolve(store: &Blocking, root: &Node, path: &[u8]) -> Node {
@@ -137,11 +139,11 @@ fn resolve(store: &Blocking, root: &Node, path: &[u8]) -> Node {
 }
 
 /// Imports the fixture tree and compares everything with what another implementation made of it.
-fn import_fixture(source: Source<'_>, options: &Options) -> Fresh {
+fn import_fixture(source: ImportSource<'_>, options: &ImportOptions) -> FreshStore {
     let expected = expected();
-    let fresh = Fresh::new();
-    let progress = Progress::new();
-    let naming = Naming::Nix("tree".to_owned());
+    let fresh = FreshStore::new();
+    let progress = ImportProgress::new();
+    let naming = RootNaming::Nix("tree".to_owned());
     let imported = import(&fresh.store, source, naming, options, &progress).unwrap();
 
     assert_eq!(imported.root.name.as_bytes(), expected.root.name.as_bytes());
@@ -165,9 +167,9 @@ fn import_fixture(source: Source<'_>, options: &Options) -> Fresh {
         fs::read(fixture("snix/pathinfo.binpb").unwrap()).unwrap()
     );
 
-    let mut totals = Totals {
+    let mut totals = ImportTotals {
         directories: 1,
-        ..Totals::default()
+        ..ImportTotals::default()
     };
     for (name, entry) in &expected.entries {
         let node = resolve(&fresh.store, &imported.root.node, &unescape(name));
@@ -225,12 +227,12 @@ fn the_fixture_tree_imports_from_disk_to_what_the_peer_made() {
     if fixture("snix").is_none() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let path = fixture_on_disk(&folder);
-    let fresh = import_fixture(Source::Path(&path), &Options::default());
+    let dir = tempfile::tempdir().unwrap();
+    let path = fixture_on_disk(&dir);
+    let fresh = import_fixture(ImportSource::Path(&path), &ImportOptions::default());
 
-    let again = fresh.import(Source::Path(&path)).unwrap();
-    assert_eq!(again.added, Added::default(), "nothing is new");
+    let again = fresh.import(ImportSource::Path(&path)).unwrap();
+    assert_eq!(again.added, AddedTotals::default(), "nothing is new");
 }
 
 #[test]
@@ -238,11 +240,11 @@ fn the_fixture_tree_imports_from_tar_to_what_the_peer_made() {
     if fixture("snix").is_none() {
         return;
     }
-    let options = Options {
+    let options = ImportOptions {
         strip_components: 1,
-        ..Options::default()
+        ..ImportOptions::default()
     };
-    import_fixture(Source::Tar(&mut &fixture_tar()[..]), &options);
+    import_fixture(ImportSource::Tar(&mut &fixture_tar()[..]), &options);
 }
 
 #[test]
@@ -250,11 +252,14 @@ fn the_fixture_tree_imports_from_its_own_nar_to_what_the_peer_made() {
     if fixture("snix").is_none() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let path = fixture_on_disk(&folder);
-    let fresh = Fresh::new();
-    let node = fresh.import(Source::Path(&path)).unwrap().root.node;
-    import_fixture(Source::Nar(&mut &fresh.nar(&node)[..]), &Options::default());
+    let dir = tempfile::tempdir().unwrap();
+    let path = fixture_on_disk(&dir);
+    let fresh = FreshStore::new();
+    let node = fresh.import(ImportSource::Path(&path)).unwrap().root.node;
+    import_fixture(
+        ImportSource::Nar(&mut &fresh.nar(&node)[..]),
+        &ImportOptions::default(),
+    );
 }
 
 /// `tree` as a tar archive: GNU headers, directories before what is in them.
@@ -305,25 +310,25 @@ proptest! {
     /// Whatever source a tree comes from, the result is the same nodes and the same NAR.
     #[test]
     fn every_source_gives_the_same_tree(tree in any_tree()) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tree");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tree");
         tree.unpack(&path);
-        let fresh = Fresh::new();
-        let from_disk = fresh.import(Source::Path(&path)).unwrap();
+        let fresh = FreshStore::new();
+        let from_disk = fresh.import(ImportSource::Path(&path)).unwrap();
         prop_assert_eq!(&from_disk.root.node, &tree.node());
         let nar = fresh.nar(&from_disk.root.node);
         prop_assert_eq!(&nar, &tree.nar());
 
-        let from_nar = Fresh::new();
-        let imported = from_nar.import(Source::Nar(&mut &nar[..])).unwrap();
+        let from_nar = FreshStore::new();
+        let imported = from_nar.import(ImportSource::Nar(&mut &nar[..])).unwrap();
         prop_assert_eq!(&imported.root.node, &tree.node());
         prop_assert_eq!(&from_nar.nar(&imported.root.node), &nar);
         prop_assert_eq!(imported.totals, from_disk.totals);
 
         if let Tree::Directory(_) = tree {
-            let from_tar = Fresh::new();
+            let from_tar = FreshStore::new();
             let tar = tar_of(&tree);
-            let imported = from_tar.import(Source::Tar(&mut &tar[..])).unwrap();
+            let imported = from_tar.import(ImportSource::Tar(&mut &tar[..])).unwrap();
             prop_assert_eq!(&imported.root.node, &tree.node());
             prop_assert_eq!(&from_tar.nar(&imported.root.node), &nar);
             prop_assert_eq!(imported.totals, from_disk.totals);
@@ -347,20 +352,20 @@ fn sizes() -> Tree {
 }
 
 /// Does `with` each source that there is of `tree`: files, a NAR, an archive.
-fn from_everywhere(tree: &Tree, with: impl Fn(Source)) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("tree");
+fn from_everywhere(tree: &Tree, with: impl Fn(ImportSource)) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tree");
     tree.unpack(&path);
-    with(Source::Path(&path));
-    with(Source::Nar(&mut &tree.nar()[..]));
-    with(Source::Tar(&mut &tar_of(tree)[..]));
+    with(ImportSource::Path(&path));
+    with(ImportSource::Nar(&mut &tree.nar()[..]));
+    with(ImportSource::Tar(&mut &tar_of(tree)[..]));
 }
 
 #[test]
 fn small_and_large_files_come_out_as_they_went_in() {
     let tree = sizes();
     from_everywhere(&tree, |source| {
-        let fresh = Fresh::new();
+        let fresh = FreshStore::new();
         let node = fresh.import(source).unwrap().root.node;
         assert_eq!(node, tree.node());
         assert!(fresh.nar(&node) == tree.nar());
@@ -383,50 +388,56 @@ fn a_stream_cut_short_leaves_nothing() {
         .into(),
     );
     let (nar, tar) = (tree.nar(), tar_of(&tree));
-    let fresh = Fresh::new();
+    let fresh = FreshStore::new();
     for part in 0..64 {
         let cut = &nar[..nar.len() * part / 64];
-        fresh.import(Source::Nar(&mut &cut[..])).unwrap_err();
+        fresh.import(ImportSource::Nar(&mut &cut[..])).unwrap_err();
         // One block of zeros ends an archive, and there are two.
         let cut = &tar[..(tar.len() - 1024) * part / 64];
-        fresh.import(Source::Tar(&mut &cut[..])).unwrap_err();
+        fresh.import(ImportSource::Tar(&mut &cut[..])).unwrap_err();
     }
     fresh.assert_empty();
 }
 
 #[test]
 fn a_cancelled_import_leaves_nothing() {
-    let fresh = Fresh::new();
+    let fresh = FreshStore::new();
     from_everywhere(&sizes(), |source| {
-        let progress = Progress::new();
+        let progress = ImportProgress::new();
         progress.cancel();
-        let naming = Naming::Nix("tree".to_owned());
-        let error =
-            import(&fresh.store, source, naming, &Options::default(), &progress).unwrap_err();
-        assert!(matches!(error, Error::Cancelled), "{error}");
+        let naming = RootNaming::Nix("tree".to_owned());
+        let error = import(
+            &fresh.store,
+            source,
+            naming,
+            &ImportOptions::default(),
+            &progress,
+        )
+        .unwrap_err();
+        assert!(matches!(error, ImportError::Cancelled), "{error}");
     });
     fresh.assert_empty();
 }
 
 #[test]
 fn a_name_that_nix_does_not_take_fails_before_anything_is_read() {
-    let fresh = Fresh::new();
-    let naming = Naming::Nix("a b".to_owned());
-    let missing = Source::Path(Path::new("/nonexistent"));
+    let fresh = FreshStore::new();
+    let naming = RootNaming::Nix("a b".to_owned());
+    let missing = ImportSource::Path(Path::new("/nonexistent"));
     let error = import(
         &fresh.store,
         missing,
         naming,
-        &Options::default(),
-        &Progress::new(),
+        &ImportOptions::default(),
+        &ImportProgress::new(),
     )
     .unwrap_err();
-    assert!(matches!(error, Error::StorePath(_)), "{error}");
+    assert!(matches!(error, ImportError::StorePath(_)), "{error}");
 }
 
 #[test]
 fn rendering_names_what_the_store_lacks() {
-    let fresh = Fresh::new();
+    let fresh = FreshStore::new();
     let file = |content: &[u8]| Node::File {
         digest: Digest::of(content),
         size: content.len() as u64,
@@ -440,7 +451,7 @@ fn rendering_names_what_the_store_lacks() {
     ingest.put_directory(&outer).unwrap();
     ingest.commit().unwrap();
     let error = {
-        let (path, progress) = (TreePath::new(b"outer"), export::Progress::default());
+        let (path, progress) = (TreePath::new(b"outer"), export::ExportProgress::default());
         write_nar(&fresh.store, &path, &outer.node(), io::sink(), &progress).unwrap_err()
     };
     assert_eq!(
@@ -451,4 +462,47 @@ fn rendering_names_what_the_store_lacks() {
         )
     );
     drop(fresh.runtime);
+}
+
+#[test]
+fn a_collection_between_the_two_commits_of_a_store_path_removes_nothing() {
+    const IMPORTS: usize = 100;
+    let dir = tempfile::tempdir().unwrap();
+    let local = LocalStore::open(&dir.path().join("store")).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = Blocking::new(Arc::new(local.clone()), runtime.handle().clone());
+    let ended = AtomicBool::new(false);
+    let import_tree = |number: usize| {
+        let path = dir.path().join(format!("tree-{number}"));
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("file"), format!("contents of {number}")).unwrap();
+        let (options, progress) = (ImportOptions::default(), ImportProgress::new());
+        let naming = RootNaming::Nix(format!("tree-{number}"));
+        import(
+            &store,
+            ImportSource::Path(&path),
+            naming,
+            &options,
+            &progress,
+        )
+    };
+    let roots: Vec<_> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let options = GcOptions {
+                grace: Duration::ZERO,
+                ..GcOptions::default()
+            };
+            while !ended.load(Ordering::Relaxed) {
+                local.collect_garbage(&options).unwrap();
+            }
+        });
+        let imported = (0..IMPORTS).map(import_tree).collect();
+        ended.store(true, Ordering::Relaxed);
+        imported
+    });
+    for imported in roots {
+        let root = imported.unwrap().root;
+        let digest = root.node.borrow().digest().unwrap();
+        assert!(store.has_tree(&digest).unwrap(), "{root:?}");
+    }
 }

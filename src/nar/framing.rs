@@ -18,12 +18,12 @@ pub(crate) fn start_node(out: &mut impl Write, name: Option<&[u8]>) -> io::Resul
     string(out, b"type")
 }
 
-/// Goes on with a node as a directory.
+/// Continues with a node as a directory.
 pub(crate) fn directory(out: &mut impl Write) -> io::Result<()> {
     string(out, b"directory")
 }
 
-/// Goes on with a node as a file, up to its contents of `size` bytes.
+/// Continues with a node as a file, up to its contents of `size` bytes.
 pub(crate) fn file(out: &mut impl Write, executable: bool, size: u64) -> io::Result<()> {
     string(out, b"regular")?;
     if executable {
@@ -39,7 +39,7 @@ pub(crate) fn after_contents(out: &mut impl Write, size: u64) -> io::Result<()> 
     out.write_all(&[0; 8][..padding(size)])
 }
 
-/// Goes on with a node as a symbolic link.
+/// Continues with a node as a symbolic link.
 pub(crate) fn symlink(out: &mut impl Write, target: &[u8]) -> io::Result<()> {
     string(out, b"symlink")?;
     string(out, b"target")?;

@@ -13,11 +13,11 @@ const MAX_STRING: u64 = 4096;
 
 /// Reads an archive.
 #[derive(Debug)]
-pub struct Reader<R> {
+pub struct NarReader<R> {
     input: BufReader<R>,
     /// Bytes read so far.
     offset: u64,
-    state: State,
+    state: NarReaderState,
     /// The directories that are open, outermost first: each the name of the last entry seen in it.
     open: Vec<Option<Name>>,
     /// The string read last.
@@ -25,13 +25,13 @@ pub struct Reader<R> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum NarReaderState {
     /// Nothing read yet.
     Start,
     /// In a directory, before an entry or its end.
     Directory,
     /// In a file: bytes of contents not read yet, and the zeros after them.
-    Contents { left: u64, padding: usize },
+    Contents { remaining: u64, padding: usize },
     /// After the end.
     End,
 }
@@ -39,8 +39,8 @@ enum State {
 /// The next event of an archive. The name is that of the entry in the open directory; the archive's
 /// root has none.
 #[derive(Debug)]
-pub enum Event<'a, R> {
-    /// A directory starts: its entries follow, then [`Event::EndDirectory`].
+pub enum NarEvent<'a, R> {
+    /// A directory starts: its entries follow, then [`NarEvent::EndDirectory`].
     Directory {
         /// The entry's name.
         name: Option<Name>,
@@ -54,7 +54,7 @@ pub enum Event<'a, R> {
         /// Whether the file can be executed.
         executable: bool,
         /// The file's bytes.
-        contents: Contents<'a, R>,
+        contents: NarContents<'a, R>,
     },
     /// A symbolic link.
     Symlink {
@@ -65,16 +65,16 @@ pub enum Event<'a, R> {
     },
 }
 
-/// The contents of the file that a [`Reader`] stands at.
+/// The contents of the file that a [`NarReader`] stands at.
 #[derive(Debug)]
-pub struct Contents<'a, R> {
-    reader: &'a mut Reader<R>,
+pub struct NarContents<'a, R> {
+    reader: &'a mut NarReader<R>,
     size: u64,
 }
 
 /// Input that is no archive. Offsets are bytes from the start of the archive.
 #[derive(Debug, Error)]
-pub enum Error {
+pub enum NarError {
     /// The input could not be read.
     #[error("cannot read the NAR at byte {offset}: {source}")]
     Io {
@@ -149,14 +149,14 @@ pub enum Error {
     },
 }
 
-impl<R: Read> Reader<R> {
+impl<R: Read> NarReader<R> {
     /// Reads the archive that `input` is, to its last byte. Reads ahead; no buffer is needed around
     /// `input`.
     pub fn new(input: R) -> Self {
         Self {
             input: BufReader::with_capacity(64 << 10, input),
             offset: 0,
-            state: State::Start,
+            state: NarReaderState::Start,
             open: Vec::new(),
             string: Vec::new(),
         }
@@ -165,26 +165,26 @@ impl<R: Read> Reader<R> {
     /// The next event; nothing once the archive, and the input with it, has ended.
     #[expect(
         clippy::should_implement_trait,
-        reason = "an event borrows the reader, which Iterator cannot say"
+        reason = "an event borrows the reader, which Iterator cannot express"
     )]
-    pub fn next(&mut self) -> Result<Option<Event<'_, R>>, Error> {
-        if let State::Contents { left, padding } = self.state {
-            self.skip(left)?;
+    pub fn next(&mut self) -> Result<Option<NarEvent<'_, R>>, NarError> {
+        if let NarReaderState::Contents { remaining, padding } = self.state {
+            self.skip(remaining)?;
             self.zeros(padding)?;
             self.end_node()?;
         }
         match self.state {
-            State::Start => {
+            NarReaderState::Start => {
                 self.expect(MAGIC, "\"nix-archive-1\"")?;
                 self.node(None).map(Some)
             }
-            State::Directory => self.entry().map(Some),
-            State::End | State::Contents { .. } => Ok(None),
+            NarReaderState::Directory => self.entry().map(Some),
+            NarReaderState::End | NarReaderState::Contents { .. } => Ok(None),
         }
     }
 
     /// An entry of the directory that is open, or its end.
-    fn entry(&mut self) -> Result<Event<'_, R>, Error> {
+    fn entry(&mut self) -> Result<NarEvent<'_, R>, NarError> {
         const EXPECTED: &str = "an entry or the end of a directory";
         let at = self.offset;
         self.string(EXPECTED)?;
@@ -192,7 +192,7 @@ impl<R: Read> Reader<R> {
             b")" => {
                 self.open.pop();
                 self.end_entry()?;
-                return Ok(Event::EndDirectory);
+                return Ok(NarEvent::EndDirectory);
             }
             b"entry" => {}
             _ => return Err(self.unexpected(at, EXPECTED)),
@@ -201,11 +201,11 @@ impl<R: Read> Reader<R> {
         self.expect(b"name", "\"name\"")?;
         let offset = self.offset;
         self.string("a name")?;
-        let name = Name::new(&self.string).map_err(|source| Error::Name { offset, source })?;
+        let name = Name::new(&self.string).map_err(|source| NarError::Name { offset, source })?;
         if let Some(last) = self.open.last_mut() {
             match last.replace(name.clone()) {
                 Some(previous) if previous >= name => {
-                    return Err(Error::Unsorted {
+                    return Err(NarError::Unsorted {
                         offset,
                         name,
                         previous,
@@ -219,7 +219,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The start of a node; all of it if it is a symlink.
-    fn node(&mut self, name: Option<Name>) -> Result<Event<'_, R>, Error> {
+    fn node(&mut self, name: Option<Name>) -> Result<NarEvent<'_, R>, NarError> {
         const TYPE: &str = "\"regular\", \"symlink\" or \"directory\"";
         self.expect(b"(", "\"(\"")?;
         self.expect(b"type", "\"type\"")?;
@@ -228,11 +228,11 @@ impl<R: Read> Reader<R> {
         match &self.string[..] {
             b"directory" => {
                 if self.open.len() == MAX_DEPTH {
-                    return Err(Error::TooDeep { offset: at });
+                    return Err(NarError::TooDeep { offset: at });
                 }
                 self.open.push(None);
-                self.state = State::Directory;
-                Ok(Event::Directory { name })
+                self.state = NarReaderState::Directory;
+                Ok(NarEvent::Directory { name })
             }
             b"regular" => self.file(name),
             b"symlink" => {
@@ -240,15 +240,15 @@ impl<R: Read> Reader<R> {
                 let offset = self.offset;
                 self.string("a symlink target")?;
                 let target = SymlinkTarget::new(&self.string)
-                    .map_err(|source| Error::Name { offset, source })?;
+                    .map_err(|source| NarError::Name { offset, source })?;
                 self.end_node()?;
-                Ok(Event::Symlink { name, target })
+                Ok(NarEvent::Symlink { name, target })
             }
             _ => Err(self.unexpected(at, TYPE)),
         }
     }
 
-    fn file(&mut self, name: Option<Name>) -> Result<Event<'_, R>, Error> {
+    fn file(&mut self, name: Option<Name>) -> Result<NarEvent<'_, R>, NarError> {
         const EXPECTED: &str = "\"executable\" or \"contents\"";
         let at = self.offset;
         self.string(EXPECTED)?;
@@ -262,12 +262,12 @@ impl<R: Read> Reader<R> {
             _ => return Err(self.unexpected(at, EXPECTED)),
         };
         let size = self.length("the size of a file")?;
-        self.state = State::Contents {
-            left: size,
+        self.state = NarReaderState::Contents {
+            remaining: size,
             padding: padding(size),
         };
-        let contents = Contents { reader: self, size };
-        Ok(Event::File {
+        let contents = NarContents { reader: self, size };
+        Ok(NarEvent::File {
             name,
             executable,
             contents,
@@ -275,27 +275,27 @@ impl<R: Read> Reader<R> {
     }
 
     /// The end of a node that is no directory.
-    fn end_node(&mut self) -> Result<(), Error> {
+    fn end_node(&mut self) -> Result<(), NarError> {
         self.expect(b")", "the end of a node, \")\"")?;
         self.end_entry()
     }
 
     /// The end of the entry that a node was in, or of the archive.
-    fn end_entry(&mut self) -> Result<(), Error> {
+    fn end_entry(&mut self) -> Result<(), NarError> {
         if !self.open.is_empty() {
-            self.state = State::Directory;
+            self.state = NarReaderState::Directory;
             return self.expect(b")", "the end of an entry, \")\"");
         }
-        self.state = State::End;
+        self.state = NarReaderState::End;
         let offset = self.offset;
         match self.input.fill_buf() {
             Ok([]) => Ok(()),
-            Ok(_) => Err(Error::Trailing { offset }),
-            Err(source) => Err(Error::Io { offset, source }),
+            Ok(_) => Err(NarError::Trailing { offset }),
+            Err(source) => Err(NarError::Io { offset, source }),
         }
     }
 
-    fn expect(&mut self, string: &[u8], expected: &'static str) -> Result<(), Error> {
+    fn expect(&mut self, string: &[u8], expected: &'static str) -> Result<(), NarError> {
         let at = self.offset;
         self.string(expected)?;
         if self.string != string {
@@ -304,9 +304,9 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    fn unexpected(&self, offset: u64, expected: &'static str) -> Error {
+    fn unexpected(&self, offset: u64, expected: &'static str) -> NarError {
         let found = self.string.get(..32).unwrap_or(&self.string);
-        Error::Unexpected {
+        NarError::Unexpected {
             offset,
             expected,
             found: found.escape_ascii().to_string(),
@@ -314,11 +314,11 @@ impl<R: Read> Reader<R> {
     }
 
     /// Reads a short string into `self.string`.
-    fn string(&mut self, expected: &'static str) -> Result<(), Error> {
+    fn string(&mut self, expected: &'static str) -> Result<(), NarError> {
         let offset = self.offset;
         let length = self.length(expected)?;
         if length > MAX_STRING {
-            return Err(Error::TooLong {
+            return Err(NarError::TooLong {
                 offset,
                 expected,
                 length,
@@ -332,24 +332,24 @@ impl<R: Read> Reader<R> {
         self.zeros(padding(length))
     }
 
-    fn length(&mut self, expected: &'static str) -> Result<u64, Error> {
+    fn length(&mut self, expected: &'static str) -> Result<u64, NarError> {
         let mut bytes = [0; 8];
         self.exact(&mut bytes, expected)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
-    fn zeros(&mut self, count: usize) -> Result<(), Error> {
+    fn zeros(&mut self, count: usize) -> Result<(), NarError> {
         let offset = self.offset;
         let mut bytes = [0; 8];
         let bytes = &mut bytes[..count];
         self.exact(bytes, "padding")?;
         if bytes.iter().any(|&byte| byte != 0) {
-            return Err(Error::Padding { offset });
+            return Err(NarError::Padding { offset });
         }
         Ok(())
     }
 
-    fn exact(&mut self, mut buffer: &mut [u8], expected: &'static str) -> Result<(), Error> {
+    fn exact(&mut self, mut buffer: &mut [u8], expected: &'static str) -> Result<(), NarError> {
         while !buffer.is_empty() {
             let read = self.some(buffer, expected)?;
             buffer = &mut buffer[read..];
@@ -358,32 +358,32 @@ impl<R: Read> Reader<R> {
     }
 
     /// Reads at least one byte into `buffer`, which is not empty.
-    fn some(&mut self, buffer: &mut [u8], expected: &'static str) -> Result<usize, Error> {
+    fn some(&mut self, buffer: &mut [u8], expected: &'static str) -> Result<usize, NarError> {
         let offset = self.offset;
         loop {
             match self.input.read(buffer) {
-                Ok(0) => return Err(Error::Truncated { offset, expected }),
+                Ok(0) => return Err(NarError::Truncated { offset, expected }),
                 Ok(read) => {
                     self.offset += read as u64;
                     return Ok(read);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(Error::Io { offset, source }),
+                Err(source) => return Err(NarError::Io { offset, source }),
             }
         }
     }
 
-    fn skip(&mut self, mut left: u64) -> Result<(), Error> {
+    fn skip(&mut self, mut remaining: u64) -> Result<(), NarError> {
         let mut buffer = [0; 8 << 10];
-        while left > 0 {
-            let part = left.min(buffer.len() as u64) as usize;
-            left -= self.some(&mut buffer[..part], "the contents of a file")? as u64;
+        while remaining > 0 {
+            let part = remaining.min(buffer.len() as u64) as usize;
+            remaining -= self.some(&mut buffer[..part], "the contents of a file")? as u64;
         }
         Ok(())
     }
 }
 
-impl<R: Read> Contents<'_, R> {
+impl<R: Read> NarContents<'_, R> {
     /// Bytes of the file, as the archive states them: not to be used for an allocation.
     pub fn size(&self) -> u64 {
         self.size
@@ -391,15 +391,15 @@ impl<R: Read> Contents<'_, R> {
 
     /// Reads the next bytes into `buffer`; returns their number, 0 at the end of the file. Fills
     /// `buffer` unless the file ends first.
-    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
-        let State::Contents { left, padding } = self.reader.state else {
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, NarError> {
+        let NarReaderState::Contents { remaining, padding } = self.reader.state else {
             return Ok(0);
         };
-        let length = left.min(buffer.len() as u64) as usize;
+        let length = remaining.min(buffer.len() as u64) as usize;
         self.reader
             .exact(&mut buffer[..length], "the contents of a file")?;
-        self.reader.state = State::Contents {
-            left: left - length as u64,
+        self.reader.state = NarReaderState::Contents {
+            remaining: remaining - length as u64,
             padding,
         };
         Ok(length)

@@ -8,21 +8,21 @@ use crate::castore::Name;
 use crate::fixtures::{Tree, any_tree};
 
 /// Reads a whole archive into a tree.
-fn read(input: impl Read) -> Result<Tree, Error> {
-    let mut reader = Reader::new(input);
+fn read(input: impl Read) -> Result<Tree, NarError> {
+    let mut reader = NarReader::new(input);
     let mut open: Vec<(Option<Name>, BTreeMap<Name, Tree>)> = Vec::new();
     let mut root = None;
     while let Some(event) = reader.next()? {
         let (name, tree) = match event {
-            Event::Directory { name } => {
+            NarEvent::Directory { name } => {
                 open.push((name, BTreeMap::new()));
                 continue;
             }
-            Event::EndDirectory => {
+            NarEvent::EndDirectory => {
                 let (name, entries) = open.pop().unwrap();
                 (name, Tree::Directory(entries))
             }
-            Event::File {
+            NarEvent::File {
                 name,
                 executable,
                 mut contents,
@@ -39,7 +39,7 @@ fn read(input: impl Read) -> Result<Tree, Error> {
                 assert_eq!(bytes.len() as u64, contents.size());
                 (name, Tree::File { executable, bytes })
             }
-            Event::Symlink { name, target } => (name, Tree::Symlink(target)),
+            NarEvent::Symlink { name, target } => (name, Tree::Symlink(target)),
         };
         match (name, open.last_mut()) {
             (None, None) => root = Some(tree),
@@ -53,14 +53,14 @@ fn read(input: impl Read) -> Result<Tree, Error> {
 }
 
 /// Writes again what a reader gives.
-fn rewrite(input: &[u8]) -> Result<Vec<u8>, Error> {
+fn rewrite(input: &[u8]) -> Result<Vec<u8>, NarError> {
     read(input).map(|tree| tree.nar())
 }
 
 /// Hands out one byte at a time.
-struct Dribble<'a>(&'a [u8]);
+struct OneByteReader<'a>(&'a [u8]);
 
-impl Read for Dribble<'_> {
+impl Read for OneByteReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let length = buffer.len().min(1);
         self.0.read(&mut buffer[..length])
@@ -72,7 +72,7 @@ proptest! {
     fn every_tree_reads_back(tree in any_tree()) {
         let nar = tree.nar();
         prop_assert_eq!(&read(&nar[..]).unwrap(), &tree);
-        prop_assert_eq!(&read(Dribble(&nar)).unwrap(), &tree);
+        prop_assert_eq!(&read(OneByteReader(&nar)).unwrap(), &tree);
     }
 
     #[test]
@@ -100,7 +100,7 @@ proptest! {
         for end in 0..nar.len() {
             let error = read(&nar[..end]).unwrap_err();
             prop_assert!(
-                matches!(error, Error::Truncated { offset, .. } if offset == end as u64),
+                matches!(error, NarError::Truncated { offset, .. } if offset == end as u64),
                 "{} of {}: {}", end, nar.len(), error
             );
         }
@@ -144,12 +144,12 @@ fn names_must_be_legal_sorted_and_unique() {
     assert!(read(&directory_of_links(&[b"a", b"b", b"\xff"])[..]).is_ok());
     for names in [[&b"b"[..], b"a"], [b"a", b"a"], [b"ab", b"a"]] {
         let error = read(&directory_of_links(&names)[..]).unwrap_err();
-        assert!(matches!(error, Error::Unsorted { .. }), "{error}");
+        assert!(matches!(error, NarError::Unsorted { .. }), "{error}");
     }
     let long = [b'x'; 256];
     for name in [&b""[..], b".", b"..", b"a/b", b"a\0", &long] {
         let error = read(&directory_of_links(&[name])[..]).unwrap_err();
-        assert!(matches!(error, Error::Name { .. }), "{error}");
+        assert!(matches!(error, NarError::Name { .. }), "{error}");
     }
 }
 
@@ -178,7 +178,10 @@ fn what_the_format_does_not_have_is_refused() {
     ];
     for (what, bytes) in refused {
         let error = read(&bytes[..]).expect_err(what);
-        assert!(!matches!(error, Error::Truncated { .. }), "{what}: {error}");
+        assert!(
+            !matches!(error, NarError::Truncated { .. }),
+            "{what}: {error}"
+        );
     }
 }
 
@@ -195,7 +198,7 @@ fn padding_must_be_zero() {
     assert!(last > at);
     nar[last] = 1;
     let error = read(&nar[..]).unwrap_err();
-    assert!(matches!(error, Error::Padding { .. }), "{error}");
+    assert!(matches!(error, NarError::Padding { .. }), "{error}");
 }
 
 #[test]
@@ -210,7 +213,7 @@ fn an_announced_length_is_not_believed() {
     let mut file = archive(&[b"regular", b"contents"]);
     file.extend_from_slice(&u64::MAX.to_le_bytes());
     let error = read(&file[..]).unwrap_err();
-    assert!(matches!(error, Error::Truncated { .. }), "{error}");
+    assert!(matches!(error, NarError::Truncated { .. }), "{error}");
 }
 
 /// A million directories inside one another must end in an error, and not in a stack overflow.
@@ -231,7 +234,7 @@ fn depth_is_bounded() {
         nar.extend_from_slice(&level);
     }
     let error = read(&nar[..]).unwrap_err();
-    assert!(matches!(error, Error::TooDeep { .. }), "{error}");
+    assert!(matches!(error, NarError::TooDeep { .. }), "{error}");
 }
 
 #[test]
@@ -243,10 +246,10 @@ fn contents_left_unread_are_skipped() {
     let name = |name: &[u8]| Name::new(name).unwrap();
     let tree = Tree::Directory([(name(b"a"), file(1)), (name(b"b"), file(2))].into());
     let nar = tree.nar();
-    let mut reader = Reader::new(&nar[..]);
+    let mut reader = NarReader::new(&nar[..]);
     let mut events = 0;
     while let Some(event) = reader.next().unwrap() {
-        if let Event::File { mut contents, .. } = event {
+        if let NarEvent::File { mut contents, .. } = event {
             contents.read(&mut [0; 10]).unwrap();
         }
         events += 1;
@@ -256,7 +259,7 @@ fn contents_left_unread_are_skipped() {
 
 #[test]
 fn the_writer_refuses_what_would_be_no_archive() {
-    let writer = || Writer::new(Vec::new());
+    let writer = || NarWriter::new(Vec::new());
     assert!(writer().finish().is_err(), "nothing at all");
     assert!(writer().symlink(Some(b"a"), b"t").is_err(), "a named root");
     assert!(writer().symlink(None, b"").is_err(), "an empty target");

@@ -11,17 +11,17 @@ use crate::castore::{check_name, check_symlink_target};
 /// bytes of their names. A call that would not continue a valid archive gives an error of kind
 /// [`InvalidInput`](io::ErrorKind::InvalidInput), as does [`finish`](Self::finish) before the end.
 #[derive(Debug)]
-pub struct Writer<W: Write> {
+pub struct NarWriter<W: Write> {
     out: BufWriter<W>,
     /// The directories that are open, outermost first: each the name of the last entry in it.
     open: Vec<Vec<u8>>,
     /// The file that is open.
-    file: Option<OpenFile>,
+    file: Option<WrittenFile>,
     /// Whether the root has been started.
     started: bool,
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write> NarWriter<W> {
     /// Writes to `out`; no buffer is needed around it.
     pub fn new(out: W) -> Self {
         Self {
@@ -53,23 +53,26 @@ impl<W: Write> Writer<W> {
     pub fn file(&mut self, name: Option<&[u8]>, executable: bool, size: u64) -> io::Result<()> {
         self.start_node(name)?;
         framing::file(&mut self.out, executable, size)?;
-        self.file = Some(OpenFile { size, left: size });
+        self.file = Some(WrittenFile {
+            size,
+            remaining: size,
+        });
         self.contents(b"")
     }
 
     /// The next bytes of the file. It ends by itself once it has all.
     pub fn contents(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let OpenFile { size, left } = match self.file {
+        let WrittenFile { size, remaining } = match self.file {
             Some(file) => file,
             None if bytes.is_empty() => return Ok(()),
-            None => return misuse("more contents than the file was said to have"),
+            None => return misuse("more contents than the file's size"),
         };
-        let Some(left) = left.checked_sub(bytes.len() as u64) else {
-            return misuse("more contents than the file was said to have");
+        let Some(remaining) = remaining.checked_sub(bytes.len() as u64) else {
+            return misuse("more contents than the file's size");
         };
         self.out.write_all(bytes)?;
-        self.file = Some(OpenFile { size, left });
-        if left == 0 {
+        self.file = Some(WrittenFile { size, remaining });
+        if remaining == 0 {
             self.file = None;
             framing::after_contents(&mut self.out, size)?;
             self.end_node()?;
@@ -127,7 +130,7 @@ impl<W: Write> Writer<W> {
 
     fn check_file_ended(&self) -> io::Result<()> {
         match self.file {
-            Some(_) => misuse("less contents than the file was said to have"),
+            Some(_) => misuse("less contents than the file's size"),
             None => Ok(()),
         }
     }
@@ -135,9 +138,9 @@ impl<W: Write> Writer<W> {
 
 /// A file whose contents are being written, in bytes.
 #[derive(Clone, Copy, Debug)]
-struct OpenFile {
+struct WrittenFile {
     size: u64,
-    left: u64,
+    remaining: u64,
 }
 
 fn misuse<T>(why: &'static str) -> io::Result<T> {

@@ -45,6 +45,8 @@ pub struct NarinfoFile {
     pub signatures: Vec<Signature>,
     /// The content address.
     pub content_address: Option<ContentAddress>,
+    /// Whether what the path refers to is known, and not only a hash that was computed from its contents.
+    pub references_known: bool,
 }
 
 /// Text that is no narinfo.
@@ -74,7 +76,7 @@ pub enum NarinfoError {
 
 /// The fields of a narinfo by their keys, as text.
 #[derive(Default)]
-struct Fields<'a> {
+struct NarInfoFields<'a> {
     store_path: Option<&'a str>,
     url: Option<&'a str>,
     compression: Option<&'a str>,
@@ -88,7 +90,7 @@ struct Fields<'a> {
     signatures: Vec<&'a str>,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> NarInfoFields<'a> {
     fn read(text: &'a [u8]) -> Result<Self, NarinfoError> {
         if text.len() > MAX_NARINFO_BYTES {
             return Err(NarinfoError::TooLong);
@@ -145,7 +147,7 @@ fn of_field<E: ToString>(field: &'static str) -> impl Fn(E) -> NarinfoError {
 impl NarinfoFile {
     /// Parses a narinfo.
     pub fn parse(text: &[u8]) -> Result<Self, NarinfoError> {
-        let fields = Fields::read(text)?;
+        let fields = NarInfoFields::read(text)?;
         let path = required("StorePath", fields.store_path)?;
         let url = required("URL", fields.url)?;
         let nar_hash = required("NarHash", fields.nar_hash)?;
@@ -195,6 +197,7 @@ impl NarinfoFile {
                 .collect(),
             // An address of an unknown kind is ignored.
             content_address: content_address.and_then(|text| ContentAddress::parse(text).ok()),
+            references_known: true,
         })
     }
 
@@ -231,10 +234,14 @@ impl NarinfoFile {
         matches!(path, Some(Ok(path)) if path == self.path)
     }
 
-    /// Whether what the path refers to is known. Of a path without a reference, deriver, signature or
-    /// content address there is only a hash that was computed from its contents, and a client would take it
-    /// for a path without references.
+    /// Whether what the path refers to is known. Otherwise a client would take it for a path without references.
     pub fn knows_references(&self) -> bool {
+        self.references_known || self.implies_references()
+    }
+
+    /// Whether there is more than a hash that may have been computed from the contents: then the references
+    /// came with that.
+    pub(crate) fn implies_references(&self) -> bool {
         !self.references.is_empty()
             || self.deriver.is_some()
             || !self.signatures.is_empty()
@@ -272,6 +279,26 @@ impl NarinfoFile {
         text
     }
 
+    /// What is known of a path without a file of its NAR: its NAR, and its references in any order. No
+    /// deriver, signature or content address is known yet.
+    pub fn without_file(path: StorePath, nar: NarHash, mut references: Vec<StorePath>) -> Self {
+        references.sort_by_cached_key(StorePath::to_string);
+        references.dedup();
+        Self {
+            path,
+            url: String::new(),
+            compression: "none".to_owned(),
+            file_hash: None,
+            file_size: None,
+            nar,
+            references,
+            deriver: None,
+            signatures: Vec::new(),
+            content_address: None,
+            references_known: true,
+        }
+    }
+
     /// The path info for a store: `node` are its contents.
     pub fn path_info(&self, node: Node) -> PathInfo {
         let root = self.path.root(node);
@@ -294,6 +321,8 @@ impl NarinfoFile {
                     digest: hash(deriver),
                 }),
                 ca: self.content_address.map(Into::into),
+                // The same bytes as of other implementations, where these can express it.
+                references_known: self.references_known && !self.implies_references(),
             }),
         }
     }
@@ -338,7 +367,9 @@ impl NarinfoFile {
                 .filter_map(|signature| Signature::try_from(signature).ok())
                 .collect(),
             content_address: ca.and_then(|ca| ContentAddress::try_from(ca).ok()),
+            references_known: info.references_known,
         };
+        narinfo.references_known |= narinfo.implies_references();
         if !narinfo.address_gives_path() {
             narinfo.content_address = None;
         }

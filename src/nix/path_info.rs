@@ -35,9 +35,10 @@ pub const MOST_SIGNATURES: usize = 64;
 pub struct TooManySignatures;
 
 /// What is known of a path from both: the signatures of both, and of everything else what is in
-/// `first`, unless that alone has no narinfo.
+/// `first`, unless `second` alone has a narinfo, or knows the references.
 pub fn unite(first: PathInfo, second: PathInfo) -> Result<PathInfo, TooManySignatures> {
-    let (mut into, from) = match first.narinfo.is_some() || second.narinfo.is_none() {
+    let known = |info: &PathInfo| (info.narinfo.is_some(), knows_references(info));
+    let (mut into, from) = match known(&first) >= known(&second) {
         true => (first, second),
         false => (second, first),
     };
@@ -47,11 +48,43 @@ pub fn unite(first: PathInfo, second: PathInfo) -> Result<PathInfo, TooManySigna
                 into.signatures.push(signature);
             }
         }
+        into.references_known |= from.references_known;
         if into.signatures.len() > MOST_SIGNATURES {
             return Err(TooManySignatures);
         }
     }
     Ok(into)
+}
+
+/// What is known of a path whose root is replaced by the same node: `new` counts, and what it lacks stays as it is
+/// `known`, if both name the same references.
+pub fn renew(known: Option<PathInfo>, new: Option<PathInfo>) -> Option<PathInfo> {
+    let (Some(known), Some(new)) = (&known, &new) else {
+        return new.or(known);
+    };
+    if !knows_references(new) {
+        return Some(known.clone());
+    }
+    if known.references != new.references {
+        return Some(new.clone());
+    }
+    let mut renewed = unite(new.clone(), known.clone()).unwrap_or_else(|_| new.clone());
+    if let (Some(into), Some(from)) = (&mut renewed.narinfo, &known.narinfo) {
+        into.deriver = into.deriver.take().or_else(|| from.deriver.clone());
+        into.ca = into.ca.take().or_else(|| from.ca.clone());
+    }
+    Some(renewed)
+}
+
+/// See [`NarinfoFile::knows_references`](super::NarinfoFile::knows_references).
+fn knows_references(info: &PathInfo) -> bool {
+    let known = |narinfo: &NarInfo| {
+        narinfo.references_known
+            || !narinfo.signatures.is_empty()
+            || narinfo.deriver.is_some()
+            || narinfo.ca.is_some()
+    };
+    !info.references.is_empty() || info.narinfo.as_ref().is_some_and(known)
 }
 
 impl StorePath {
@@ -81,6 +114,7 @@ impl PathInfo {
                     r#type: ca::Hash::NarSha256.into(),
                     digest: sha256,
                 }),
+                references_known: false,
             }),
         }
     }

@@ -36,29 +36,28 @@ pub enum ReferenceGraphError {
     },
 }
 
-/// Contents that are not those that a reference graph describes.
+/// Contents that are not those that a Nix daemon or a reference graph describes.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error(
-    "{path}: its NAR has {} bytes and the hash {}, and the reference graph says {} bytes and {}: \
-     another path is there, or the graph is old",
-    actual.size, NixHash::Sha256(actual.sha256), said.size, NixHash::Sha256(said.sha256)
+    "{path}: its NAR has {} bytes and the hash {}; the Nix daemon, or the reference graph, states {} bytes and {}: \
+     the path was changed (`nix store verify` finds that), or the graph is old",
+    actual.size, NixHash::Sha256(actual.sha256), stated.size, NixHash::Sha256(stated.sha256)
 )]
 pub struct NarMismatch {
     /// The base name.
     pub path: String,
-    /// What the graph says.
-    pub said: NarHash,
+    /// The stated value.
+    pub stated: NarHash,
     /// What is there.
     pub actual: NarHash,
 }
 
-/// What is said of a path. Where Nix writes null, nothing is known.
+/// The metadata of a path. A null of Nix is no value.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Described {
+struct DescribedPath {
     nar_hash: String,
     nar_size: u64,
-    #[serde(default)]
     references: Vec<String>,
     #[serde(default)]
     signatures: Option<Vec<String>>,
@@ -69,7 +68,7 @@ struct Described {
     ca: Option<Value>,
 }
 
-/// Reads a reference graph: every path once, in the order of their names. Nothing is said of where NARs
+/// Reads a reference graph: every path once, in the order of their names. Nothing is returned of where NARs
 /// are.
 pub fn parse_reference_graph(text: &[u8]) -> Result<Vec<NarinfoFile>, ReferenceGraphError> {
     let mut paths = Vec::new();
@@ -148,7 +147,7 @@ fn described(path: Option<String>, value: Value) -> Result<NarinfoFile, Referenc
     if value.is_null() {
         return Err(wrong("Nix does not have it".to_owned()));
     }
-    let found = Described::deserialize(value).map_err(|error| wrong(error.to_string()))?;
+    let found = DescribedPath::deserialize(value).map_err(|error| wrong(error.to_string()))?;
     let path = |text: &str| -> Result<StorePath, String> {
         text.parse()
             .map_err(|error: super::StorePathError| error.to_string())
@@ -158,34 +157,23 @@ fn described(path: Option<String>, value: Value) -> Result<NarinfoFile, Referenc
         .sha256()
         .ok_or_else(|| wrong("narHash is no SHA-256".to_owned()))?;
     let references = found.references.iter().map(|text| path(text));
-    let mut references: Vec<_> = references.collect::<Result<_, _>>().map_err(&wrong)?;
-    references.sort_by_cached_key(StorePath::to_string);
-    references.dedup();
+    let references = references.collect::<Result<_, _>>().map_err(&wrong)?;
+    let nar = NarHash {
+        size: found.nar_size,
+        sha256,
+    };
+    let mut info = NarinfoFile::without_file(path(&text).map_err(&wrong)?, nar, references);
+    let deriver = found.deriver.map(|text| path(&text)).transpose();
+    info.deriver = deriver.map_err(&wrong)?;
+    // As in narinfos: what cannot be read verifies nothing.
     let signatures = found.signatures.unwrap_or_default();
-    let ca = found.ca.as_ref().and_then(Value::as_str);
-    Ok(NarinfoFile {
-        path: path(&text).map_err(&wrong)?,
-        url: String::new(),
-        compression: "none".to_owned(),
-        file_hash: None,
-        file_size: None,
-        nar: NarHash {
-            size: found.nar_size,
-            sha256,
-        },
-        references,
-        deriver: found
-            .deriver
-            .map(|text| path(&text))
-            .transpose()
-            .map_err(&wrong)?,
-        // As in narinfos: what cannot be read verifies nothing.
-        signatures: signatures
-            .iter()
-            .filter_map(|text| Signature::parse(text).ok())
-            .collect(),
-        content_address: ca.and_then(|text| ContentAddress::parse(text).ok()),
-    })
+    let signatures = signatures.iter();
+    info.signatures = signatures
+        .filter_map(|text| Signature::parse(text).ok())
+        .collect();
+    let address = found.ca.as_ref().and_then(Value::as_str);
+    info.content_address = address.and_then(|text| ContentAddress::parse(text).ok());
+    Ok(info)
 }
 
 #[cfg(test)]
@@ -233,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_path() {
+    fn mistakes_are_reported_with_their_path() {
         let wrong = |text: &str| {
             parse_reference_graph(text.as_bytes())
                 .unwrap_err()
@@ -253,6 +241,8 @@ mod tests {
             no_hash.starts_with(hello) && no_hash.contains("narHash"),
             "{no_hash}"
         );
+        let no_references = wrong(&HELLO.replace("\"references\"", "\"refers\""));
+        assert!(no_references.contains("references"), "{no_references}");
         let reference = wrong(&HELLO.replace("glibc-2.39-5", "a/b"));
         assert!(reference.starts_with(hello), "{reference}");
     }

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_store_path_says_why() {
+    fn errors_about_what_is_no_store_path_have_the_reason() {
         let parse = |text: &str| text.parse::<StorePath>();
         for text in [
             "",

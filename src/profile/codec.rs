@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 16 | `castore-profile\n` |
 //! | 4 | the version, little-endian: 1 |
-//! | 32 | BLAKE3 of everything behind it |
+//! | 32 | BLAKE3 of everything after it |
 //! | | the key: its length, its bytes |
 //! | 32 | the digest of the root node |
 //! | | the number of files; of each: how many bytes of its path are shared with the path before it,
@@ -18,8 +18,8 @@
 use thiserror::Error;
 
 use super::{
-    LONGEST_PATH, MOST_FILES, MOST_PATH_BYTES, MOST_RUNS, MOST_STRETCHES, Profile, Recording, Run,
-    Subject,
+    ExtentRun, LONGEST_PATH, MOST_EXTENTS, MOST_FILES, MOST_PATH_BYTES, MOST_RUNS, Profile,
+    ProfileKey, ProfileRecording,
 };
 use crate::castore::Digest;
 
@@ -28,7 +28,7 @@ const VERSION: u32 = 1;
 /// Bytes before the digested part.
 const HEADER: usize = MAGIC.len() + 4 + Digest::LEN;
 /// Bytes of a profile, at most; its files' and runs' bounds come to less.
-pub const MOST_BYTES: u64 = 8 << 20;
+pub(super) const MOST_BYTES: u64 = 8 << 20;
 
 /// Bytes that are not a valid profile.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Profile {
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&[0; Digest::LEN]);
-        put_bytes(&mut bytes, self.subject.as_bytes());
+        put_bytes(&mut bytes, self.profile_key.as_bytes());
         bytes.extend_from_slice(self.digest.as_bytes());
         put_number(&mut bytes, self.files.len() as u32);
         let mut before: &[u8] = &[];
@@ -99,7 +99,7 @@ impl Profile {
         if Digest::of(body) != Digest::from(*digest) {
             return Err(FormatError::Damaged);
         }
-        let profile = decode_body(&mut Reader(body)).map_err(FormatError::Malformed)?;
+        let profile = decode_body(&mut ProfileReader(body)).map_err(FormatError::Malformed)?;
         // One profile has one encoding.
         match profile.encode() == bytes {
             true => Ok(profile),
@@ -108,10 +108,10 @@ impl Profile {
     }
 }
 
-fn decode_body(from: &mut Reader<'_>) -> Result<Profile, &'static str> {
-    let subject = from.bytes(LONGEST_PATH)?;
-    let subject = Subject::new(subject).filter(|read| read.as_bytes() == subject);
-    let subject = subject.ok_or("what it is of has no such name")?;
+fn decode_body(from: &mut ProfileReader<'_>) -> Result<Profile, &'static str> {
+    let profile_key = from.bytes(LONGEST_PATH)?;
+    let profile_key = ProfileKey::new(profile_key).filter(|read| read.as_bytes() == profile_key);
+    let profile_key = profile_key.ok_or("what it is of has no such name")?;
     let digest = Digest::from(*from.chunk::<{ Digest::LEN }>()?);
     let count = from.count(MOST_FILES, "it names too many files")?;
     let mut files: Vec<(Vec<u8>, u8)> = Vec::new();
@@ -129,24 +129,24 @@ fn decode_body(from: &mut Reader<'_>) -> Result<Profile, &'static str> {
         files.push((path, missed));
     }
     let count = from.count(MOST_RUNS, "it has too many runs")?;
-    let mut recording = Recording::new(subject, digest);
-    let mut stretches = 0;
+    let mut recording = ProfileRecording::new(profile_key, digest);
+    let mut extents = 0;
     for _ in 0..count {
-        let run = Run {
+        let run = ExtentRun {
             file: from.number()?,
             first: from.number()?,
             count: from.number()?,
         };
-        stretches += u64::from(run.count);
-        if stretches > MOST_STRETCHES {
-            return Err("it has too many stretches");
+        extents += u64::from(run.count);
+        if extents > MOST_EXTENTS {
+            return Err("it has too many extents");
         }
         let file = files.get(run.file as usize);
         let (path, missed) = file.ok_or("a run is of no file")?;
         let end = run.first.checked_add(run.count);
-        for stretch in run.first..end.ok_or("a run never ends")? {
-            if !recording.take(path, stretch, *missed) {
-                return Err("a file's path or a stretch of it is wrong, or there twice");
+        for extent in run.first..end.ok_or("a run never ends")? {
+            if !recording.take(path, extent, *missed) {
+                return Err("a file's path or an extent of it is wrong, or there twice");
             }
         }
     }
@@ -176,9 +176,9 @@ fn put_number(to: &mut Vec<u8>, mut number: u32) {
 }
 
 /// The remaining bytes.
-struct Reader<'a>(&'a [u8]);
+struct ProfileReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> ProfileReader<'a> {
     fn chunk<const N: usize>(&mut self) -> Result<&'a [u8; N], &'static str> {
         let (chunk, rest) = self.0.split_first_chunk().ok_or("it ends early")?;
         self.0 = rest;

@@ -1,23 +1,23 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::similar::{Likeness, likeness};
+use super::similarity::{RootSimilarity, similarity};
 use super::*;
 
-fn subject(text: &str) -> Subject {
-    Subject::new(text.as_bytes()).unwrap()
+fn profile_key(text: &str) -> ProfileKey {
+    ProfileKey::new(text.as_bytes()).unwrap()
 }
 
-fn recorded(name: &str, touches: &[(&str, u32)]) -> Recording {
-    let mut recording = Recording::new(subject(name), Digest::of(name.as_bytes()));
-    for (path, stretch) in touches {
-        recording.touch(path.as_bytes(), *stretch);
+fn recorded(name: &str, touches: &[(&str, u32)]) -> ProfileRecording {
+    let mut recording = ProfileRecording::new(profile_key(name), Digest::of(name.as_bytes()));
+    for (path, extent) in touches {
+        recording.record(path.as_bytes(), *extent);
     }
     recording
 }
 
 fn order(profile: &Profile) -> Vec<(String, u32, u32)> {
-    let path = |run: &Run| {
+    let path = |run: &ExtentRun| {
         let path = &profile.files()[run.file as usize].path;
         String::from_utf8(path.to_vec()).unwrap()
     };
@@ -77,21 +77,21 @@ fn the_last_start_comes_first_and_what_is_not_read_again_is_removed() {
 fn a_recording_is_bounded() {
     let mut recording = recorded("r", &[]);
     for file in 0..MOST_FILES {
-        assert!(recording.touch(format!("file-{file}").as_bytes(), 0));
+        assert!(recording.record(format!("file-{file}").as_bytes(), 0));
     }
-    assert!(!recording.is_full() && !recording.touch(b"one/more", 0));
+    assert!(!recording.is_full() && !recording.record(b"one/more", 0));
     assert!(recording.is_full());
     let mut recording = recorded("r", &[]);
-    for stretch in 0..MOST_STRETCHES as u32 {
-        assert!(recording.touch(b"large", stretch));
+    for extent in 0..MOST_EXTENTS as u32 {
+        assert!(recording.record(b"large", extent));
     }
-    assert!(!recording.touch(b"large", u32::MAX - 1) && recording.is_full());
+    assert!(!recording.record(b"large", u32::MAX - 1) && recording.is_full());
     assert_eq!(order(recording.profile()).len(), 1);
     // The largest that there can be is still one.
     let mut recording = recorded("r", &[]);
     let long = "x".repeat(250);
     let mut file = 0;
-    while recording.touch(format!("{file}/{long}").as_bytes(), u32::MAX - 1 - file) {
+    while recording.record(format!("{file}/{long}").as_bytes(), u32::MAX - 1 - file) {
         file += 1;
     }
     let bytes = recording.profile().encode();
@@ -102,33 +102,37 @@ fn a_recording_is_bounded() {
 fn versions_of_one_package_are_similar() {
     let hash = |letter: &str| letter.repeat(32);
     let (a, b) = (hash("a"), hash("b"));
-    let like = |one: String, other: String| likeness(&subject(&one), &subject(&other));
+    let like = |one: String, other: String| similarity(&profile_key(&one), &profile_key(&other));
     for (one, other, expected) in [
         (
             format!("{a}-hello-2.12"),
             format!("{b}-hello-2.12.1"),
-            Some(Likeness::Version),
+            Some(RootSimilarity::Version),
         ),
         (
             format!("{a}-hello-2.12"),
             format!("{b}-hello-2.12"),
-            Some(Likeness::Hash),
+            Some(RootSimilarity::Hash),
         ),
         (
             format!("{a}-hello"),
             format!("{b}-hello-1"),
-            Some(Likeness::Version),
+            Some(RootSimilarity::Version),
         ),
         (format!("{a}-hello-wayland-1"), format!("{b}-hello-2"), None),
         (
             format!("{a}-hello-1/bin"),
             format!("{b}-hello-2/bin"),
-            Some(Likeness::Version),
+            Some(RootSimilarity::Version),
         ),
         (format!("{a}-hello-1/bin"), format!("{b}-hello-2/lib"), None),
-        ("app-41".into(), "app-42".into(), Some(Likeness::Version)),
+        (
+            "app-41".into(),
+            "app-42".into(),
+            Some(RootSimilarity::Version),
+        ),
         ("app-41".into(), "application-41".into(), None),
-        ("tree".into(), "tree".into(), Some(Likeness::Same)),
+        ("tree".into(), "tree".into(), Some(RootSimilarity::Same)),
         ("tree".into(), "bush".into(), None),
         ("b3:00".into(), "b3:01".into(), None),
         ("blake3-0a".into(), "blake3-1a".into(), None),
@@ -140,10 +144,10 @@ fn versions_of_one_package_are_similar() {
 
 #[test]
 fn a_subject_is_what_a_mount_calls_it() {
-    assert_eq!(subject("/nix/store/x-y/"), subject("x-y"));
-    assert_eq!(subject("/tree/share"), subject("tree/share"));
-    assert_eq!(Subject::new(b"//"), None);
-    assert_eq!(Subject::new(b"a\0b"), None);
+    assert_eq!(profile_key("/nix/store/x-y/"), profile_key("x-y"));
+    assert_eq!(profile_key("/tree/share"), profile_key("tree/share"));
+    assert_eq!(ProfileKey::new(b"//"), None);
+    assert_eq!(ProfileKey::new(b"a\0b"), None);
 }
 
 #[test]
@@ -192,7 +196,7 @@ fn an_encoding_that_the_encoder_does_not_write_is_refused() {
         ([&one[..], &[1, 1, 0, 1]].concat(), "a run is of no file"),
         (
             [&one[..], &[2, 0, 0, 1, 0, 0, 1]].concat(),
-            "a file's path or a stretch",
+            "a file's path or an extent",
         ),
         (
             [&one[..], &[2, 0, 0, 1, 0, 1, 1]].concat(),
@@ -200,7 +204,7 @@ fn an_encoding_that_the_encoder_does_not_write_is_refused() {
         ),
         (
             [&one[..], &[1, 0, 0, 0x80, 0x80, 0x80, 0x01]].concat(),
-            "it has too many stretches",
+            "it has too many extents",
         ),
         (
             [&one[..], &[1, 0, 0xff, 0xff, 0xff, 0xff, 0x0f, 1]].concat(),
@@ -222,21 +226,24 @@ fn an_encoding_that_the_encoder_does_not_write_is_refused() {
     }
 }
 
-fn any_recording() -> impl Strategy<Value = Recording> {
+fn any_recording() -> impl Strategy<Value = ProfileRecording> {
     let path = prop_oneof![
         "[a-c]{1,2}(/[a-c]{1,2}){0,3}".prop_map(String::into_bytes),
         Just(Vec::new()),
         vec(1..=255u8, 1..20),
     ];
     let touch = (path, prop_oneof![0..4u32, any::<u32>()]);
-    ("[a-z0-9/%~.-]{1,20}", vec(touch, 0..60)).prop_filter_map("a subject", |(name, touches)| {
-        let subject = Subject::new(name.as_bytes())?;
-        let mut recording = Recording::new(subject, Digest::of(name.as_bytes()));
-        for (path, stretch) in touches {
-            recording.touch(&path, stretch);
-        }
-        Some(recording)
-    })
+    ("[a-z0-9/%~.-]{1,20}", vec(touch, 0..60)).prop_filter_map(
+        "a profile key",
+        |(name, touches)| {
+            let profile_key = ProfileKey::new(name.as_bytes())?;
+            let mut recording = ProfileRecording::new(profile_key, Digest::of(name.as_bytes()));
+            for (path, extent) in touches {
+                recording.record(&path, extent);
+            }
+            Some(recording)
+        },
+    )
 }
 
 proptest! {
@@ -268,27 +275,27 @@ proptest! {
     }
 
     #[test]
-    fn a_folder_gives_what_was_put(recording in any_recording()) {
-        let folder = tempfile::tempdir().unwrap();
-        let profiles = Profiles::new(folder.path().join("profiles"));
+    fn a_directory_returns_what_was_put(recording in any_recording()) {
+        let dir = tempfile::tempdir().unwrap();
+        let profiles = Profiles::new(dir.path().join("profiles"));
         let profile = recording.profile();
-        prop_assert!(profiles.find(profile.subject()).unwrap().is_none());
+        prop_assert!(profiles.find(profile.profile_key()).unwrap().is_none());
         profiles.put(profile).unwrap();
-        let found = profiles.find(profile.subject()).unwrap().unwrap();
+        let found = profiles.find(profile.profile_key()).unwrap().unwrap();
         prop_assert!(found.own);
         prop_assert_eq!(&found.profile, profile);
         let (good, bad) = profiles.list().unwrap();
-        prop_assert_eq!(good, vec![Summary::of(profile)]);
+        prop_assert_eq!(good, vec![ProfileSummary::of(profile)]);
         prop_assert!(bad.is_empty());
-        profiles.remove(profile.subject()).unwrap();
-        prop_assert!(profiles.remove(profile.subject()).is_err());
+        profiles.remove(profile.profile_key()).unwrap();
+        prop_assert!(profiles.remove(profile.profile_key()).is_err());
     }
 }
 
 #[test]
 fn what_is_most_similar_is_found_and_what_is_damaged_is_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let profiles = Profiles::new(folder.path().to_owned());
+    let dir = tempfile::tempdir().unwrap();
+    let profiles = Profiles::new(dir.path().to_owned());
     let long = "very-long/".repeat(40);
     let (a, b) = ("a".repeat(32), "b".repeat(32));
     let names = [
@@ -301,12 +308,12 @@ fn what_is_most_similar_is_found_and_what_is_damaged_is_named() {
         profiles
             .put(recorded(name, &[(name, 0)]).profile())
             .unwrap();
-        let found = profiles.find(&subject(name)).unwrap().unwrap();
-        assert!(found.own && *found.profile.subject() == subject(name));
+        let found = profiles.find(&profile_key(name)).unwrap().unwrap();
+        assert!(found.own && *found.profile.profile_key() == profile_key(name));
     }
     let found = |name: &str| {
-        let found = profiles.find(&subject(name)).unwrap();
-        found.map(|found| (found.profile.subject().to_string(), found.own))
+        let found = profiles.find(&profile_key(name)).unwrap();
+        found.map(|found| (found.profile.profile_key().to_string(), found.own))
     };
     assert_eq!(
         found(&format!("{b}-hello-1")),
@@ -319,19 +326,19 @@ fn what_is_most_similar_is_found_and_what_is_damaged_is_named() {
     assert_eq!(found("bush"), None);
     assert_eq!(profiles.list().unwrap().0.len(), names.len());
 
-    let path = folder.path().join("tree.profile");
+    let path = dir.path().join("tree.profile");
     std::fs::write(&path, "not a profile at all").unwrap();
-    let error = profiles.find(&subject("tree")).unwrap_err().to_string();
-    let says = format!("the profile {}: it does not begin as", path.display());
-    assert!(error.starts_with(&says), "{error}");
+    let error = profiles.find(&profile_key("tree")).unwrap_err().to_string();
+    let reports = format!("the profile {}: it does not begin as", path.display());
+    assert!(error.starts_with(&reports), "{error}");
     assert_eq!(profiles.list().unwrap().1.len(), 1);
     // The next recording replaces it.
     profiles
         .save(&recorded("tree", &[("x", 0)]), false)
         .unwrap();
     assert_eq!(found("tree"), Some(("tree".to_owned(), true)));
-    std::fs::rename(&path, folder.path().join("bush.profile")).unwrap();
-    let error = profiles.find(&subject("bush")).unwrap_err().to_string();
+    std::fs::rename(&path, dir.path().join("bush.profile")).unwrap();
+    let error = profiles.find(&profile_key("bush")).unwrap_err().to_string();
     assert!(
         error.contains("it contains the profile of \"tree\""),
         "{error}"
@@ -340,15 +347,15 @@ fn what_is_most_similar_is_found_and_what_is_damaged_is_named() {
 
 #[test]
 fn what_is_saved_comes_before_what_was_known() {
-    let folder = tempfile::tempdir().unwrap();
-    let profiles = Profiles::new(folder.path().to_owned());
+    let dir = tempfile::tempdir().unwrap();
+    let profiles = Profiles::new(dir.path().to_owned());
     profiles
         .save(&recorded("r", &[("a", 0), ("b", 0)]), false)
         .unwrap();
     profiles
         .save(&recorded("r", &[("c", 0), ("b", 0)]), false)
         .unwrap();
-    let known = profiles.load(&subject("r")).unwrap().unwrap();
+    let known = profiles.load(&profile_key("r")).unwrap().unwrap();
     assert_eq!(
         order(&known),
         owned(&[("c", 0, 1), ("b", 0, 1), ("a", 0, 1)])

@@ -10,33 +10,33 @@ use http::uri::PathAndQuery;
 
 /// Which package names an endpoint knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Generation {
+pub enum ProtocolGeneration {
     /// `snix.castore.v1`, `snix.store.v1`.
     Current,
     /// `tvix.castore.v1`, `tvix.store.v1`.
     Older,
 }
 
-impl Generation {
+impl ProtocolGeneration {
     fn prefix(self) -> &'static str {
         match self {
-            Generation::Current => "/snix.",
-            Generation::Older => "/tvix.",
+            ProtocolGeneration::Current => "/snix.",
+            ProtocolGeneration::Older => "/tvix.",
         }
     }
 
     /// The other one.
     pub fn other(self) -> Self {
         match self {
-            Generation::Current => Generation::Older,
-            Generation::Older => Generation::Current,
+            ProtocolGeneration::Current => ProtocolGeneration::Older,
+            ProtocolGeneration::Older => ProtocolGeneration::Current,
         }
     }
 }
 
 /// The address of the same method in `generation`; unchanged if the method is in neither (health,
 /// reflection, the `castore_fs.v1` services) or is there already.
-pub fn with_generation(uri: Uri, generation: Generation) -> Uri {
+pub fn with_generation(uri: Uri, generation: ProtocolGeneration) -> Uri {
     let path = uri.path();
     let Some(rest) = path.strip_prefix(generation.other().prefix()) else {
         return uri;
@@ -59,13 +59,16 @@ mod tests {
             |uri: &str, generation| with_generation(uri.parse().unwrap(), generation).to_string();
         let current = "http://host:1/snix.castore.v1.BlobService/Stat";
         let older = "http://host:1/tvix.castore.v1.BlobService/Stat";
-        assert_eq!(rewritten(current, Generation::Older), older);
-        assert_eq!(rewritten(older, Generation::Older), older);
-        assert_eq!(rewritten(older, Generation::Current), current);
+        assert_eq!(rewritten(current, ProtocolGeneration::Older), older);
+        assert_eq!(rewritten(older, ProtocolGeneration::Older), older);
+        assert_eq!(rewritten(older, ProtocolGeneration::Current), current);
         let health = "http://host:1/grpc.health.v1.Health/Check";
-        assert_eq!(rewritten(health, Generation::Older), health);
+        assert_eq!(rewritten(health, ProtocolGeneration::Older), health);
         assert_eq!(
-            rewritten("/tvix.store.v1.PathInfoService/Get", Generation::Current),
+            rewritten(
+                "/tvix.store.v1.PathInfoService/Get",
+                ProtocolGeneration::Current
+            ),
             "/snix.store.v1.PathInfoService/Get"
         );
     }

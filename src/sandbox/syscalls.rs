@@ -88,6 +88,7 @@ const FILES: &[i64] = &[
     libc::SYS_fadvise64,
     libc::SYS_fallocate,
     libc::SYS_fchmod,
+    libc::SYS_fchown,
     libc::SYS_fdatasync,
     libc::SYS_flock,
     libc::SYS_fstat,
@@ -114,6 +115,7 @@ const FILES: &[i64] = &[
     libc::SYS_statfs,
     libc::SYS_statx,
     libc::SYS_sync_file_range,
+    libc::SYS_syncfs,
     libc::SYS_umask,
     libc::SYS_unlinkat,
 ];
@@ -164,7 +166,7 @@ const OLDER: &[i64] = &[
 const OLDER: &[i64] = &[];
 
 /// Installs the filter for the calling thread and those that it starts.
-pub fn confine(network: bool) -> Result<(), seccompiler::Error> {
+pub(super) fn confine(network: bool) -> Result<(), seccompiler::Error> {
     // On architectures that seccompiler does not support, the other layers remain.
     let Ok(architecture) = std::env::consts::ARCH.try_into() else {
         return Ok(());
@@ -183,8 +185,8 @@ pub fn confine(network: bool) -> Result<(), seccompiler::Error> {
     install(rules(network)?, denied, SeccompAction::Allow)
 }
 
-fn rules(far: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Error> {
-    let network = if far { NETWORK } else { &[] };
+fn rules(upstream: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Error> {
+    let network = if upstream { NETWORK } else { &[] };
     let lists = [RUNTIME, DESCRIPTORS, FILES, SOCKETS, network, OLDER];
     let calls = lists.into_iter().flatten();
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
@@ -192,7 +194,7 @@ fn rules(far: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Erro
     // Memory that becomes executable is how an intruder runs code of its own. Resolving names of
     // other machines, however, loads libraries.
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        let rule = match far {
+        let rule = match upstream {
             true => Vec::new(),
             false => vec![without(2, libc::PROT_EXEC as u64)?],
         };

@@ -8,13 +8,13 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 
 use super::tls::acceptor;
-use super::{Tls, Tokens, TokensError};
+use super::{AcceptedTokens, TlsInput, TokensError};
 use crate::nix::{KeyError, SecretKey};
 use crate::store::credential::warn_if_public;
 
 /// Files that control access.
 #[derive(Clone, Debug, Default)]
-pub struct Access {
+pub struct AccessFiles {
     /// The server's certificate chain (PEM).
     pub certificate: Option<PathBuf>,
     /// Its private key (PEM).
@@ -72,13 +72,13 @@ pub fn load_secret_key(path: &PathBuf) -> Result<SecretKey, AccessError> {
     })
 }
 
-impl Access {
+impl AccessFiles {
     /// Reads the files.
-    pub fn load(&self) -> Result<(Option<Tls>, Option<Tokens>), AccessError> {
+    pub fn load(&self) -> Result<(Option<TlsInput>, Option<AcceptedTokens>), AccessError> {
         let secrets = [self.key.as_deref(), self.tokens.as_deref()];
         secrets.into_iter().flatten().for_each(warn_if_public);
         let tls = match (&self.certificate, &self.key) {
-            (Some(certificate), Some(key)) => Some(Tls {
+            (Some(certificate), Some(key)) => Some(TlsInput {
                 certificate: certificates(certificate)?,
                 key: private_key(key)?,
                 client_authority: self
@@ -97,7 +97,7 @@ impl Access {
             })?;
         }
         let tokens = |path: &PathBuf| {
-            Tokens::parse(&read(path)?).map_err(|source| AccessError::Tokens {
+            AcceptedTokens::parse(&read(path)?).map_err(|source| AccessError::Tokens {
                 path: path.clone(),
                 source,
             })

@@ -12,7 +12,7 @@ use tower::{Layer, Service};
 
 /// The prefix of every path of the health service.
 const HEALTH: &str = "/grpc.health.v1.";
-/// Methods that need the right to add: by themselves they tell nothing of what is in the store, but for
+/// Methods that need the right to add: by themselves they reveal nothing of what is in the store, but for
 /// whether it is there.
 const ADDING: [&str; 6] = [
     "BlobService/Put",
@@ -25,7 +25,7 @@ const ADDING: [&str; 6] = [
 
 /// The rights of a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rights {
+pub struct ClientRights {
     /// Read all that is in the store.
     pub read: bool,
     /// Add new objects and roots.
@@ -37,7 +37,7 @@ pub struct Rights {
 /// The tokens that a server accepts, as their hashes: comparing those takes the same time for any
 /// input. Each with its rights, if the file names any.
 #[derive(Clone)]
-pub struct Tokens(Vec<(blake3::Hash, Option<Rights>)>);
+pub struct AcceptedTokens(Vec<(blake3::Hash, Option<ClientRights>)>);
 
 /// No usable token.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub enum TokensError {
     Line(usize),
 }
 
-impl Tokens {
+impl AcceptedTokens {
     /// Parses one token a line, so that an old one can be accepted for a while beside a new one.
     /// Words after it are its rights; without any it has the rights that the server gives to every
     /// client.
@@ -67,7 +67,7 @@ impl Tokens {
             if !token.iter().all(u8::is_ascii_graphic) {
                 return Err(wrong);
             }
-            let mut rights: Option<Rights> = None;
+            let mut rights: Option<ClientRights> = None;
             for word in words {
                 let rights = rights.get_or_insert_default();
                 match word {
@@ -87,13 +87,13 @@ impl Tokens {
 
     /// The rights of the client that sent `request`, which are `every` if its token names none;
     /// nothing if it has no valid token.
-    fn admit<B>(&self, request: &Request<B>, every: Rights) -> Option<Rights> {
+    fn admit<B>(&self, request: &Request<B>, every: ClientRights) -> Option<ClientRights> {
         let shown = request.headers().get(http::header::AUTHORIZATION)?;
         self.rights_of(shown.as_bytes().strip_prefix(b"Bearer ")?, every)
     }
 
     /// The rights of a client that shows `token`, as [`admit`](Self::admit) has them.
-    pub(super) fn rights_of(&self, token: &[u8], every: Rights) -> Option<Rights> {
+    pub(super) fn rights_of(&self, token: &[u8], every: ClientRights) -> Option<ClientRights> {
         let token = blake3::hash(token);
         // Compares all of them, so that the time does not reveal which one it was.
         let found = self.0.iter().fold(
@@ -106,7 +106,7 @@ impl Tokens {
     }
 }
 
-impl std::fmt::Debug for Tokens {
+impl std::fmt::Debug for AcceptedTokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Tokens")
     }
@@ -115,9 +115,9 @@ impl std::fmt::Debug for Tokens {
 /// Accepts calls that have a token, if one is required, and the right to what they do.
 #[derive(Clone)]
 pub(super) struct Authorize {
-    pub(super) tokens: Option<Tokens>,
+    pub(super) tokens: Option<AcceptedTokens>,
     /// The rights of a client whose token names none.
-    pub(super) every: Rights,
+    pub(super) every: ClientRights,
 }
 
 impl<S> Layer<S> for Authorize {
@@ -131,7 +131,7 @@ impl<S> Layer<S> for Authorize {
     }
 }
 
-/// A service behind the check of tokens.
+/// A service that checks tokens first.
 #[derive(Clone)]
 pub(super) struct Authorized<S> {
     inner: S,
@@ -163,11 +163,11 @@ where
 }
 
 impl Authorize {
-    fn rights<B>(&self, request: &Request<B>) -> Result<Rights, Status> {
+    fn rights<B>(&self, request: &Request<B>) -> Result<ClientRights, Status> {
         let path = request.uri().path();
         let rights = match &self.tokens {
             None => self.every,
-            Some(_) if path.starts_with(HEALTH) => return Ok(Rights::default()),
+            Some(_) if path.starts_with(HEALTH) => return Ok(ClientRights::default()),
             Some(tokens) => tokens.admit(request, self.every).ok_or_else(|| {
                 let shown = request.headers().contains_key(http::header::AUTHORIZATION);
                 Status::unauthenticated(match shown {
@@ -195,7 +195,7 @@ impl Authorize {
 mod tests {
     use super::*;
 
-    const EVERY: Rights = Rights {
+    const EVERY: ClientRights = ClientRights {
         read: true,
         add: false,
         replace: false,
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn one_token_a_line_and_no_other_is_admitted() {
-        let tokens = Tokens::parse(b" first \n\nsecond\r\n").unwrap();
+        let tokens = AcceptedTokens::parse(b" first \n\nsecond\r\n").unwrap();
         let admits = |header: Option<&str>| {
             let mut request = Request::builder();
             if let Some(header) = header {
@@ -223,8 +223,14 @@ mod tests {
             assert_eq!(admits(Some(wrong)), None, "{wrong}");
         }
         assert_eq!(admits(None), None);
-        assert_eq!(Tokens::parse(b" \n").unwrap_err(), TokensError::None);
-        assert_eq!(Tokens::parse(b"a\nb c").unwrap_err(), TokensError::Line(2));
+        assert_eq!(
+            AcceptedTokens::parse(b" \n").unwrap_err(),
+            TokensError::None
+        );
+        assert_eq!(
+            AcceptedTokens::parse(b"a\nb c").unwrap_err(),
+            TokensError::Line(2)
+        );
         assert!(!format!("{tokens:?}").contains("first"));
     }
 
@@ -232,7 +238,7 @@ mod tests {
     fn a_token_has_the_rights_that_its_line_names() {
         let text = "plain\nreader read\nwriter add\nboth read add\nowner read replace\n";
         let authorize = Authorize {
-            tokens: Some(Tokens::parse(text.as_bytes()).unwrap()),
+            tokens: Some(AcceptedTokens::parse(text.as_bytes()).unwrap()),
             every: EVERY,
         };
         let may = |token: &str, path: &str| {
@@ -243,14 +249,14 @@ mod tests {
         };
         let (read, put) = ("/a.BlobService/Read", "/a.IngestService/Ingest");
         assert_eq!(may("plain", read), Some(EVERY));
-        let rights = |read, add, replace| Some(Rights { read, add, replace });
+        let rights = |read, add, replace| Some(ClientRights { read, add, replace });
         assert_eq!(may("reader", read), rights(true, false, false));
         assert_eq!(may("writer", put), rights(false, true, false));
         assert_eq!(may("writer", read), None);
         assert_eq!(may("both", read), rights(true, true, false));
         assert_eq!(may("owner", put), rights(true, true, true));
         assert_eq!(
-            Tokens::parse(b"a read\nb write").unwrap_err(),
+            AcceptedTokens::parse(b"a read\nb write").unwrap_err(),
             TokensError::Line(2)
         );
     }

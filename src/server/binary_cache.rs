@@ -4,12 +4,12 @@
 //! there: `nix-cache-info`, `<hash>.narinfo`, `<hash>.ls`, and its NAR, which is rendered while it is
 //! sent. A NAR's address has its hash in it, so that it may be kept for ever by whatever is between.
 //!
-//! **Compression and ranges.** Narinfos say that NARs are not compressed. One of up to 16 MiB is
+//! **Compression and ranges.** Narinfos name NARs that are not compressed. One of up to 16 MiB is
 //! compressed on its way if the client takes zstd (`Content-Encoding`), which Nix undoes itself; longer
-//! ones are sent as they are, and any range of them: Nix goes on with a download that broke off only if
-//! it has no `Content-Encoding`, and where `Accept-Ranges` says that it may.
+//! ones are sent as they are, and any range of them: Nix continues an interrupted download only if
+//! it has no `Content-Encoding`, and where `Accept-Ranges` allows it.
 //!
-//! **Bounds** are those of the gRPC server ([`Limits`](super::Limits)): connections, calls, the time to a
+//! **Bounds** are those of the gRPC server ([`Limits`](super::ServerLimits)): connections, calls, the time to a
 //! first call, memory of answers that are not taken. A connection of HTTP/1.1 has one call at a time.
 
 mod access;
@@ -28,16 +28,16 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Incoming;
 use tonic::Status;
 
-use self::access::Access;
-use self::answer::{Answer, Body, failure, text};
-use self::nar_body::{Compressed, ENCODER, MOST_COMPRESSED};
-use self::paths::{Found, find};
-use self::range::{Wanted, wanted};
-use self::resource::Resource;
+use self::access::HttpAccess;
+use self::answer::{AnswerBody, HttpAnswer, failure, text};
+use self::nar_body::{CompressedNar, ENCODER, MOST_COMPRESSED};
+use self::paths::{FoundPath, find};
+use self::range::{RequestedRange, wanted};
+use self::resource::CacheResource;
 use self::upload::WaitingNars;
-use super::Served;
-use super::authorize::Rights;
-use super::connections::ConnectionState;
+use super::ServedState;
+use super::authorize::ClientRights;
+use super::capacity::ConnectionState;
 use crate::nix::{STORE_DIR, SecretKey, StorePathHash, encode_base32};
 use crate::store::{Blocking, LocalStore};
 use crate::tree::{NarListing, NarStream, TreePath};
@@ -77,22 +77,22 @@ const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=3153600
 
 /// A binary cache that is served.
 #[derive(Clone)]
-pub(super) struct BinaryCache {
-    served: Served,
+pub(super) struct ServedBinaryCache {
+    served: ServedState,
     options: BinaryCacheOptions,
-    access: Access,
+    access: HttpAccess,
     waiting: WaitingNars,
 }
 
-impl BinaryCache {
+impl ServedBinaryCache {
     pub(super) fn new(
-        served: Served,
+        served: ServedState,
         options: BinaryCacheOptions,
-        tokens: Option<super::Tokens>,
-        every: Rights,
+        tokens: Option<super::AcceptedTokens>,
+        every: ClientRights,
         local: Option<LocalStore>,
     ) -> Self {
-        let access = Access {
+        let access = HttpAccess {
             tokens,
             every,
             open_to_read: options.open_to_read,
@@ -110,7 +110,7 @@ impl BinaryCache {
         &self,
         request: Request<Incoming>,
         connection: &Arc<ConnectionState>,
-    ) -> Answer {
+    ) -> HttpAnswer {
         let answered = self.try_answer(request, connection).await;
         answered.unwrap_or_else(|status| failure(&status))
     }
@@ -119,9 +119,9 @@ impl BinaryCache {
         &self,
         request: Request<Incoming>,
         connection: &Arc<ConnectionState>,
-    ) -> Result<Answer, Status> {
+    ) -> Result<HttpAnswer, Status> {
         let rights = self.access.rights(request.headers())?;
-        let resource = Resource::at(request.uri().path());
+        let resource = CacheResource::at(request.uri().path());
         match *request.method() {
             Method::GET | Method::HEAD => {}
             Method::PUT => {
@@ -140,7 +140,10 @@ impl BinaryCache {
         }
         let resource = resource.ok_or_else(|| Status::not_found("there is no such file"))?;
         // A client that may only add begins by this too.
-        let of_addition = matches!(resource, Resource::CacheInfo | Resource::UploadedNar { .. });
+        let of_addition = matches!(
+            resource,
+            CacheResource::CacheInfo | CacheResource::UploadedNar { .. }
+        );
         let may_ask = rights.read || (of_addition && rights.add);
         if !may_ask {
             return Err(Status::permission_denied(
@@ -148,20 +151,20 @@ impl BinaryCache {
             ));
         }
         let mut answer = match resource {
-            Resource::CacheInfo => self.cache_info(),
-            Resource::Narinfo(hash) => {
+            CacheResource::CacheInfo => self.cache_info(),
+            CacheResource::Narinfo(hash) => {
                 let found = self.find(hash).await?;
                 text(StatusCode::OK, NARINFO, found.narinfo.to_text())
             }
-            Resource::Listing(hash) => self.listing(hash).await?,
-            Resource::UploadedNar { file, .. } => {
+            CacheResource::Listing(hash) => self.listing(hash).await?,
+            CacheResource::UploadedNar { file, .. } => {
                 let is_head = request.method() == Method::HEAD;
                 if !is_head || !self.has_nar(file).await? {
                     return Err(Status::not_found("there is no such file"));
                 }
-                Answer::new(Body::empty())
+                HttpAnswer::new(AnswerBody::empty())
             }
-            Resource::Nar { sha256, path } => {
+            CacheResource::Nar { sha256, path } => {
                 let found = self.find(path).await?;
                 if found.narinfo.nar.sha256 != sha256 {
                     return Err(Status::not_found(format!(
@@ -172,32 +175,47 @@ impl BinaryCache {
             }
         };
         if request.method() == Method::HEAD {
-            *answer.body_mut() = Body::empty();
+            *answer.body_mut() = AnswerBody::empty();
         }
         Ok(answer)
     }
 
-    async fn find(&self, hash: StorePathHash) -> Result<Found, Status> {
+    async fn find(&self, hash: StorePathHash) -> Result<FoundPath, Status> {
         find(&self.served, hash, self.options.secret_key.clone()).await
     }
 
-    fn cache_info(&self) -> Answer {
+    fn cache_info(&self) -> HttpAnswer {
         let priority = self.options.priority;
         let info = format!("StoreDir: {STORE_DIR}\nWantMassQuery: 1\nPriority: {priority}\n");
         text(StatusCode::OK, CACHE_INFO, info)
     }
 
-    async fn listing(&self, hash: StorePathHash) -> Result<Answer, Status> {
+    async fn listing(&self, hash: StorePathHash) -> Result<HttpAnswer, Status> {
         let found = self.find(hash).await?;
         let listing = NarListing::new(self.blocking(), path(&found), found.root.node);
-        let mut answer = Answer::new(Body::of(listing));
+        let mut answer = HttpAnswer::new(AnswerBody::of(listing));
         answer.headers_mut().insert(header::CONTENT_TYPE, JSON);
         Ok(answer)
     }
 
-    fn nar(&self, found: Found, headers: &HeaderMap, connection: &Arc<ConnectionState>) -> Answer {
+    fn nar(
+        &self,
+        found: FoundPath,
+        headers: &HeaderMap,
+        connection: &Arc<ConnectionState>,
+    ) -> HttpAnswer {
         let size = found.narinfo.nar.size;
         let tag = format!("\"{}\"", encode_base32(&found.narinfo.nar.sha256));
+        if has_already(headers, &tag) {
+            let mut answer = text(StatusCode::NOT_MODIFIED, "text/plain", "");
+            let headers = answer.headers_mut();
+            headers.remove(header::CONTENT_TYPE);
+            headers.insert(header::CACHE_CONTROL, IMMUTABLE);
+            if let Ok(tag) = HeaderValue::try_from(tag) {
+                headers.insert(header::ETAG, tag);
+            }
+            return answer;
+        }
         // With a condition, a range is one of the NAR that the client began with, or of none.
         let condition = headers.get(header::IF_RANGE).map(HeaderValue::as_bytes);
         let range = headers.get(header::RANGE).map(HeaderValue::as_bytes);
@@ -210,26 +228,26 @@ impl BinaryCache {
         let compressed = || {
             let is_wanted = size <= MOST_COMPRESSED && range.is_none() && takes_zstd(headers);
             let held = is_wanted.then(|| connection.responses.try_hold(ENCODER));
-            Compressed::new(stream(0..size), held.flatten()?).ok()
+            CompressedNar::new(stream(0..size), held.flatten()?).ok()
         };
         let mut answer = match wanted {
-            Wanted::All => match compressed() {
+            RequestedRange::All => match compressed() {
                 Some(compressed) => {
-                    let mut answer = Answer::new(Body::of(compressed));
+                    let mut answer = HttpAnswer::new(AnswerBody::of(compressed));
                     let zstd = HeaderValue::from_static("zstd");
                     answer.headers_mut().insert(header::CONTENT_ENCODING, zstd);
                     answer
                 }
                 None => identity(stream(0..size)),
             },
-            Wanted::Part(range) => {
+            RequestedRange::Part(range) => {
                 let (first, last) = (range.start, range.end - 1);
                 let mut answer = identity(stream(range));
                 *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
                 content_range(&mut answer, &format!("bytes {first}-{last}/{size}"));
                 answer
             }
-            Wanted::Outside => {
+            RequestedRange::Outside => {
                 let mut answer = text(StatusCode::RANGE_NOT_SATISFIABLE, "text/plain", "");
                 content_range(&mut answer, &format!("bytes */{size}"));
                 return answer;
@@ -256,14 +274,14 @@ impl BinaryCache {
 }
 
 /// Where a path's tree stands, as errors name it.
-fn path(found: &Found) -> TreePath {
+fn path(found: &FoundPath) -> TreePath {
     TreePath::new(&found.root.name)
 }
 
 /// A NAR as it is.
-fn identity(nar: NarStream) -> Answer {
-    let length = nar.left();
-    let mut answer = Answer::new(Body::of(nar));
+fn identity(nar: NarStream) -> HttpAnswer {
+    let length = nar.remaining();
+    let mut answer = HttpAnswer::new(AnswerBody::of(nar));
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     let bytes = HeaderValue::from_static("bytes");
@@ -271,10 +289,22 @@ fn identity(nar: NarStream) -> Answer {
     answer
 }
 
-fn content_range(answer: &mut Answer, range: &str) {
+fn content_range(answer: &mut HttpAnswer, range: &str) {
     if let Ok(range) = HeaderValue::try_from(range) {
         answer.headers_mut().insert(header::CONTENT_RANGE, range);
     }
+}
+
+/// Whether the client has what `tag` names (`If-None-Match`: RFC 9110, 13.1.2).
+fn has_already(headers: &HeaderMap, tag: &str) -> bool {
+    let values = headers.get_all(header::IF_NONE_MATCH).iter();
+    let mut tags = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    tags.any(|wanted| {
+        let wanted = wanted.trim();
+        wanted == "*" || wanted.strip_prefix("W/").unwrap_or(wanted) == tag
+    })
 }
 
 /// Whether `Accept-Encoding` has zstd (RFC 9110, 12.5.3), not only as what is not wanted.
@@ -299,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zstd_is_taken_where_a_client_says_so() {
+    fn zstd_is_taken_where_a_client_asks_for_it() {
         let takes = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::ACCEPT_ENCODING, value.parse().unwrap());

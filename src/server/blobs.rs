@@ -5,12 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Served;
-use super::chunks::{List, Place};
+use super::ServedState;
+use super::chunks::{BlobChunks, ChunkLocation};
 use super::path_infos::patience;
-use super::respond::{Ended, Sender, Stream, answer, ask, digest, not_found, status, stream};
-use super::turns::OwnTurns;
-use super::upload::{Begun, Upload};
+use super::respond::{
+    MessageStream, ResponseSender, StreamEnd, answer, ask, digest, not_found, status, stream,
+};
+use super::turns::ConnectionTurns;
+use super::upload::{BegunUpload, Upload};
 use crate::castore::{Digest, bao_field};
 use crate::proto::castore::services::blob_service_server::BlobService;
 use crate::proto::castore::v1::stat_blob_response::ChunkMeta;
@@ -21,14 +23,14 @@ use crate::store::{BlobWriter, Error, Object};
 
 /// Bytes in a message of a blob: large enough that the cost of a message (a few microseconds)
 /// vanishes, small enough that the first byte does not wait for the last.
-const PIECE: u64 = 256 << 10;
+const BUFFER_BYTES: u64 = 256 << 10;
 /// Bytes that are written at once.
 const TOGETHER: usize = 256 << 10;
 /// Bytes of a blob that stay in memory, at most: until there are more, it may be a small one.
 const HEAD: usize = 1 << 20;
 
 #[tonic::async_trait]
-impl BlobService for Served {
+impl BlobService for ServedState {
     async fn stat(
         &self,
         request: Request<StatBlobRequest>,
@@ -75,7 +77,7 @@ impl BlobService for Served {
         Ok(Response::new(StatBlobResponse { chunks, bao }))
     }
 
-    type ReadStream = Stream<BlobChunk>;
+    type ReadStream = MessageStream<BlobChunk>;
 
     async fn read(
         &self,
@@ -119,7 +121,7 @@ impl BlobService for Served {
             waiting.push(data);
             if bytes >= TOGETHER {
                 let data = std::mem::take(&mut waiting);
-                let write = move |begun: &mut Begun<_>| write(begun, &data);
+                let write = move |begun: &mut BegunUpload<_>| write(begun, &data);
                 upload.work(bytes, write).await?;
                 bytes = 0;
             }
@@ -127,21 +129,25 @@ impl BlobService for Served {
         upload
             .work(bytes, move |begun| write(begun, &waiting))
             .await?;
-        let finish = move |Begun { ingest, kept }: Begun<Option<Box<dyn BlobWriter>>>| {
-            let failed = |error: Error| status(&error);
-            let writer = kept.ok_or_else(|| Status::internal("the blob went missing"))?;
-            let (digest, _) = writer.finish().map_err(failed)?;
-            ingest.commit().map_err(failed)?;
-            Ok(Response::new(PutBlobResponse {
-                digest: Bytes::copy_from_slice(digest.as_bytes()),
-            }))
-        };
+        let finish =
+            move |BegunUpload { ingest, kept }: BegunUpload<Option<Box<dyn BlobWriter>>>| {
+                let failed = |error: Error| status(&error);
+                let writer = kept.ok_or_else(|| Status::internal("the blob went missing"))?;
+                let (digest, _) = writer.finish().map_err(failed)?;
+                ingest.commit().map_err(failed)?;
+                Ok(Response::new(PutBlobResponse {
+                    digest: Bytes::copy_from_slice(digest.as_bytes()),
+                }))
+            };
         upload.finish(finish).await
     }
 }
 
 /// Writes the received bytes of a blob.
-fn write(begun: &mut Begun<Option<Box<dyn BlobWriter>>>, data: &[Bytes]) -> Result<(), Status> {
+fn write(
+    begun: &mut BegunUpload<Option<Box<dyn BlobWriter>>>,
+    data: &[Bytes],
+) -> Result<(), Status> {
     let failed = |error: Error| status(&error);
     let writer = match &mut begun.kept {
         Some(writer) => writer,
@@ -153,9 +159,9 @@ fn write(begun: &mut Begun<Option<Box<dyn BlobWriter>>>, data: &[Bytes]) -> Resu
         .try_for_each(|data| writer.write(data).map_err(failed))
 }
 
-impl Served {
+impl ServedState {
     /// The place of the chunk `digest`, if it is one.
-    async fn chunk(&self, digest: Digest) -> Result<Option<Place>, Status> {
+    async fn chunk(&self, digest: Digest) -> Result<Option<ChunkLocation>, Status> {
         self.chunks.place(digest).await
     }
 
@@ -165,10 +171,10 @@ impl Served {
         digest: Digest,
         size: u64,
         patience: Duration,
-        turns: OwnTurns,
-    ) -> Result<Option<List>, Status> {
+        turns: ConnectionTurns,
+    ) -> Result<Option<BlobChunks>, Status> {
         let chunks = self.chunks.clone();
-        // It goes on when this client waits no longer.
+        // It continues when this client waits no longer.
         let cutting = tokio::spawn(async move { chunks.of(digest, size, &turns).await });
         match tokio::time::timeout(patience, cutting).await {
             Ok(Ok(list)) => list,
@@ -182,16 +188,16 @@ impl Served {
     /// Sends a part of a blob piece by piece, each as the message that `message` makes of it.
     pub(super) async fn send_blob<T>(
         &self,
-        sender: &Sender<T>,
+        sender: &ResponseSender<T>,
         digest: &Digest,
         size: u64,
         part: std::ops::Range<u64>,
         mut message: impl FnMut(Bytes) -> T,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), StreamEnd> {
         let mut at = part.start;
         while at < part.end {
             sender.wanted().await?;
-            let length = PIECE.min(part.end - at) as usize;
+            let length = BUFFER_BYTES.min(part.end - at) as usize;
             let (store, digest) = (self.store.clone(), *digest);
             let data = ask(async move { store.read(&digest, size, at, length).await }).await?;
             let data = data.ok_or_else(|| not_found(Object::Blob, &digest))?;

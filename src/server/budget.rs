@@ -12,7 +12,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::client::Client;
+use super::client::ClientId;
 
 /// How many times as much as is left free the connections of one client may hold.
 const OF_CLIENT: usize = 3;
@@ -20,36 +20,36 @@ const OF_CLIENT: usize = 3;
 const OF_FIRST: usize = 4;
 
 /// A limited resource: bytes, or calls.
-pub(super) struct Budget {
+pub(super) struct ConnectionBudget {
     total: usize,
     /// What each connection gets in any case.
     least: usize,
-    taken: Mutex<Taken>,
+    taken: Mutex<TakenBytes>,
     freed: Notify,
 }
 
 #[derive(Default)]
-struct Taken {
+struct TakenBytes {
     /// By all connections; above the total by no more than all their minimums.
     all: usize,
-    by_client: HashMap<Client, usize>,
+    by_client: HashMap<ClientId, usize>,
 }
 
 /// The share of one connection.
-pub(super) struct Share {
-    budget: Arc<Budget>,
-    client: Client,
+pub(super) struct BudgetShare {
+    budget: Arc<ConnectionBudget>,
+    client: ClientId,
     /// Changed under the lock of the budget.
     own: Mutex<usize>,
 }
 
 /// A part of a share; given back when dropped.
-pub(super) struct Held {
-    share: Arc<Share>,
+pub(super) struct TakenShare {
+    share: Arc<BudgetShare>,
     amount: usize,
 }
 
-impl Budget {
+impl ConnectionBudget {
     /// `total` for all connections, of which each gets `least` in any case.
     pub(super) fn new(total: usize, least: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -61,8 +61,8 @@ impl Budget {
     }
 
     /// A share for a new connection of `client`.
-    pub(super) fn share(self: &Arc<Self>, client: Client) -> Arc<Share> {
-        Arc::new(Share {
+    pub(super) fn share(self: &Arc<Self>, client: ClientId) -> Arc<BudgetShare> {
+        Arc::new(BudgetShare {
             budget: self.clone(),
             client,
             own: Mutex::new(0),
@@ -70,20 +70,20 @@ impl Budget {
     }
 }
 
-impl Share {
+impl BudgetShare {
     /// Holds `amount` more, if that leaves enough for the others.
-    pub(super) fn try_hold(self: &Arc<Self>, amount: usize) -> Option<Held> {
+    pub(super) fn try_hold(self: &Arc<Self>, amount: usize) -> Option<TakenShare> {
         let mut taken = self.budget.taken.lock();
         let mut own = self.own.lock();
         let of_client = taken.by_client.get(&self.client).copied().unwrap_or(0);
         let (own_then, client_then) = (own.checked_add(amount)?, of_client.checked_add(amount)?);
         let all_then = taken.all.checked_add(amount)?;
         let fits = || {
-            let left = self.budget.total.checked_sub(all_then)?;
+            let remaining = self.budget.total.checked_sub(all_then)?;
             // What is held first needs only room: of four turns, a second client gets one.
             let is_first = |held: usize| held == 0 && amount <= self.budget.total / OF_FIRST;
-            let is_fair = (is_first(*own) || own_then <= left)
-                && (is_first(of_client) || client_then <= left.saturating_mul(OF_CLIENT));
+            let is_fair = (is_first(*own) || own_then <= remaining)
+                && (is_first(of_client) || client_then <= remaining.saturating_mul(OF_CLIENT));
             is_fair.then_some(())
         };
         if own_then > self.budget.least {
@@ -92,14 +92,14 @@ impl Share {
         taken.all = all_then;
         taken.by_client.insert(self.client, client_then);
         *own = own_then;
-        Some(Held {
+        Some(TakenShare {
             share: self.clone(),
             amount,
         })
     }
 
     /// Waits until it can hold `amount` more, which has to be well below half of the resource.
-    pub(super) async fn hold(self: Arc<Self>, amount: usize) -> Held {
+    pub(super) async fn hold(self: Arc<Self>, amount: usize) -> TakenShare {
         loop {
             let freed = self.budget.freed.notified();
             let mut freed = std::pin::pin!(freed);
@@ -113,7 +113,7 @@ impl Share {
     }
 }
 
-impl Held {
+impl TakenShare {
     /// Holds `amount` more together with this; returns whether that succeeded.
     pub(super) fn grow(&mut self, amount: usize) -> bool {
         let Some(mut more) = self.share.try_hold(amount) else {
@@ -147,7 +147,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for TakenShare {
     fn drop(&mut self) {
         self.give_back(self.amount);
     }
@@ -157,18 +157,18 @@ impl Drop for Held {
 mod tests {
     use super::*;
 
-    fn client(number: u8) -> Client {
-        Client::of_address([127, 0, 0, number].into())
+    fn client(number: u8) -> ClientId {
+        ClientId::of_address([127, 0, 0, number].into())
     }
 
     /// As many parts of `amount` as it gets.
-    fn all_of(share: &Arc<Share>, amount: usize) -> Vec<Held> {
+    fn all_of(share: &Arc<BudgetShare>, amount: usize) -> Vec<TakenShare> {
         std::iter::from_fn(|| share.try_hold(amount)).collect()
     }
 
     #[test]
     fn no_connection_takes_what_the_next_one_needs() {
-        let budget = Budget::new(1000, 0);
+        let budget = ConnectionBudget::new(1000, 0);
         let first = budget.share(client(1));
         let held = all_of(&first, 10);
         assert_eq!(held.len(), 50, "alone, it may have half");
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_client_with_many_connections_leaves_a_quarter_and_each_connection_has_a_minimum() {
-        let budget = Budget::new(32, 1);
+        let budget = ConnectionBudget::new(32, 1);
         let hostile: Vec<_> = (0..200).map(|_| budget.share(client(1))).collect();
         let held: Vec<_> = hostile.iter().map(|share| all_of(share, 1)).collect();
         let beyond: usize = held.iter().map(|held| held.len() - 1).sum();
@@ -205,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_release_wakes_a_waiter() {
-        let budget = Budget::new(100, 0);
+        let budget = ConnectionBudget::new(100, 0);
         let share = budget.share(client(1));
         let mut held = share.try_hold(30).unwrap();
         assert!(held.grow(20) && !held.grow(1));

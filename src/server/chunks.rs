@@ -16,9 +16,9 @@ use tokio::sync::OnceCell;
 use tonic::Status;
 
 use super::respond::{ask, status};
-use super::turns::{OwnTurns, Slice};
+use super::turns::{ConnectionTurns, WorkSlice};
 use crate::castore::Digest;
-use crate::store::{Answer, Chunk, Error, LocalStore, Store};
+use crate::store::{Answer, Error, LocalStore, Store, StoredChunk};
 
 /// Bytes of a chunk, at least: what a client holds in memory of a blob that it reads.
 const SMALLEST: u64 = 1 << 20;
@@ -30,14 +30,14 @@ const MOST_LISTED: usize = 50_000;
 /// Chunks that are cached, about 150 bytes each.
 const REMEMBERED: usize = 256 << 10;
 /// Bytes that are read and hashed at once.
-const PIECE: usize = 1 << 20;
+const BUFFER_BYTES: usize = 1 << 20;
 
 /// The chunks of a blob, in order: digests and sizes in bytes.
-pub(super) type List = Arc<Vec<(Digest, u64)>>;
+pub(super) type BlobChunks = Arc<Vec<(Digest, u64)>>;
 
 /// The place of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct ChunkLocation {
     pub(super) blob: Digest,
     /// Bytes of the blob.
     pub(super) size: u64,
@@ -48,32 +48,32 @@ pub(super) struct Place {
 
 /// The lists that were requested last.
 #[derive(Clone)]
-pub(super) struct Chunks(Arc<Shared>);
+pub(super) struct ServedChunks(Arc<ServedChunksShared>);
 
-struct Shared {
+struct ServedChunksShared {
     store: Arc<dyn Store>,
     /// The same, if it is one that keeps lists.
     local: Option<LocalStore>,
     /// Whether computed lists can be stored.
     writable: bool,
-    known: Mutex<Known>,
+    known: Mutex<KnownChunks>,
 }
 
-struct Known {
-    lists: LruCache<(Digest, u64), Listed>,
-    places: HashMap<Digest, Place>,
+struct KnownChunks {
+    lists: LruCache<(Digest, u64), SharedChunkList>,
+    places: HashMap<Digest, ChunkLocation>,
 }
 
 /// Computed once for all requests; none if the blob is not cut.
-type Listed = Arc<OnceCell<Option<List>>>;
+type SharedChunkList = Arc<OnceCell<Option<BlobChunks>>>;
 
-impl Chunks {
+impl ServedChunks {
     pub(super) fn new(store: Arc<dyn Store>, local: Option<LocalStore>, writable: bool) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(ServedChunksShared {
             store,
             local,
             writable,
-            known: Mutex::new(Known {
+            known: Mutex::new(KnownChunks {
                 lists: LruCache::unbounded(),
                 places: HashMap::new(),
             }),
@@ -85,14 +85,16 @@ impl Chunks {
         &self,
         digest: Digest,
         size: u64,
-        turns: &OwnTurns,
-    ) -> Result<Option<List>, Status> {
+        turns: &ConnectionTurns,
+    ) -> Result<Option<BlobChunks>, Status> {
         if size <= SMALLEST {
             return Ok(None);
         }
         let listed = {
             let lists = &mut self.0.known.lock().lists;
-            lists.get_or_insert((digest, size), Listed::default).clone()
+            lists
+                .get_or_insert((digest, size), SharedChunkList::default)
+                .clone()
         };
         let list = listed
             .get_or_try_init(|| self.find(digest, size, turns))
@@ -101,13 +103,13 @@ impl Chunks {
     }
 
     /// The list of the blob, if it was requested before.
-    pub(super) fn known(&self, digest: Digest, size: u64) -> Option<List> {
+    pub(super) fn known(&self, digest: Digest, size: u64) -> Option<BlobChunks> {
         let lists = &mut self.0.known.lock().lists;
         lists.get(&(digest, size))?.get()?.clone()
     }
 
     /// The place of the chunk `digest`, if it is in a list that was returned, and its blob exists.
-    pub(super) async fn place(&self, digest: Digest) -> Result<Option<Place>, Status> {
+    pub(super) async fn place(&self, digest: Digest) -> Result<Option<ChunkLocation>, Status> {
         let known = self.0.known.lock().places.get(&digest).copied();
         let shared = self.0.clone();
         ask(async move {
@@ -117,7 +119,7 @@ impl Chunks {
                 (None, Some(local)) => match local.chunk(&digest)? {
                     None => return Ok(None),
                     Some(kept) => {
-                        let place = Place {
+                        let place = ChunkLocation {
                             blob: kept.blob,
                             size: 0,
                             offset: kept.offset,
@@ -130,7 +132,7 @@ impl Chunks {
             // It is removed with its blob.
             let found = shared.store.blob_size(&place.blob).await?;
             let found = found.filter(|found| size.is_none_or(|size| *found == size));
-            Ok(found.map(|size| Place { size, ..place }))
+            Ok(found.map(|size| ChunkLocation { size, ..place }))
         })
         .await
     }
@@ -139,8 +141,8 @@ impl Chunks {
         &self,
         digest: Digest,
         size: u64,
-        turns: &OwnTurns,
-    ) -> Result<Option<List>, Status> {
+        turns: &ConnectionTurns,
+    ) -> Result<Option<BlobChunks>, Status> {
         let store = self.0.store.clone();
         let listed = ask(async move { store.chunks(&digest).await }).await?;
         let list = match listed.filter(|list| is_of(list, size)) {
@@ -154,12 +156,12 @@ impl Chunks {
         Ok(list)
     }
 
-    /// Cuts the blob, if all of it is at hand, and keeps the list with it.
+    /// Cuts the blob, if all of it is cached, and keeps the list with it.
     async fn cut(
         &self,
         digest: Digest,
         size: u64,
-        turns: &OwnTurns,
+        turns: &ConnectionTurns,
     ) -> Result<Option<Vec<(Digest, u64)>>, Status> {
         let shared = self.0.clone();
         let cut = turns.take_long(move |slice| {
@@ -176,11 +178,11 @@ impl Chunks {
     }
 }
 
-impl Known {
-    fn remember(&mut self, blob: Digest, size: u64, list: &List) {
+impl KnownChunks {
+    fn remember(&mut self, blob: Digest, size: u64, list: &BlobChunks) {
         let mut offset = 0;
         for &(digest, length) in list.iter() {
-            let place = Place {
+            let place = ChunkLocation {
                 blob,
                 size,
                 offset,
@@ -204,7 +206,7 @@ impl Known {
 
 /// Stores the chunks of a blob with it.
 fn keep(store: &LocalStore, blob: &Digest, list: &[(Digest, u64)]) -> Result<(), Error> {
-    let chunk = |&(digest, len): &(Digest, u64)| Chunk { digest, len };
+    let chunk = |&(digest, len): &(Digest, u64)| StoredChunk { digest, len };
     let chunks: Vec<_> = list.iter().map(chunk).collect();
     store.set_chunk_list(blob, &chunks)
 }
@@ -231,11 +233,11 @@ fn cut(
     store: &dyn Store,
     digest: &Digest,
     size: u64,
-    slice: &mut Slice,
+    slice: &mut WorkSlice,
 ) -> Result<Option<Vec<(Digest, u64)>>, Status> {
     let chunk = chunk_size(size);
     let mut list = Vec::with_capacity(size.div_ceil(chunk) as usize);
-    let mut buffer = vec![0; PIECE];
+    let mut buffer = vec![0; BUFFER_BYTES];
     let mut at = 0;
     while at < size {
         let end = size.min(at + chunk);
@@ -243,7 +245,7 @@ fn cut(
         let mut hasher = blake3::Hasher::new();
         while at < end {
             let length = buffer.len().min((end - at) as usize);
-            if !slice.go_on() {
+            if !slice.may_continue() {
                 return Ok(None);
             }
             let read = store.read_now(digest, size, at, &mut buffer[..length]);
@@ -279,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_oldest_lists_are_forgotten_beyond_the_limit() {
-        let mut known = Known {
+        let mut known = KnownChunks {
             lists: LruCache::unbounded(),
             places: HashMap::new(),
         };
@@ -291,9 +293,9 @@ mod tests {
         };
         let blobs = 2 * REMEMBERED as u64 / MOST;
         for blob in 0..blobs {
-            let list: List = Arc::new((0..MOST).map(|at| (digest(blob, at), 1)).collect());
+            let list: BlobChunks = Arc::new((0..MOST).map(|at| (digest(blob, at), 1)).collect());
             let (blob, size) = (digest(blob, u64::MAX), MOST);
-            let listed = Listed::from(OnceCell::from(Some(list.clone())));
+            let listed = SharedChunkList::from(OnceCell::from(Some(list.clone())));
             known.lists.put((blob, size), listed);
             known.remember(blob, size, &list);
             assert!(known.places.len() <= REMEMBERED);

@@ -1,4 +1,4 @@
-//! Whose connection it is.
+//! The client at the other end of a connection.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use rustix::net::sockopt;
 
 /// The other side of connections, which share what one client may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Client {
+pub(super) enum ClientId {
     /// A host, by its IPv4 address or its /64 network of IPv6: a host has all addresses of one.
     Host(IpAddr),
     /// A user of this machine, over a unix socket.
@@ -15,7 +15,7 @@ pub(super) enum Client {
     Server,
 }
 
-impl Client {
+impl ClientId {
     /// The one with this address.
     pub(super) fn of_address(address: IpAddr) -> Self {
         Self::Host(match address.to_canonical() {
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn a_host_is_one_client_with_all_its_addresses() {
-        let of = |address: &str| Client::of_address(address.parse().unwrap());
+        let of = |address: &str| ClientId::of_address(address.parse().unwrap());
         assert_eq!(of("10.0.0.1"), of("::ffff:10.0.0.1"));
         assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
         assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));

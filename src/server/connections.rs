@@ -24,11 +24,9 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use super::budget::Share;
-use super::capacity::Capacity;
-use super::client::Client;
-use super::limits::Limits;
-use super::turns::OwnTurns;
+use super::capacity::{Capacity, ConnectionState};
+use super::client::ClientId;
+use super::limits::ServerLimits;
 
 /// How long a connection that has just been active is safe from being closed for another of a client with
 /// no fewer.
@@ -43,56 +41,32 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// The connections of one server.
 pub(super) struct Connections {
-    limits: Limits,
+    limits: Arc<ServerLimits>,
     capacity: Capacity,
     /// When the system refused to accept for the last time.
     refused: Mutex<Option<Instant>>,
 }
 
-/// One connection, for its calls.
-pub(super) struct ConnectionState {
-    connections: Arc<Connections>,
-    number: u64,
-    client: Client,
-    /// Calls that have begun and not ended.
-    open_calls: AtomicUsize,
-    /// Calls that have ever begun.
-    begun: AtomicU64,
-    /// When it was active for the last time, in milliseconds since the server's start.
-    active: AtomicU64,
-    close: AtomicBool,
-    reader: AtomicWaker,
-    writer: AtomicWaker,
-    pub(super) calls: Arc<Share>,
-    pub(super) uploads: Arc<Share>,
-    pub(super) requests: Arc<Share>,
-    pub(super) responses: Arc<Share>,
-    pub(super) turns: OwnTurns,
-}
-
-/// A call that runs: its connection is not idle meanwhile.
-pub(super) struct OpenCall(Arc<ConnectionState>);
-
 impl Connections {
     /// Of a server that takes part in `capacity`.
-    pub(super) fn new(limits: Limits, capacity: Capacity) -> Arc<Self> {
+    pub(super) fn new(limits: ServerLimits, capacity: Capacity) -> Arc<Self> {
         capacity.join(&limits);
         Arc::new(Self {
             refused: Mutex::default(),
-            limits,
+            limits: Arc::new(limits),
             capacity,
         })
     }
 
-    fn now(&self) -> u64 {
-        self.capacity.0.start.elapsed().as_millis() as u64
+    fn is_own(&self, state: &ConnectionState) -> bool {
+        Arc::ptr_eq(&state.limits, &self.limits)
     }
 
     /// A place for a new connection of `client`, if there is one or one is made.
-    fn admit(self: &Arc<Self>, client: Client) -> Option<Arc<ConnectionState>> {
+    fn admit(self: &Arc<Self>, client: ClientId) -> Option<Arc<ConnectionState>> {
         let parts = &self.capacity.0;
         let mut open = parts.open.lock();
-        let is_own = |state: &ConnectionState| Arc::ptr_eq(&state.connections, self);
+        let is_own = |state: &ConnectionState| self.is_own(state);
         let open_ones = open.values().filter(|state| !state.closes());
         let (all, own) = open_ones.fold((0, 0), |(all, own), state| {
             (all + 1, own + usize::from(is_own(state)))
@@ -114,17 +88,18 @@ impl Connections {
     fn add(
         self: &Arc<Self>,
         open: &mut HashMap<u64, Arc<ConnectionState>>,
-        client: Client,
+        client: ClientId,
     ) -> Arc<ConnectionState> {
         let parts = &self.capacity.0;
         let number = parts.next.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(ConnectionState {
-            connections: self.clone(),
+            capacity: self.capacity.clone(),
+            limits: self.limits.clone(),
             number,
             client,
             open_calls: AtomicUsize::new(0),
             begun: AtomicU64::new(0),
-            active: AtomicU64::new(self.now()),
+            active: AtomicU64::new(self.capacity.now()),
             close: AtomicBool::new(false),
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
@@ -144,16 +119,16 @@ impl Connections {
     fn close_one(
         &self,
         open: &HashMap<u64, Arc<ConnectionState>>,
-        next: Option<Client>,
+        next: Option<ClientId>,
         may: impl Fn(&ConnectionState) -> bool,
     ) -> bool {
-        let now = self.now();
+        let now = self.capacity.now();
         let closable = || open.values().filter(|state| !state.closes() && may(state));
-        let mut of_clients: HashMap<Client, usize> = HashMap::new();
+        let mut of_clients: HashMap<ClientId, usize> = HashMap::new();
         for state in closable() {
             *of_clients.entry(state.client).or_default() += 1;
         }
-        let of = |client: &Client| of_clients.get(client).copied().unwrap_or(0);
+        let of = |client: &ClientId| of_clients.get(client).copied().unwrap_or(0);
         let most = of_clients.values().copied().max().unwrap_or(0);
         let quiet = closable()
             .filter(|state| of(&state.client) == most)
@@ -176,7 +151,7 @@ impl Connections {
     /// Closes connections that have been without a call for too long, until `stopping`.
     pub(super) async fn watch(self: Arc<Self>, mut stopping: watch::Receiver<bool>) {
         let over = |since: u64, limit: Duration| {
-            Duration::from_millis(self.now().saturating_sub(since)) >= limit
+            Duration::from_millis(self.capacity.now().saturating_sub(since)) >= limit
         };
         loop {
             tokio::select! {
@@ -188,7 +163,7 @@ impl Connections {
                     0 => self.limits.first_call,
                     _ => self.limits.idle,
                 };
-                let is_own = Arc::ptr_eq(&state.connections, &self);
+                let is_own = self.is_own(state);
                 let idle = state.open_calls.load(Ordering::Relaxed) == 0;
                 if is_own && idle && over(state.active.load(Ordering::Relaxed), limit) {
                     state.close();
@@ -198,9 +173,9 @@ impl Connections {
     }
 
     /// A connection that another process accepted.
-    pub(super) fn adopt<T>(self: &Arc<Self>, io: T, client: Client) -> Connection<T> {
+    pub(super) fn take_over<T>(self: &Arc<Self>, io: T, client: ClientId) -> ClosableConnection<T> {
         let state = self.add(&mut self.capacity.0.open.lock(), client);
-        Connection { io, state }
+        ClosableConnection { io, state }
     }
 
     /// Accepts by `accept` until `stopping`; returns the accepted sockets.
@@ -209,10 +184,10 @@ impl Connections {
         listener: A,
         address: String,
         mut stopping: watch::Receiver<bool>,
-    ) -> ReceiverStream<io::Result<Connection<T>>>
+    ) -> ReceiverStream<io::Result<ClosableConnection<T>>>
     where
         T: Send + 'static,
-        A: Accept<T> + Send + Sync + 'static,
+        A: AcceptConnections<T> + Send + Sync + 'static,
     {
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
@@ -221,7 +196,11 @@ impl Connections {
                     match listener.accept().await {
                         Ok((io, client)) => match self.admit(client) {
                             Some(state) => {
-                                if sender.send(Ok(Connection { io, state })).await.is_err() {
+                                if sender
+                                    .send(Ok(ClosableConnection { io, state }))
+                                    .await
+                                    .is_err()
+                                {
                                     return;
                                 }
                             }
@@ -244,8 +223,8 @@ impl Connections {
     fn let_wait<T: Send + 'static>(
         self: Arc<Self>,
         io: T,
-        client: Client,
-        sender: mpsc::Sender<io::Result<Connection<T>>>,
+        client: ClientId,
+        sender: mpsc::Sender<io::Result<ClosableConnection<T>>>,
     ) {
         let Some(place) = self.capacity.0.waiting.share(client).try_hold(1) else {
             return;
@@ -264,7 +243,7 @@ impl Connections {
             tokio::select! {
                 state = admitted => {
                     // An error means that the server has stopped.
-                    let _ = sender.send(Ok(Connection { io, state })).await;
+                    let _ = sender.send(Ok(ClosableConnection { io, state })).await;
                 }
                 () = sender.closed() => {}
             }
@@ -278,7 +257,7 @@ impl Connections {
         // Any other error is the client's.
         if code.is_some_and(|code| lacking.contains(&code)) {
             let before = self.refused.lock().replace(Instant::now());
-            // It goes on as long as clients come: each that gets in is followed by a refusal.
+            // It continues as long as clients come: each that gets in is followed by a refusal.
             if before.is_none_or(|before| before.elapsed() >= CALM) {
                 tracing::error!(
                     "cannot accept connections on {address}: {error}; idle ones are closed for new \
@@ -292,80 +271,34 @@ impl Connections {
 }
 
 /// A socket that connections come from.
-pub(super) trait Accept<T> {
-    fn accept(&self) -> impl Future<Output = io::Result<(T, Client)>> + Send;
+pub(super) trait AcceptConnections<T> {
+    fn accept(&self) -> impl Future<Output = io::Result<(T, ClientId)>> + Send;
 }
 
-impl Accept<tokio::net::TcpStream> for tokio::net::TcpListener {
-    async fn accept(&self) -> io::Result<(tokio::net::TcpStream, Client)> {
+impl AcceptConnections<tokio::net::TcpStream> for tokio::net::TcpListener {
+    async fn accept(&self) -> io::Result<(tokio::net::TcpStream, ClientId)> {
         let (stream, address) = tokio::net::TcpListener::accept(self).await?;
         // If this fails the connection is gone, which its first read will show.
         let _ = stream.set_nodelay(true);
-        Ok((stream, Client::of_address(address.ip())))
+        Ok((stream, ClientId::of_address(address.ip())))
     }
 }
 
-impl Accept<tokio::net::UnixStream> for tokio::net::UnixListener {
-    async fn accept(&self) -> io::Result<(tokio::net::UnixStream, Client)> {
+impl AcceptConnections<tokio::net::UnixStream> for tokio::net::UnixListener {
+    async fn accept(&self) -> io::Result<(tokio::net::UnixStream, ClientId)> {
         let (stream, _) = tokio::net::UnixListener::accept(self).await?;
-        let client = Client::of_socket(&stream);
+        let client = ClientId::of_socket(&stream);
         Ok((stream, client))
     }
 }
 
-impl ConnectionState {
-    /// Begins a call.
-    pub(super) fn begin(self: &Arc<Self>) -> OpenCall {
-        self.open_calls.fetch_add(1, Ordering::Relaxed);
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        self.is_active();
-        OpenCall(self.clone())
-    }
-
-    /// Useful data was sent or received just now.
-    pub(super) fn is_active(&self) {
-        let now = self.connections.now();
-        self.active.store(now, Ordering::Relaxed);
-    }
-
-    /// Calls that have begun so far.
-    pub(super) fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Relaxed)
-    }
-
-    /// Whether it is being closed.
-    fn closes(&self) -> bool {
-        self.close.load(Ordering::Relaxed)
-    }
-
-    fn close(&self) {
-        self.close.store(true, Ordering::Release);
-        self.reader.wake();
-        self.writer.wake();
-    }
-}
-
-impl OpenCall {
-    /// Its connection.
-    pub(super) fn connection(&self) -> &Arc<ConnectionState> {
-        &self.0
-    }
-}
-
-impl Drop for OpenCall {
-    fn drop(&mut self) {
-        self.0.is_active();
-        self.0.open_calls.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A connection as bytes: it ends when its server closes it.
-pub(super) struct Connection<T> {
+pub(super) struct ClosableConnection<T> {
     io: T,
     state: Arc<ConnectionState>,
 }
 
-impl<T> Connection<T> {
+impl<T> ClosableConnection<T> {
     fn check(&self, waker: &AtomicWaker, context: &Context<'_>) -> io::Result<()> {
         waker.register(context.waker());
         match self.state.close.load(Ordering::Acquire) {
@@ -375,10 +308,10 @@ impl<T> Connection<T> {
     }
 }
 
-impl Connection<tokio::net::UnixStream> {
+impl ClosableConnection<tokio::net::UnixStream> {
     /// Waits until there is something to be read, or the connection ends.
     pub(super) async fn readable(&self) -> io::Result<()> {
-        // What was ready for the last read counts as ready until a system call says otherwise.
+        // What was ready for the last read counts as ready until a system call reports otherwise.
         let peek = || Ok(recv(self.io.as_fd(), &mut [0][..], RecvFlags::PEEK)?);
         std::future::poll_fn(|context| {
             loop {
@@ -399,7 +332,7 @@ impl Connection<tokio::net::UnixStream> {
     }
 }
 
-impl<T> Connected for Connection<T> {
+impl<T> Connected for ClosableConnection<T> {
     type ConnectInfo = Arc<ConnectionState>;
 
     fn connect_info(&self) -> Self::ConnectInfo {
@@ -407,15 +340,15 @@ impl<T> Connected for Connection<T> {
     }
 }
 
-impl<T> Drop for Connection<T> {
+impl<T> Drop for ClosableConnection<T> {
     fn drop(&mut self) {
-        let parts = &self.state.connections.capacity.0;
+        let parts = &self.state.capacity.0;
         parts.open.lock().remove(&self.state.number);
         parts.closed.notify_waiters();
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for ClosableConnection<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -426,7 +359,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for ClosableConnection<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

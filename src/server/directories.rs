@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Served;
-use super::connections::ConnectionState;
-use super::respond::{Stream, answer, ask, digest, not_found, status, stream};
-use super::upload::{Begun, Upload};
+use super::ServedState;
+use super::capacity::ConnectionState;
+use super::respond::{MessageStream, answer, ask, digest, not_found, status, stream};
+use super::upload::{BegunUpload, Upload};
 use crate::castore::{Digest, Directory, NodeRef, Printable};
 use crate::proto::RawDirectory;
 use crate::proto::castore::services::directory_service_server::DirectoryService;
@@ -29,8 +29,8 @@ const KEPT: usize = 256;
 const SEEN: usize = 160;
 
 #[tonic::async_trait]
-impl DirectoryService for Served {
-    type GetStream = Stream<RawDirectory>;
+impl DirectoryService for ServedState {
+    type GetStream = MessageStream<RawDirectory>;
 
     async fn get(
         &self,
@@ -90,7 +90,7 @@ impl DirectoryService for Served {
         &self,
         request: Request<Streaming<RawDirectory>>,
     ) -> Result<Response<PutDirectoryResponse>, Status> {
-        let mut upload = Upload::<Closure>::of(self, &request)?;
+        let mut upload = Upload::<ReceivedClosure>::of(self, &request)?;
         let mut messages = request.into_inner();
         let mut waiting = Vec::new();
         let mut bytes = 0;
@@ -107,7 +107,7 @@ impl DirectoryService for Served {
             }
         }
         upload.work(bytes, move |begun| put(begun, waiting)).await?;
-        let finish = move |Begun { ingest, kept }: Begun<Closure>| {
+        let finish = move |BegunUpload { ingest, kept }: BegunUpload<ReceivedClosure>| {
             let root = kept.root().map_err(Status::invalid_argument)?;
             ingest.commit().map_err(|error| status(&error))?;
             Ok(Response::new(PutDirectoryResponse {
@@ -119,7 +119,7 @@ impl DirectoryService for Served {
 }
 
 /// Adds received Directories.
-fn put(begun: &mut Begun<Closure>, directories: Vec<Bytes>) -> Result<(), Status> {
+fn put(begun: &mut BegunUpload<ReceivedClosure>, directories: Vec<Bytes>) -> Result<(), Status> {
     for bytes in directories {
         let directory = Directory::decode(Vec::from(bytes))
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -143,7 +143,7 @@ async fn read(
             let found = found.map_err(|error| status(&error))?;
             directories.push(found.ok_or_else(|| {
                 Status::data_loss(format!(
-                    "directory {digest}, which {parent} refers to, is not here"
+                    "directory {digest}, which {parent} refers to, is not in this store"
                 ))
             })?);
         }
@@ -169,13 +169,13 @@ fn queue_children(
 
 /// Checks that Directories come leaves first and hang together under one root, the last.
 #[derive(Default)]
-struct Closure {
+struct ReceivedClosure {
     /// Their sizes, and whether a later one has referred to them.
     known: HashMap<Digest, (u64, bool)>,
     last: Option<Digest>,
 }
 
-impl Closure {
+impl ReceivedClosure {
     fn add(&mut self, directory: &Directory) -> Result<(), String> {
         for entry in directory.iter() {
             let NodeRef::Directory { digest, size } = entry.node else {
@@ -190,7 +190,7 @@ impl Closure {
             })?;
             if *actual != size {
                 return Err(format!(
-                    "directory {} says that \"{name}\" has size {size}; it has {actual}",
+                    "directory {} has the size {size} for \"{name}\"; it is {actual}",
                     directory.digest()
                 ));
             }
@@ -234,7 +234,7 @@ mod tests {
         let leaf = parent(&[]);
         let root = parent(&[("leaf", leaf.node())]);
         let root_of = |directories: &[&Directory]| {
-            let mut closure = Closure::default();
+            let mut closure = ReceivedClosure::default();
             directories.iter().try_for_each(|one| closure.add(one))?;
             closure.root()
         };

@@ -20,54 +20,52 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::budget::Held;
-use super::connections::{ConnectionState, OpenCall};
-use super::limits::{HEADERS, Kind, Limits, Method, headers_fit, method};
+use super::budget::TakenShare;
+use super::capacity::{ConnectionState, OpenCall};
+use super::limits::{
+    FRAME, HEADERS, LIFE, MethodKind, MethodLimits, ServerLimits, headers_fit, method,
+};
 
 /// Messages up to this many bytes need no room of their own: what a connection has of them is bounded
 /// by its calls.
 const FREE: usize = 16 << 10;
-/// Bytes that end the silence of an upload.
-pub(super) const LIFE: usize = 64 << 10;
-/// Approximate bytes of a frame of an answer, for which there has to be room before it is made.
-pub(super) const FRAME: usize = 256 << 10;
 /// The prefix of a gRPC message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
 /// Puts the limits around every call.
 #[derive(Clone)]
-pub(super) struct Guard(pub(super) Arc<Limits>);
+pub(super) struct LimitsLayer(pub(super) Arc<ServerLimits>);
 
-impl<S> Layer<S> for Guard {
-    type Service = Guarded<S>;
+impl<S> Layer<S> for LimitsLayer {
+    type Service = LimitedService<S>;
 
-    fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded {
+    fn layer(&self, inner: S) -> LimitedService<S> {
+        LimitedService {
             inner,
             limits: self.0.clone(),
         }
     }
 }
 
-/// A service behind the limits.
+/// A service within the limits.
 #[derive(Clone)]
-pub(super) struct Guarded<S> {
+pub(super) struct LimitedService<S> {
     inner: S,
-    limits: Arc<Limits>,
+    limits: Arc<ServerLimits>,
 }
 
-type Answering<F, E> = Either<
+type GuardedFuture<F, E> = Either<
     MapOk<F, Box<dyn FnOnce(Response<Body>) -> Response<Body> + Send>>,
     Ready<Result<Response<Body>, E>>,
 >;
 
-impl<S> Service<Request<Body>> for Guarded<S>
+impl<S> Service<Request<Body>> for LimitedService<S>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
 {
     type Response = Response<Body>;
     type Error = S::Error;
-    type Future = Answering<S::Future, S::Error>;
+    type Future = GuardedFuture<S::Future, S::Error>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -93,7 +91,7 @@ where
         };
         let allowed = method(request.uri().path());
         let mut slots = vec![slot];
-        if allowed.kind == Kind::Upload {
+        if allowed.kind == MethodKind::Upload {
             let Some(slot) = connection.uploads.try_hold(1) else {
                 return refuse("too many uploads are under way at once");
             };
@@ -106,7 +104,7 @@ where
             answer.map(|inner| {
                 Body::new(ResponseBody {
                     inner,
-                    paced: !matches!(allowed.kind, Kind::Watch | Kind::Dialogue),
+                    paced: !matches!(allowed.kind, MethodKind::Watch | MethodKind::Dialogue),
                     room: None,
                     waiting: None,
                     call,
@@ -121,8 +119,8 @@ where
 /// A request's body, within the limits of its method.
 struct RequestBody {
     inner: Body,
-    method: Method,
-    limits: Arc<Limits>,
+    method: MethodLimits,
+    limits: Arc<ServerLimits>,
     connection: Arc<ConnectionState>,
     /// The received part of the next message's prefix.
     prefix: VecDeque<u8>,
@@ -131,9 +129,9 @@ struct RequestBody {
     messages: u64,
     bytes: u64,
     /// The reserved room for the message.
-    held: Option<Held>,
+    held: Option<TakenShare>,
     /// The room that the message waits for.
-    waiting: Option<BoxFuture<'static, Held>>,
+    waiting: Option<BoxFuture<'static, TakenShare>>,
     deadline: Pin<Box<Sleep>>,
     /// Bytes since the deadline was set, and the calls that the connection had begun by then.
     since: usize,
@@ -146,8 +144,8 @@ struct RequestBody {
 impl RequestBody {
     fn new(
         inner: Body,
-        method: Method,
-        limits: Arc<Limits>,
+        method: MethodLimits,
+        limits: Arc<ServerLimits>,
         connection: Arc<ConnectionState>,
     ) -> Self {
         Self {
@@ -173,7 +171,7 @@ impl RequestBody {
     fn take(&mut self, mut bytes: &[u8]) -> Result<(), Status> {
         self.bytes += bytes.len() as u64;
         self.since += bytes.len();
-        if self.method.kind == Kind::Upload && self.bytes > self.limits.upload {
+        if self.method.kind == MethodKind::Upload && self.bytes > self.limits.upload {
             return Err(Status::resource_exhausted(format!(
                 "an upload to this server has at most {} bytes",
                 self.limits.upload
@@ -208,7 +206,7 @@ impl RequestBody {
             )));
         }
         self.messages += 1;
-        if self.messages > 1 && matches!(self.method.kind, Kind::Unary | Kind::Watch) {
+        if self.messages > 1 && matches!(self.method.kind, MethodKind::Unary | MethodKind::Watch) {
             return Err(Status::invalid_argument("this method takes one message"));
         }
         self.rest = length;
@@ -230,15 +228,16 @@ impl RequestBody {
         let limit = self.limits.silence;
         let alive = match self.method.kind {
             // Its one message has to come in this time.
-            Kind::Unary | Kind::Watch => false,
-            Kind::Upload | Kind::Dialogue => self.since >= LIFE,
+            MethodKind::Unary | MethodKind::Watch => false,
+            MethodKind::Upload | MethodKind::Dialogue => self.since >= LIFE,
         };
         if alive {
             self.set_deadline(limit);
         }
         while self.deadline.as_mut().poll(context).is_ready() {
             // A client that checks what is missing before it sends is active.
-            let works = self.method.kind == Kind::Upload && self.connection.begun() != self.calls;
+            let works =
+                self.method.kind == MethodKind::Upload && self.connection.begun() != self.calls;
             if !works {
                 return true;
             }
@@ -311,21 +310,21 @@ struct ResponseBody {
     inner: Body,
     /// Whether its frames come one after the other, and may be large.
     paced: bool,
-    room: Option<Held>,
-    waiting: Option<BoxFuture<'static, Held>>,
+    room: Option<TakenShare>,
+    waiting: Option<BoxFuture<'static, TakenShare>>,
     call: OpenCall,
     /// The call's share of the limits.
-    _slots: Vec<Held>,
+    _slots: Vec<TakenShare>,
 }
 
 /// Bytes that take room until they were sent.
-pub(super) struct Unsent {
+pub(super) struct UnsentBytes {
     bytes: Bytes,
-    _room: Option<Held>,
+    _room: Option<TakenShare>,
 }
 
-impl Unsent {
-    pub(super) fn new(bytes: Bytes, room: Held) -> Self {
+impl UnsentBytes {
+    pub(super) fn new(bytes: Bytes, room: TakenShare) -> Self {
         Self {
             bytes,
             _room: Some(room),
@@ -333,7 +332,7 @@ impl Unsent {
     }
 }
 
-impl AsRef<[u8]> for Unsent {
+impl AsRef<[u8]> for UnsentBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -379,7 +378,7 @@ impl http_body::Body for ResponseBody {
                     false => room.shrink(bytes.len()),
                 }
             }
-            Bytes::from_owner(Unsent { bytes, _room: room })
+            Bytes::from_owner(UnsentBytes { bytes, _room: room })
         }))))
     }
 

@@ -23,19 +23,19 @@ const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 
 /// The roots without content, by the hash in their names.
-pub(super) struct Incomplete {
+pub(super) struct IncompleteRoots {
     /// How long one is kept.
     keep: Duration,
-    roots: Mutex<Roots>,
+    roots: Mutex<IncompleteByHash>,
 }
 
 #[derive(Default)]
-struct Roots {
-    by_hash: HashMap<[u8; 20], Waiting>,
+struct IncompleteByHash {
+    by_hash: HashMap<[u8; 20], IncompleteRoot>,
     bytes: usize,
 }
 
-struct Waiting {
+struct IncompleteRoot {
     root: Root,
     info: PathInfo,
     since: Instant,
@@ -43,13 +43,13 @@ struct Waiting {
     pause: Duration,
 }
 
-impl Waiting {
+impl IncompleteRoot {
     fn bytes(&self) -> usize {
         256 + 2 * self.info.encoded_len()
     }
 }
 
-impl Incomplete {
+impl IncompleteRoots {
     pub(super) fn new(keep: Duration) -> Self {
         Self {
             keep,
@@ -60,7 +60,7 @@ impl Incomplete {
     /// Keeps `root`, replacing any of that hash.
     pub(super) fn put(&self, hash: [u8; 20], root: Root, info: PathInfo) {
         let now = Instant::now();
-        let waiting = Waiting {
+        let waiting = IncompleteRoot {
             root,
             info,
             since: now,
@@ -94,7 +94,7 @@ impl Incomplete {
     pub(super) fn due(&self) -> Vec<([u8; 20], Root, PathInfo)> {
         let now = Instant::now();
         let roots = &mut *self.roots.lock();
-        let old = |waiting: &Waiting| now.duration_since(waiting.since) >= self.keep;
+        let old = |waiting: &IncompleteRoot| now.duration_since(waiting.since) >= self.keep;
         let expired = roots.by_hash.iter().filter(|(_, waiting)| old(waiting));
         let expired: Vec<_> = expired.map(|(hash, _)| *hash).collect();
         expired.iter().for_each(|hash| roots.remove(hash));
@@ -122,7 +122,7 @@ impl Incomplete {
     }
 }
 
-impl Roots {
+impl IncompleteByHash {
     fn remove(&mut self, hash: &[u8; 20]) {
         if let Some(waiting) = self.by_hash.remove(hash) {
             self.bytes -= waiting.bytes();
@@ -143,7 +143,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_root_without_content_can_be_replaced_and_expires() {
         let day = Duration::from_secs(24 * 60 * 60);
-        let incomplete = Incomplete::new(day);
+        let incomplete = IncompleteRoots::new(day);
         let root = |content: &[u8]| Root {
             name: Name::new(b"x").unwrap(),
             node: Node::File {
@@ -174,7 +174,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_oldest_are_dropped() {
-        let incomplete = Incomplete::new(Duration::from_secs(100));
+        let incomplete = IncompleteRoots::new(Duration::from_secs(100));
         let root = Root {
             name: Name::new(b"x").unwrap(),
             node: Node::Symlink {

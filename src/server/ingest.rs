@@ -6,10 +6,10 @@ use std::collections::hash_map::Entry;
 use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Served;
+use super::ServedState;
+use super::client_root_changes::{ClientRootChange, check_form};
 use super::respond::{digest, status};
-use super::root_changes::{Wanted, check_form};
-use super::upload::{Begun, OffThread, Upload};
+use super::upload::{BegunUpload, DroppedOffThread, Upload};
 use crate::castore::{Digest, Directory, Name, Root};
 use crate::proto::castore_fs::services::ingest_service_server::IngestService;
 use crate::proto::castore_fs::v1::ingest_request::What;
@@ -24,14 +24,14 @@ const HEAD: usize = 1 << 20;
 const DIRECTORY: usize = 256;
 
 #[tonic::async_trait]
-impl IngestService for Served {
+impl IngestService for ServedState {
     async fn ingest(
         &self,
         request: Request<Streaming<IngestRequest>>,
     ) -> Result<Response<IngestResponse>, Status> {
         let may_replace = self.rights(&request).replace;
         let turns = self.turns(&request);
-        let mut upload = Upload::<Addition>::of(self, &request)?;
+        let mut upload = Upload::<AdditionSideState>::of(self, &request)?;
         let mut messages = request.into_inner();
         // Memory in use, by the client's number of the blob; and for the rest.
         let mut heads: HashMap<u32, usize> = HashMap::new();
@@ -75,7 +75,7 @@ impl IngestService for Served {
                 What::PutRoot(_) | What::AddRoot(_) | What::RemoveRoot(_) => {}
             }
             let wanted = root_change(&what, may_replace)?;
-            let memory = wanted.as_ref().map_or(0, Wanted::memory);
+            let memory = wanted.as_ref().map_or(0, ClientRootChange::memory);
             kept += memory;
             upload.keep(memory)?;
             upload
@@ -83,13 +83,13 @@ impl IngestService for Served {
                 .await?;
         }
         let (begun, _held) = upload.end().await?;
-        let Begun { ingest, kept } = begun.into_inner()?;
-        let ingest = OffThread::new(ingest);
+        let BegunUpload { ingest, kept } = begun.into_inner()?;
+        let ingest = DroppedOffThread::new(ingest);
         if !kept.large.is_empty() {
-            OffThread::new(kept.large);
+            DroppedOffThread::new(kept.large);
             return Err(Status::invalid_argument("a blob was not ended"));
         }
-        let added = self.commit(ingest, kept.roots, &turns).await?;
+        let added = self.commit(ingest, kept.roots, Vec::new(), &turns).await?;
         Ok(Response::new(IngestResponse {
             blobs: added.blobs,
             blob_bytes: added.blob_bytes,
@@ -99,7 +99,7 @@ impl IngestService for Served {
 }
 
 /// What `what` does to a root node.
-fn root_change(what: &What, may_replace: bool) -> Result<Option<Wanted>, Status> {
+fn root_change(what: &What, may_replace: bool) -> Result<Option<ClientRootChange>, Status> {
     let replaces = may_replace && matches!(what, What::PutRoot(_));
     Ok(match what {
         What::PutRoot(RootMessage { entry, path_info })
@@ -108,27 +108,25 @@ fn root_change(what: &What, may_replace: bool) -> Result<Option<Wanted>, Status>
                 .map_err(|error| Status::invalid_argument(error.to_string()))?;
             path_info.as_ref().map_or(Ok(()), check_form)?;
             let path_info = path_info.clone().map(Box::new);
-            Some(Wanted::new(root, path_info, replaces))
+            Some(ClientRootChange::new(root, path_info, replaces))
         }
-        What::RemoveRoot(name) => {
-            Some(Wanted::Remove(Name::new(name).map_err(|error| {
-                Status::invalid_argument(error.to_string())
-            })?))
-        }
+        What::RemoveRoot(name) => Some(ClientRootChange::Remove(
+            Name::new(name).map_err(|error| Status::invalid_argument(error.to_string()))?,
+        )),
         _ => None,
     })
 }
 
 /// The state of an addition beside the added objects.
 #[derive(Default)]
-struct Addition {
+struct AdditionSideState {
     /// The large blobs in progress, by the client's number for them.
     large: HashMap<u32, Box<dyn BlobWriter>>,
-    roots: Vec<Wanted>,
+    roots: Vec<ClientRootChange>,
 }
 
-impl Begun<Addition> {
-    fn take(&mut self, what: What, wanted: Option<Wanted>) -> Result<(), Status> {
+impl BegunUpload<AdditionSideState> {
+    fn take(&mut self, what: What, wanted: Option<ClientRootChange>) -> Result<(), Status> {
         let failed = |error: Error| status(&error);
         self.kept.roots.extend(wanted);
         match what {

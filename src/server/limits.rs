@@ -18,9 +18,13 @@ const PATH_INFO: usize = 1 << 20;
 /// Bytes of a message of a blob: the default limit of gRPC, and of other servers.
 const BLOB_MESSAGE: usize = 4 << 20;
 
+/// Bytes that end the silence of an upload.
+pub(super) const LIFE: usize = 64 << 10;
+/// Approximate bytes of a frame of an answer, for which there has to be room before it is made.
+pub(super) const FRAME: usize = 256 << 10;
 /// Bounds that a server's administrator may set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct ServerLimits {
     /// Connections at once on a server's listeners; all servers of a process take as many together as
     /// the one with the most. By default 256, and no more than half of the files that the process may
     /// have open. One of the client with the most is closed for the next.
@@ -58,7 +62,7 @@ fn most_files() -> usize {
     usize::try_from(files).unwrap_or(usize::MAX)
 }
 
-impl Limits {
+impl ServerLimits {
     /// As many connections as are `wanted`, or as half of the files that the process may have open.
     pub fn connections(wanted: usize) -> usize {
         wanted.min(most_files() / 2).max(1)
@@ -73,7 +77,7 @@ impl Limits {
     }
 }
 
-impl Default for Limits {
+impl Default for ServerLimits {
     fn default() -> Self {
         let files = most_files();
         Self {
@@ -115,7 +119,7 @@ pub(super) fn headers_fit<B>(request: &http::Request<B>) -> bool {
 
 /// The kind of a method's requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum MethodKind {
     /// One message, and an answer of little or much.
     Unary,
     /// One message, and an answer whenever there is something new.
@@ -128,28 +132,28 @@ pub(super) enum Kind {
 
 /// The limits for the requests of one method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Method {
-    pub(super) kind: Kind,
+pub(super) struct MethodLimits {
+    pub(super) kind: MethodKind,
     /// Bytes of a message.
     pub(super) message: usize,
 }
 
 /// The limits for requests at `path`, of either generation and whether there is such a method or
 /// not.
-pub(super) fn method(path: &str) -> Method {
+pub(super) fn method(path: &str) -> MethodLimits {
     // Without the package, which has the generation.
     let name = path.rsplit('.').next().unwrap_or_default();
     let (kind, message) = match name {
-        "BlobService/Put" => (Kind::Upload, BLOB_MESSAGE),
-        "DirectoryService/Put" | "IngestService/Ingest" => (Kind::Upload, MAX_MESSAGE_BYTES),
-        "PathInfoService/Put" => (Kind::Unary, PATH_INFO),
-        "PathInfoService/CalculateNAR" => (Kind::Unary, ENTRY),
-        "PartService/Missing" | "PartService/ReadTogether" => (Kind::Unary, QUESTIONS),
-        "ServerReflection/ServerReflectionInfo" => (Kind::Dialogue, SMALL),
-        "RootService/Watch" | "Health/Watch" => (Kind::Watch, SMALL),
-        _ => (Kind::Unary, SMALL),
+        "BlobService/Put" => (MethodKind::Upload, BLOB_MESSAGE),
+        "DirectoryService/Put" | "IngestService/Ingest" => (MethodKind::Upload, MAX_MESSAGE_BYTES),
+        "PathInfoService/Put" => (MethodKind::Unary, PATH_INFO),
+        "PathInfoService/CalculateNAR" => (MethodKind::Unary, ENTRY),
+        "PartService/Missing" | "PartService/ReadTogether" => (MethodKind::Unary, QUESTIONS),
+        "ServerReflection/ServerReflectionInfo" => (MethodKind::Dialogue, SMALL),
+        "RootService/Watch" | "Health/Watch" => (MethodKind::Watch, SMALL),
+        _ => (MethodKind::Unary, SMALL),
     };
-    Method { kind, message }
+    MethodLimits { kind, message }
 }
 
 #[cfg(test)]
@@ -172,8 +176,8 @@ mod tests {
 
     #[test]
     fn every_method_has_its_limit() {
-        let small = Method {
-            kind: Kind::Unary,
+        let small = MethodLimits {
+            kind: MethodKind::Unary,
             message: 4096,
         };
         for path in [
@@ -188,10 +192,13 @@ mod tests {
         }
         for generation in ["snix", "tvix"] {
             let put = method(&format!("/{generation}.castore.v1.BlobService/Put"));
-            assert_eq!(put.kind, Kind::Upload);
+            assert_eq!(put.kind, MethodKind::Upload);
             let put = method(&format!("/{generation}.store.v1.PathInfoService/Put"));
-            assert_eq!((put.kind, put.message), (Kind::Unary, 1 << 20));
+            assert_eq!((put.kind, put.message), (MethodKind::Unary, 1 << 20));
         }
-        assert_eq!(method("/grpc.health.v1.Health/Watch").kind, Kind::Watch);
+        assert_eq!(
+            method("/grpc.health.v1.Health/Watch").kind,
+            MethodKind::Watch
+        );
     }
 }

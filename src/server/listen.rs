@@ -1,10 +1,11 @@
 //! The listeners of a server.
 
 use std::fmt;
+use std::fs::Permissions;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
@@ -55,15 +56,10 @@ impl Listener {
             source,
         };
         if address == "systemd" {
-            return passed_on();
+            return passed_descriptors();
         }
-        let path = address
-            .strip_prefix("unix:")
-            .or(address.starts_with('/').then_some(address));
-        if let Some(path) = path {
-            return Ok(vec![Self::Unix(
-                bind_unix(Path::new(path)).map_err(bind_error)?,
-            )]);
+        if let Some(path) = unix_path(address) {
+            return Ok(vec![Self::Unix(bind_unix(path).map_err(bind_error)?)]);
         }
         if !address.contains(':') {
             return Err(ListenError::Address(address.to_owned()));
@@ -78,6 +74,27 @@ impl Listener {
             })
             .collect()
     }
+
+    /// As [`bind`](Self::bind); a unix socket gets the permissions `mode`. One that systemd passed on keeps those
+    /// of its unit (`SocketMode=`).
+    pub fn bind_with_mode(address: &str, mode: u32) -> Result<Vec<Self>, ListenError> {
+        let listeners = Self::bind(address)?;
+        if let Some(path) = unix_path(address) {
+            let set = std::fs::set_permissions(path, Permissions::from_mode(mode));
+            set.map_err(|source| ListenError::Bind {
+                address: address.to_owned(),
+                source,
+            })?;
+        }
+        Ok(listeners)
+    }
+}
+
+/// The path of the unix socket that `address` names.
+fn unix_path(address: &str) -> Option<&Path> {
+    let path = address.strip_prefix("unix:");
+    let path = path.or(address.starts_with('/').then_some(address));
+    path.map(Path::new)
 }
 
 impl fmt::Display for Listener {
@@ -104,8 +121,14 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let is_socket = path.symlink_metadata()?.file_type().is_socket();
             let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-            if !is_socket || !UnixStream::connect(path).is_err_and(refused) {
-                return Err(error);
+            if !is_socket {
+                let why =
+                    "a file that is no socket has this path: remove it, or choose another path";
+                return Err(io::Error::new(error.kind(), why));
+            }
+            if !UnixStream::connect(path).is_err_and(refused) {
+                let why = "another server listens on it: stop that server, or choose another path";
+                return Err(io::Error::new(error.kind(), why));
             }
             std::fs::remove_file(path)?;
             UnixListener::bind(path)
@@ -115,7 +138,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// The sockets that systemd passed on (sd_listen_fds(3)).
-fn passed_on() -> Result<Vec<Listener>, ListenError> {
+fn passed_descriptors() -> Result<Vec<Listener>, ListenError> {
     let variable = |name: &str| {
         std::env::var(name)
             .ok()
@@ -129,7 +152,7 @@ fn passed_on() -> Result<Vec<Listener>, ListenError> {
     }
     (LISTEN_FDS_START..LISTEN_FDS_START + count as i32)
         .map(|number| {
-            // SAFETY: LISTEN_FDS says that this descriptor is open; the copy outlives the borrow.
+            // SAFETY: by LISTEN_FDS this descriptor is open; the copy outlives the borrow.
             let passed = unsafe { BorrowedFd::borrow_raw(number) };
             let socket = passed.try_clone_to_owned();
             socket
@@ -162,20 +185,20 @@ mod tests {
 
     #[test]
     fn a_dead_servers_socket_is_replaced_and_a_live_ones_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
         let address = format!("unix:{}", path.display());
-        let first = Listener::bind(&address).unwrap();
+        let first = Listener::bind_with_mode(&address, 0o640).unwrap();
         assert_eq!(first[0].to_string(), address);
-        assert!(matches!(
-            Listener::bind(&address),
-            Err(ListenError::Bind { .. })
-        ));
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o640);
+        let refused = || Listener::bind(&address).unwrap_err().to_string();
+        assert!(refused().contains("another server"), "{}", refused());
         drop(first);
         Listener::bind(&address).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "no socket").unwrap();
-        assert!(Listener::bind(&address).is_err());
+        assert!(refused().contains("no socket"), "{}", refused());
         assert!(path.exists());
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::{OnceCell, watch};
 use tonic::{Code, Status};
 
 use super::respond::status;
-use super::turns::{OwnTurns, Slice};
+use super::turns::{ConnectionTurns, WorkSlice};
 use crate::castore::Node;
 use crate::nix::NarHash;
 use crate::proto::castore::v1::Entry;
@@ -29,22 +29,22 @@ const LONGEST: u64 = 1 << 40;
 
 /// The hashes that were computed last, by node.
 #[derive(Clone)]
-pub(super) struct Nars(Arc<Shared>);
+pub(super) struct NarHashes(Arc<NarHashesShared>);
 
-struct Shared {
+struct NarHashesShared {
     store: Arc<dyn Store>,
-    known: Mutex<LruCache<Vec<u8>, Computed>>,
+    known: Mutex<LruCache<Vec<u8>, ComputedNarHash>>,
     /// Bytes of a NAR, at most.
     longest: u64,
     stopping: watch::Receiver<bool>,
 }
 
 /// Computed once for all requests.
-type Computed = Arc<OnceCell<NarHash>>;
+type ComputedNarHash = Arc<OnceCell<NarHash>>;
 
-impl Nars {
+impl NarHashes {
     pub(super) fn new(store: Arc<dyn Store>, stopping: watch::Receiver<bool>) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(NarHashesShared {
             store,
             known: Mutex::new(LruCache::new(KEPT)),
             longest: LONGEST,
@@ -54,7 +54,7 @@ impl Nars {
 
     /// The NAR's hash of the tree `node`. Reads the whole tree, unless that was done before. The status
     /// is FAILED_PRECONDITION if something of the tree is not in the store.
-    pub(super) async fn of(&self, node: &Node, turns: &OwnTurns) -> Result<NarHash, Status> {
+    pub(super) async fn of(&self, node: &Node, turns: &ConnectionTurns) -> Result<NarHash, Status> {
         let computed = self.computed(node);
         let compute = || async {
             let (shared, node) = (self.0.clone(), node.clone());
@@ -67,7 +67,7 @@ impl Nars {
     }
 
     /// Remembers the hash of a NAR that was taken apart into `node`.
-    pub(super) fn learn(&self, node: &Node, nar: NarHash) {
+    pub(super) fn remember(&self, node: &Node, nar: NarHash) {
         // One that is being computed gives the same.
         let _ = self.computed(node).set(nar);
     }
@@ -78,9 +78,11 @@ impl Nars {
         self.0.known.lock().get(&key)?.get().copied()
     }
 
-    fn computed(&self, node: &Node) -> Computed {
+    fn computed(&self, node: &Node) -> ComputedNarHash {
         let mut known = self.0.known.lock();
-        known.get_or_insert(key(node), Computed::default).clone()
+        known
+            .get_or_insert(key(node), ComputedNarHash::default)
+            .clone()
     }
 }
 
@@ -93,29 +95,34 @@ fn key(node: &Node) -> Vec<u8> {
     Entry::anonymous(node).encode_to_vec()
 }
 
-impl Shared {
-    fn compute(&self, node: &Node, runtime: Handle, slice: &mut Slice) -> Result<NarHash, Status> {
+impl NarHashesShared {
+    fn compute(
+        &self,
+        node: &Node,
+        runtime: Handle,
+        slice: &mut WorkSlice,
+    ) -> Result<NarHash, Status> {
         let store = Blocking::new(self.store.clone(), runtime).before_waiting(slice.give_up());
-        let mut sink = Sink {
+        let mut sink = NarHashSink {
             hasher: Sha256::new(),
             size: 0,
             longest: self.longest,
             slice,
             stopping: self.stopping.clone(),
         };
-        let progress = export::Progress::default();
+        let progress = export::ExportProgress::default();
         write_nar(&store, &TreePath::new(b""), node, &mut sink, &progress).map_err(|error| {
             match &error {
-                tree::Error::Absent { .. } => Status::failed_precondition(error.to_string()),
-                tree::Error::Object { source, .. } | tree::Error::Store(source) => status(source),
-                tree::Error::Output(_) if sink.size > self.longest => {
+                tree::TreeError::Absent { .. } => Status::failed_precondition(error.to_string()),
+                tree::TreeError::Object { source, .. } | tree::TreeError::Store(source) => status(source),
+                tree::TreeError::Output(_) if sink.size > self.longest => {
                     let most = self.longest;
                     Status::resource_exhausted(format!(
                         "the NAR of this tree has more than {most} bytes, and this server computes no \
                          longer ones"
                     ))
                 }
-                tree::Error::Output(_) => {
+                tree::TreeError::Output(_) => {
                     Status::unavailable("the server is stopping, or the client has gone away")
                 }
                 _ => Status::internal(error.to_string()),
@@ -129,18 +136,18 @@ impl Shared {
 }
 
 /// Hashes what is written to it, until the server stops or no request waits for the result.
-struct Sink<'a> {
+struct NarHashSink<'a> {
     hasher: Sha256,
     size: u64,
     longest: u64,
-    slice: &'a mut Slice,
+    slice: &'a mut WorkSlice,
     stopping: watch::Receiver<bool>,
 }
 
-impl Write for Sink<'_> {
+impl Write for NarHashSink<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.size += bytes.len() as u64;
-        if !self.slice.go_on() || *self.stopping.borrow() || self.size > self.longest {
+        if !self.slice.may_continue() || *self.stopping.borrow() || self.size > self.longest {
             return Err(io::ErrorKind::Other.into());
         }
         self.hasher.update(bytes);
@@ -154,8 +161,8 @@ impl Write for Sink<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::client::Client;
-    use super::super::turns::Turns;
+    use super::super::client::ClientId;
+    use super::super::turns::ServerTurns;
     use super::*;
     use crate::castore::Digest;
     use crate::store::MemoryStore;
@@ -175,13 +182,13 @@ mod tests {
             }
         };
         let (_stop, stopping) = watch::channel(false);
-        let nars = Nars(Arc::new(Shared {
+        let nars = NarHashes(Arc::new(NarHashesShared {
             store: Arc::new(store.clone()),
             known: Mutex::new(LruCache::new(NonZeroUsize::new(2).unwrap())),
             longest: 1000,
             stopping,
         }));
-        let turns = Turns::new().share(Client::Server);
+        let turns = ServerTurns::new().share(ClientId::Server);
         let long = nars.of(&file(&[7; 2000]), &turns).await.unwrap_err();
         assert_eq!(long.code(), Code::ResourceExhausted, "{long}");
         let node = file(b"short");

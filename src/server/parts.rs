@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tonic::{Request, Response, Status};
 
-use super::Served;
-use super::respond::{Stream, answer, ask, digest, not_found, status, stream};
-use crate::castore::{Digest, PartProofs, part_size};
+use super::ServedState;
+use super::respond::{MessageStream, answer, ask, digest, not_found, status, stream};
+use crate::castore::{Digest, ExtentProofs, extent_size};
 use crate::proto::castore_fs::services::part_service_server::PartService;
 use crate::proto::castore_fs::v1::blobs_together::Blob;
 use crate::proto::castore_fs::v1::{
@@ -31,10 +31,10 @@ const KEPT: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
 /// The proofs of the blobs that were read last.
 #[derive(Clone)]
-pub(super) struct Proofs(Arc<Mutex<LruCache<(Digest, u64), Kept>>>);
+pub(super) struct Proofs(Arc<Mutex<LruCache<(Digest, u64), SharedProofs>>>);
 
 /// Made once for all readers of the blob.
-type Kept = Arc<OnceCell<Arc<PartProofs>>>;
+type SharedProofs = Arc<OnceCell<Arc<ExtentProofs>>>;
 
 impl Default for Proofs {
     fn default() -> Self {
@@ -48,25 +48,25 @@ impl Proofs {
         store: &Arc<dyn Store>,
         digest: Digest,
         size: u64,
-    ) -> Result<Arc<PartProofs>, Status> {
+    ) -> Result<Arc<ExtentProofs>, Status> {
         let kept = self
             .0
             .lock()
-            .get_or_insert((digest, size), Kept::default)
+            .get_or_insert((digest, size), SharedProofs::default)
             .clone();
         let made = kept.get_or_try_init(|| async {
             let store = store.clone();
             let table = ask(async move { store.group_table(&digest, size).await }).await?;
             let table = table.ok_or_else(|| not_found(Object::Blob, &digest))?;
-            Ok::<_, Status>(Arc::new(PartProofs::new(&table)))
+            Ok::<_, Status>(Arc::new(ExtentProofs::new(&table)))
         });
         made.await.cloned()
     }
 }
 
 #[tonic::async_trait]
-impl PartService for Served {
-    type ReadStream = Stream<PartChunk>;
+impl PartService for ServedState {
+    type ReadStream = MessageStream<PartChunk>;
 
     async fn read(
         &self,
@@ -99,7 +99,7 @@ impl PartService for Served {
                 return Ok(());
             }
             let mut proof = Bytes::new();
-            let part = part_size(size);
+            let part = extent_size(size);
             if size > part && end - offset == part.min(size.saturating_sub(offset)) {
                 let proofs = served.proofs.of(&served.store, digest, size).await?;
                 proof = proofs.proof(offset).map(Bytes::from).unwrap_or_default();
@@ -114,7 +114,7 @@ impl PartService for Served {
         })))
     }
 
-    type ReadTogetherStream = Stream<BlobsTogether>;
+    type ReadTogetherStream = MessageStream<BlobsTogether>;
 
     async fn read_together(
         &self,

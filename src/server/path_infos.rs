@@ -11,12 +11,12 @@ use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
-use super::Served;
+use super::ServedState;
+use super::client_root_changes::{ClientRootChange, check_form, check_nar};
 use super::nars::is_incomplete;
-use super::respond::{Stream, answer, ask, status, stream};
-use super::root_changes::{Wanted, check_form, check_nar};
-use super::turns::OwnTurns;
-use super::upload::{OffThread, check_room};
+use super::respond::{MessageStream, answer, ask, status, stream};
+use super::turns::ConnectionTurns;
+use super::upload::{DroppedOffThread, check_room};
 use crate::castore::{Name, Node, Root};
 use crate::nix::{self, NarHash, NarInfo, PathInfo};
 use crate::proto::castore::v1::Entry;
@@ -36,11 +36,11 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The service.
 #[derive(Clone)]
 pub(super) struct PathInfos {
-    served: Served,
+    served: ServedState,
 }
 
 impl PathInfos {
-    pub(super) fn new(served: Served) -> Self {
+    pub(super) fn new(served: ServedState) -> Self {
         Self { served }
     }
 
@@ -66,22 +66,23 @@ impl PathInfos {
         &self,
         root: Root,
         mut known: PathInfo,
-        turns: &OwnTurns,
+        turns: &ConnectionTurns,
     ) -> Result<PathInfo, Status> {
         let nar = self.served.nars.of(&root.node, turns).await?;
-        let said = nix::output_hash(&root.name).and_then(|hash| self.served.incomplete.get(&hash));
-        let is_true = |said: &PathInfo| {
-            said.entry == known.entry
-                && said.narinfo.is_some()
-                && check_nar(&root, said, &nar).is_ok()
+        let stated =
+            nix::output_hash(&root.name).and_then(|hash| self.served.incomplete.get(&hash));
+        let is_true = |stated: &PathInfo| {
+            stated.entry == known.entry
+                && stated.narinfo.is_some()
+                && check_nar(&root, stated, &nar).is_ok()
         };
-        match said.filter(is_true) {
+        match stated.filter(is_true) {
             // Its content has just come.
-            Some(said) => known = said,
+            Some(stated) => known = stated,
             None => known.narinfo = Some(narinfo(&nar)),
         }
         if self.served.writable {
-            let wanted = Wanted::Add(root, Some(Box::new(known.clone())));
+            let wanted = ClientRootChange::Add(root, Some(Box::new(known.clone())));
             if let Err(error) = self.put_root(wanted, turns).await {
                 // It is known in memory.
                 tracing::debug!("cannot keep a NAR's hash: {}", error.message());
@@ -91,15 +92,22 @@ impl PathInfos {
     }
 
     /// Adds a root node.
-    async fn put_root(&self, wanted: Wanted, turns: &OwnTurns) -> Result<(), Status> {
+    async fn put_root(
+        &self,
+        wanted: ClientRootChange,
+        turns: &ConnectionTurns,
+    ) -> Result<(), Status> {
         let (store, limits) = (self.served.store.clone(), self.served.limits.clone());
         let ingest = turns.work(move || {
             check_room(&limits)?;
             let ingest = store.ingest().map_err(|error| status(&error))?;
-            Ok(OffThread::new(ingest))
+            Ok(DroppedOffThread::new(ingest))
         });
         let ingest = ingest.await?;
-        let added = self.served.commit(ingest, vec![wanted], turns).await;
+        let added = self
+            .served
+            .commit(ingest, vec![wanted], Vec::new(), turns)
+            .await;
         added.map(drop)
     }
 
@@ -109,14 +117,14 @@ impl PathInfos {
         root: Root,
         mut info: PathInfo,
         may_replace: bool,
-        turns: &OwnTurns,
+        turns: &ConnectionTurns,
     ) -> Result<PathInfo, Status> {
         let nar = match self.served.nars.of(&root.node, turns).await {
             Ok(nar) => nar,
             Err(error) if is_incomplete(&error) => {
                 return self.keep_incomplete(root, info, turns).await;
             }
-            // The node says something else of a blob than the blob.
+            // The node differs from the blob.
             Err(error) if error.code() == Code::DataLoss => {
                 return Err(Status::invalid_argument(error.message()));
             }
@@ -124,7 +132,7 @@ impl PathInfos {
         };
         check_nar(&root, &info, &nar)?;
         info.narinfo.get_or_insert_with(|| narinfo(&nar));
-        let wanted = Wanted::new(root, Some(Box::new(info.clone())), may_replace);
+        let wanted = ClientRootChange::new(root, Some(Box::new(info.clone())), may_replace);
         self.put_root(wanted, turns).await?;
         Ok(info)
     }
@@ -134,7 +142,7 @@ impl PathInfos {
         &self,
         root: Root,
         info: PathInfo,
-        turns: &OwnTurns,
+        turns: &ConnectionTurns,
     ) -> Result<PathInfo, Status> {
         let (store, wanted) = (self.served.store.clone(), root.clone());
         ask(async move {
@@ -254,9 +262,9 @@ fn narinfo(nar: &NarHash) -> NarInfo {
 
 /// How long the client waits, less the time of the way back.
 pub(super) fn patience(metadata: &MetadataMap) -> Duration {
-    let said = metadata.get("grpc-timeout").and_then(|said| {
-        let said = said.to_str().ok()?;
-        let (digits, unit) = said.split_at_checked(said.len().checked_sub(1)?)?;
+    let stated = metadata.get("grpc-timeout").and_then(|stated| {
+        let stated = stated.to_str().ok()?;
+        let (digits, unit) = stated.split_at_checked(stated.len().checked_sub(1)?)?;
         let number: u64 = digits.parse().ok()?;
         Some(match unit {
             "H" => Duration::from_secs(number.saturating_mul(3600)),
@@ -268,7 +276,7 @@ pub(super) fn patience(metadata: &MetadataMap) -> Duration {
             _ => return None,
         })
     });
-    said.map_or(PATIENCE, |said| said.min(PATIENCE) * 9 / 10)
+    stated.map_or(PATIENCE, |stated| stated.min(PATIENCE) * 9 / 10)
 }
 
 #[tonic::async_trait]
@@ -341,7 +349,7 @@ impl PathInfoService for PathInfos {
         }))
     }
 
-    type ListStream = Stream<PathInfo>;
+    type ListStream = MessageStream<PathInfo>;
 
     async fn list(
         &self,

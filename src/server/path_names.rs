@@ -14,11 +14,11 @@ use crate::store::{Error, Store};
 pub(super) struct PathNames {
     store: Arc<dyn Store>,
     /// Locked while the roots are listed, so that concurrent requests share one listing.
-    listed: Arc<Mutex<Listed>>,
+    listed: Arc<Mutex<NamesByHash>>,
 }
 
 #[derive(Default)]
-struct Listed {
+struct NamesByHash {
     version: Option<u64>,
     names: Arc<HashMap<[u8; 20], Name>>,
 }
@@ -38,7 +38,7 @@ impl PathNames {
         if listed.version != Some(version) {
             let roots = self.store.roots().await?.into_iter();
             let named = roots.filter_map(|root| Some((nix::output_hash(&root.name)?, root.name)));
-            *listed = Listed {
+            *listed = NamesByHash {
                 version: Some(version),
                 names: Arc::new(named.collect()),
             };

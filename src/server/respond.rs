@@ -15,14 +15,14 @@ use crate::store::{Error, Object};
 
 /// The answer of a streaming method: each message is made when it is requested, so that nothing is
 /// made for a client that does not read.
-pub(super) struct Stream<T> {
+pub(super) struct MessageStream<T> {
     messages: mpsc::Receiver<Result<T, Status>>,
     demand: Arc<Semaphore>,
     /// Whether a message was requested that has not been made yet.
     asked: bool,
 }
 
-impl<T> tokio_stream::Stream for Stream<T> {
+impl<T> tokio_stream::Stream for MessageStream<T> {
     type Item = Result<T, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -37,7 +37,7 @@ impl<T> tokio_stream::Stream for Stream<T> {
 }
 
 /// The sender of a stream's messages.
-pub(super) struct Sender<T> {
+pub(super) struct ResponseSender<T> {
     messages: mpsc::Sender<Result<T, Status>>,
     demand: Arc<Semaphore>,
     /// Whether a message is requested that was not sent yet.
@@ -46,48 +46,51 @@ pub(super) struct Sender<T> {
 
 /// The client has disconnected: nothing more need be done.
 #[derive(Debug)]
-pub(super) struct Gone;
+pub(super) struct ClientGone;
 
 /// Why a stream ends early.
-pub(super) enum Ended {
+pub(super) enum StreamEnd {
     /// The client has disconnected.
     Gone,
     /// With this status.
     Status(Status),
 }
 
-impl From<Gone> for Ended {
-    fn from(_: Gone) -> Self {
-        Ended::Gone
+impl From<ClientGone> for StreamEnd {
+    fn from(_: ClientGone) -> Self {
+        StreamEnd::Gone
     }
 }
 
-impl From<Status> for Ended {
+impl From<Status> for StreamEnd {
     fn from(status: Status) -> Self {
-        Ended::Status(status)
+        StreamEnd::Status(status)
     }
 }
 
-impl<T> Sender<T> {
+impl<T> ResponseSender<T> {
     /// Waits until the client is ready for the next message: to be called before anything large is
     /// read.
-    pub(super) async fn wanted(&self) -> Result<(), Gone> {
+    pub(super) async fn wanted(&self) -> Result<(), ClientGone> {
         if self.wanted.load(Ordering::Relaxed) {
             return Ok(());
         }
         tokio::select! {
-            permit = self.demand.acquire() => permit.map_err(|_| Gone)?.forget(),
-            () = self.gone() => return Err(Gone),
+            permit = self.demand.acquire() => permit.map_err(|_| ClientGone)?.forget(),
+            () = self.gone() => return Err(ClientGone),
         }
         self.wanted.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     /// Sends, waiting until the client is ready.
-    pub(super) async fn send(&self, message: T) -> Result<(), Gone> {
+    pub(super) async fn send(&self, message: T) -> Result<(), ClientGone> {
         self.wanted().await?;
         self.wanted.store(false, Ordering::Relaxed);
-        self.messages.send(Ok(message)).await.map_err(|_| Gone)
+        self.messages
+            .send(Ok(message))
+            .await
+            .map_err(|_| ClientGone)
     }
 
     /// Ready when the client has disconnected.
@@ -104,13 +107,13 @@ pub(super) async fn ask<T: Send + 'static>(
 }
 
 /// Does `work` on threads that may block. It holds one only as long as it does something: while it
-/// waits, for a store far away or whatever else is asynchronous, thousands of others can.
+/// waits, for an upstream or whatever else is asynchronous, thousands of others can.
 pub(super) async fn answer<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
     let mut work = Box::pin(work);
     loop {
-        let woken = Arc::new(Woken::default());
+        let woken = Arc::new(WakeNotice::default());
         let waker = Waker::from(woken.clone());
         let step = tokio::task::spawn_blocking(move || {
             let polled = work.as_mut().poll(&mut Context::from_waker(&waker));
@@ -120,7 +123,7 @@ pub(super) async fn answer<T: Send + 'static>(
             Ok((_, Poll::Ready(done))) => return done,
             Ok((waits, Poll::Pending)) => work = waits,
             Err(stopped) => {
-                let why = format!("the call broke off: {stopped}");
+                let why = format!("the call was interrupted: {stopped}");
                 return Err(Status::internal(why));
             }
         }
@@ -128,37 +131,37 @@ pub(super) async fn answer<T: Send + 'static>(
     }
 }
 
-/// Whether work that waits can go on.
+/// Whether work that waits can continue.
 #[derive(Default)]
-struct Woken(Notify);
+struct WakeNotice(Notify);
 
-impl Wake for Woken {
+impl Wake for WakeNotice {
     fn wake(self: Arc<Self>) {
         self.0.notify_one();
     }
 }
 
 /// Makes `work` fill a stream. It must not block: blocking calls go through [`answer`].
-pub(super) fn stream<T, W, F>(work: W) -> Stream<T>
+pub(super) fn stream<T, W, F>(work: W) -> MessageStream<T>
 where
     T: Send + 'static,
-    W: FnOnce(Sender<T>) -> F + Send + 'static,
-    F: Future<Output = Result<(), Ended>> + Send + 'static,
+    W: FnOnce(ResponseSender<T>) -> F + Send + 'static,
+    F: Future<Output = Result<(), StreamEnd>> + Send + 'static,
 {
     let (messages, receiver) = mpsc::channel(1);
     let demand = Arc::new(Semaphore::new(0));
-    let work = work(Sender {
+    let work = work(ResponseSender {
         messages: messages.clone(),
         demand: demand.clone(),
         wanted: AtomicBool::new(false),
     });
     tokio::spawn(async move {
-        if let Err(Ended::Status(status)) = work.await {
+        if let Err(StreamEnd::Status(status)) = work.await {
             // If this fails the client has disconnected.
             let _ = messages.send(Err(status)).await;
         }
     });
-    Stream {
+    MessageStream {
         messages: receiver,
         demand,
         asked: false,
@@ -197,7 +200,7 @@ pub(super) fn status(error: &Error) -> Status {
 }
 
 pub(super) fn not_found(object: Object, digest: &Digest) -> Status {
-    Status::not_found(format!("{object} {digest} is not here"))
+    Status::not_found(format!("{object} {digest} is not in this store"))
 }
 
 pub(super) fn digest(bytes: &[u8]) -> Result<Digest, Status> {

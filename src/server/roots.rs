@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::Served;
-use super::respond::{Stream, answer, ask, status, stream};
+use super::ServedState;
+use super::respond::{MessageStream, answer, ask, status, stream};
 use crate::castore::Printable;
 use crate::proto::castore_fs::services::root_service_server::RootService;
 use crate::proto::castore_fs::v1::{
@@ -20,7 +20,7 @@ use crate::store::Store;
 const WATCH_STEP: Duration = Duration::from_millis(500);
 
 #[tonic::async_trait]
-impl RootService for Served {
+impl RootService for ServedState {
     async fn get(&self, request: Request<GetRootRequest>) -> Result<Response<Root>, Status> {
         let name = request.into_inner().name;
         let store = self.store.clone();
@@ -37,7 +37,7 @@ impl RootService for Served {
         .await
     }
 
-    type ListStream = Stream<Root>;
+    type ListStream = MessageStream<Root>;
 
     async fn list(
         &self,
@@ -54,13 +54,13 @@ impl RootService for Served {
         })))
     }
 
-    type WatchStream = Stream<RootsVersion>;
+    type WatchStream = MessageStream<RootsVersion>;
 
     async fn watch(
         &self,
         _: Request<WatchRootsRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let Served {
+        let ServedState {
             instance,
             mut stopping,
             version: mut versions,

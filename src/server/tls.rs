@@ -8,10 +8,10 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
-use super::Tls;
+use super::TlsInput;
 
-/// What accepts connections as `tls` says, for HTTP/2 and HTTP/1.1. The error says what is wrong.
-pub(super) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, String> {
+/// What accepts connections with the keys of `tls`, for HTTP/2 and HTTP/1.1. The error has what is wrong.
+pub(super) fn acceptor(tls: &TlsInput) -> Result<TlsAcceptor, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone());
     let builder = builder

@@ -2,7 +2,7 @@
 //!
 //! How many of each kind may be under way is limited, for each client and connection too
 //! ([`super::budget`]). What takes a processor for seconds or hours gives up its turn after every
-//! [`SLICE`], and while it waits for a store far away; the next turn goes to the client that had the
+//! [`SLICE`], and while it waits for an upstream; the next turn goes to the client that had the
 //! fewest. So a client that asks for the NAR of an enormous tree, or for many that are stuck upstream,
 //! delays the others by a fraction, and keeps none waiting.
 
@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tonic::Status;
 
-use super::budget::{Budget, Held, Share};
-use super::client::Client;
+use super::budget::{BudgetShare, ConnectionBudget, TakenShare};
+use super::client::ClientId;
 
 /// Additions that are worked on at once. While a garbage collection keeps them waiting, as many
 /// threads wait, and the others serve readers.
@@ -38,36 +38,36 @@ const UNPACKED: usize = 4;
 pub const BLOCKING_THREADS: usize = 2048;
 
 /// The turns of the servers of a process.
-pub(super) struct Turns {
-    additions: Arc<Budget>,
-    long: Arc<Budget>,
-    unpacked: Arc<Budget>,
-    processors: Processors,
+pub(super) struct ServerTurns {
+    additions: Arc<ConnectionBudget>,
+    long: Arc<ConnectionBudget>,
+    unpacked: Arc<ConnectionBudget>,
+    processors: ProcessorTurns,
 }
 
 /// The turns that one connection may have.
 #[derive(Clone)]
-pub(super) struct OwnTurns {
-    client: Client,
-    additions: Arc<Share>,
-    long: Arc<Share>,
-    unpacked: Arc<Share>,
-    processors: Processors,
+pub(super) struct ConnectionTurns {
+    client: ClientId,
+    additions: Arc<BudgetShare>,
+    long: Arc<BudgetShare>,
+    unpacked: Arc<BudgetShare>,
+    processors: ProcessorTurns,
 }
 
-impl Turns {
+impl ServerTurns {
     pub(super) fn new() -> Self {
         Self {
-            additions: Budget::new(ADDITIONS, LEAST),
-            long: Budget::new(LONG, LEAST),
-            unpacked: Budget::new(UNPACKED, 0),
-            processors: Processors::new(PROCESSORS),
+            additions: ConnectionBudget::new(ADDITIONS, LEAST),
+            long: ConnectionBudget::new(LONG, LEAST),
+            unpacked: ConnectionBudget::new(UNPACKED, 0),
+            processors: ProcessorTurns::new(PROCESSORS),
         }
     }
 
     /// For a new connection of `client`.
-    pub(super) fn share(&self, client: Client) -> OwnTurns {
-        OwnTurns {
+    pub(super) fn share(&self, client: ClientId) -> ConnectionTurns {
+        ConnectionTurns {
             client,
             additions: self.additions.share(client),
             long: self.long.share(client),
@@ -77,7 +77,7 @@ impl Turns {
     }
 }
 
-impl OwnTurns {
+impl ConnectionTurns {
     /// Does `work` for an addition, on a thread that may block.
     pub(super) async fn work<R: Send + 'static>(
         &self,
@@ -93,18 +93,19 @@ impl OwnTurns {
     }
 
     /// The turn to unpack a NAR.
-    pub(super) async fn to_unpack(&self) -> Held {
+    pub(super) async fn to_unpack(&self) -> TakenShare {
         self.unpacked.clone().hold(1).await
     }
 
-    /// Does `work` that takes long, on a thread of its own. It is to end early once the [`Slice`] says so.
+    /// Does `work` that takes long, on a thread of its own. It is to end early once
+    /// [`WorkSlice::may_continue`] returns false.
     pub(super) async fn take_long<R: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Slice) -> Result<R, Status> + Send + 'static,
+        work: impl FnOnce(&mut WorkSlice) -> Result<R, Status> + Send + 'static,
     ) -> Result<R, Status> {
         let turn = self.long.clone().hold(1).await;
-        let wanted = Wanted(Arc::new(AtomicBool::new(true)));
-        let mut slice = Slice {
+        let wanted = LongWork(Arc::new(AtomicBool::new(true)));
+        let mut slice = WorkSlice {
             client: self.client,
             processors: self.processors.clone(),
             processor: Arc::default(),
@@ -121,26 +122,26 @@ impl OwnTurns {
 }
 
 /// Whether a request waits for long work: no longer once this is dropped.
-struct Wanted(Arc<AtomicBool>);
+struct LongWork(Arc<AtomicBool>);
 
-impl Drop for Wanted {
+impl Drop for LongWork {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
 }
 
 /// The processor of one piece of long work.
-pub(super) struct Slice {
-    client: Client,
-    processors: Processors,
+pub(super) struct WorkSlice {
+    client: ClientId,
+    processors: ProcessorTurns,
     /// The processor that it has, and since when.
-    processor: Arc<Mutex<Option<(Processor, Instant)>>>,
+    processor: Arc<Mutex<Option<(ProcessorTurn, Instant)>>>,
     wanted: Arc<AtomicBool>,
 }
 
-impl Slice {
-    /// To be called before each megabyte or less: waits for a turn. Returns whether to go on.
-    pub(super) fn go_on(&mut self) -> bool {
+impl WorkSlice {
+    /// To be called before each megabyte or less: waits for a turn. Returns whether to continue.
+    pub(super) fn may_continue(&mut self) -> bool {
         let mut processor = self.processor.lock();
         let is_over = |(_, began): &(_, Instant)| began.elapsed() >= SLICE;
         if processor.as_ref().is_none_or(is_over) {
@@ -150,7 +151,7 @@ impl Slice {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    /// To be called before a wait: gives up the turn, until the next [`go_on`](Self::go_on).
+    /// To be called before a wait: gives up the turn, until the next [`may_continue`](Self::may_continue).
     pub(super) fn give_up(&self) -> Arc<dyn Fn() + Send + Sync> {
         let processor = self.processor.clone();
         Arc::new(move || drop(processor.lock().take()))
@@ -160,25 +161,25 @@ impl Slice {
 /// The processors for long work. A free one goes to the client that had the fewest turns since it
 /// began to wait, as in start-time fair queueing.
 #[derive(Clone)]
-struct Processors(Arc<Mutex<Queue>>);
+struct ProcessorTurns(Arc<Mutex<TurnQueue>>);
 
-struct Queue {
+struct TurnQueue {
     free: usize,
     /// By turn and arrival.
-    waiting: std::collections::BTreeMap<(u64, u64), oneshot::Sender<Processor>>,
+    waiting: std::collections::BTreeMap<(u64, u64), oneshot::Sender<ProcessorTurn>>,
     arrived: u64,
     /// The turn that was given last.
     now: u64,
     /// The next turn of each client, where that is to come.
-    next: HashMap<Client, u64>,
+    next: HashMap<ClientId, u64>,
 }
 
 /// A processor for long work; the next in line has it when this is dropped.
-struct Processor(Option<Processors>);
+struct ProcessorTurn(Option<ProcessorTurns>);
 
-impl Processors {
+impl ProcessorTurns {
     fn new(free: usize) -> Self {
-        Self(Arc::new(Mutex::new(Queue {
+        Self(Arc::new(Mutex::new(TurnQueue {
             free,
             waiting: Default::default(),
             arrived: 0,
@@ -188,7 +189,7 @@ impl Processors {
     }
 
     /// Blocks until there is one.
-    fn wait(&self, client: Client) -> Processor {
+    fn wait(&self, client: ClientId) -> ProcessorTurn {
         let receiver = {
             let mut queue = self.0.lock();
             let now = queue.now;
@@ -197,7 +198,7 @@ impl Processors {
             queue.next.insert(client, turn + 1);
             if queue.free > 0 {
                 queue.free -= 1;
-                return Processor(Some(self.clone()));
+                return ProcessorTurn(Some(self.clone()));
             }
             let (sender, receiver) = oneshot::channel();
             queue.arrived += 1;
@@ -217,14 +218,14 @@ impl Processors {
                 queue.now = queue.now.max(turn);
                 drop(queue);
                 // Its thread waits for it.
-                let _ = sender.send(Processor(Some(self)));
+                let _ = sender.send(ProcessorTurn(Some(self)));
             }
             None => queue.free += 1,
         }
     }
 }
 
-impl Drop for Processor {
+impl Drop for ProcessorTurn {
     fn drop(&mut self) {
         if let Some(processors) = self.0.take() {
             processors.pass_on();
@@ -237,7 +238,11 @@ async fn on_thread<R: Send + 'static>(
 ) -> Result<R, Status> {
     tokio::task::spawn_blocking(work)
         .await
-        .unwrap_or_else(|stopped| Err(Status::internal(format!("the call broke off: {stopped}"))))
+        .unwrap_or_else(|stopped| {
+            Err(Status::internal(format!(
+                "the call was interrupted: {stopped}"
+            )))
+        })
 }
 
 #[cfg(test)]
@@ -248,15 +253,15 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_takes_long_leaves_the_processor_to_the_next() {
-        let turns = Turns::new();
-        let hostile = turns.share(Client::User(1));
+        let turns = ServerTurns::new();
+        let hostile = turns.share(ClientId::User(1));
         let steps = Arc::new(AtomicU64::new(0));
         let endless: Vec<_> = (0..LONG)
             .map(|_| {
                 let (own, steps) = (hostile.clone(), steps.clone());
                 tokio::spawn(async move {
-                    let work = move |slice: &mut Slice| {
-                        while slice.go_on() {
+                    let work = move |slice: &mut WorkSlice| {
+                        while slice.may_continue() {
                             steps.fetch_add(1, Ordering::Relaxed);
                             std::thread::yield_now();
                         }
@@ -269,8 +274,8 @@ mod tests {
         while steps.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
-        let other = turns.share(Client::User(2));
-        let good = other.take_long(|slice| Ok(slice.go_on()));
+        let other = turns.share(ClientId::User(2));
+        let good = other.take_long(|slice| Ok(slice.may_continue()));
         assert!(good.await.unwrap());
         // Once no request waits for them, they end.
         endless.iter().for_each(tokio::task::JoinHandle::abort);
@@ -286,14 +291,14 @@ mod tests {
     /// A hundred pieces of one client and one of another: the other's is next, not the last.
     #[test]
     fn a_free_processor_goes_to_the_client_that_had_fewer_turns() {
-        let processors = Processors::new(1);
-        let first = processors.wait(Client::User(1));
+        let processors = ProcessorTurns::new(1);
+        let first = processors.wait(ClientId::User(1));
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut threads = Vec::new();
         for user in [1; 100].into_iter().chain([2]) {
             let (own, noted) = (processors.clone(), order.clone());
             threads.push(std::thread::spawn(move || {
-                let _processor = own.wait(Client::User(user));
+                let _processor = own.wait(ClientId::User(user));
                 noted.lock().push(user);
             }));
             while processors.0.lock().waiting.len() < threads.len() {
@@ -311,11 +316,14 @@ mod tests {
 
     #[tokio::test]
     async fn four_nars_are_unpacked_at_once_and_three_of_one_client() {
-        let turns = Turns::new();
-        let (hostile, other) = (turns.share(Client::User(1)), turns.share(Client::User(2)));
+        let turns = ServerTurns::new();
+        let (hostile, other) = (
+            turns.share(ClientId::User(1)),
+            turns.share(ClientId::User(2)),
+        );
         let mut held = Vec::new();
         for _ in 0..3 {
-            held.push(turns.share(Client::User(1)).to_unpack().await);
+            held.push(turns.share(ClientId::User(1)).to_unpack().await);
         }
         assert!(hostile.unpacked.try_hold(1).is_none());
         held.push(other.to_unpack().await);
@@ -324,20 +332,20 @@ mod tests {
         drop(hostile.to_unpack().await);
     }
 
-    /// What waits for a store far away keeps no processor from others.
+    /// What waits for an upstream keeps no processor from others.
     #[tokio::test(flavor = "multi_thread")]
     async fn what_waits_has_no_processor() {
-        let turns = Turns::new();
+        let turns = ServerTurns::new();
         let (go, stuck) = std::sync::mpsc::channel::<()>();
         let stuck = Arc::new(Mutex::new(stuck));
         let waiting = Arc::new(AtomicU64::new(0));
         let hostile: Vec<_> = (0..PROCESSORS + 2)
             .map(|_| {
-                let own = turns.share(Client::User(1));
+                let own = turns.share(ClientId::User(1));
                 let (stuck, waiting) = (stuck.clone(), waiting.clone());
                 tokio::spawn(async move {
-                    let work = move |slice: &mut Slice| {
-                        slice.go_on();
+                    let work = move |slice: &mut WorkSlice| {
+                        slice.may_continue();
                         slice.give_up()();
                         waiting.fetch_add(1, Ordering::Relaxed);
                         let _ = stuck.lock().recv();
@@ -350,8 +358,13 @@ mod tests {
         while waiting.load(Ordering::Relaxed) < hostile.len() as u64 {
             tokio::task::yield_now().await;
         }
-        let other = turns.share(Client::User(1));
-        assert!(other.take_long(|slice| Ok(slice.go_on())).await.unwrap());
+        let other = turns.share(ClientId::User(1));
+        assert!(
+            other
+                .take_long(|slice| Ok(slice.may_continue()))
+                .await
+                .unwrap()
+        );
         drop(go);
         for one in hostile {
             one.await.unwrap().unwrap();

@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use tonic::{Request, Status};
 
-use super::Served;
-use super::authorize::Rights;
-use super::budget::{Held, Share};
-use super::connections::ConnectionState;
-use super::limits::Limits;
+use super::ServedState;
+use super::authorize::ClientRights;
+use super::budget::{BudgetShare, TakenShare};
+use super::capacity::ConnectionState;
+use super::limits::ServerLimits;
 use super::respond::status;
-use super::turns::OwnTurns;
+use super::turns::ConnectionTurns;
 use crate::store::{Ingest, Store};
 
 /// Bytes that come in between two looks at the disk.
@@ -25,25 +25,25 @@ pub(super) const LOOK: u64 = 16 << 20;
 /// An upload, with the state `T` of its method.
 pub(super) struct Upload<T: Send + 'static> {
     store: Arc<dyn Store>,
-    limits: Arc<Limits>,
-    share: Arc<Share>,
-    turns: OwnTurns,
-    held: Option<Held>,
+    limits: Arc<ServerLimits>,
+    share: Arc<BudgetShare>,
+    turns: ConnectionTurns,
+    held: Option<TakenShare>,
     /// Bytes until the next check of the disk.
     look: u64,
-    state: OffThread<Begun<T>>,
+    state: DroppedOffThread<BegunUpload<T>>,
 }
 
 /// The state of an upload from its first message on.
-pub(super) struct Begun<T> {
+pub(super) struct BegunUpload<T> {
     pub(super) ingest: Box<dyn Ingest>,
     pub(super) kept: T,
 }
 
 /// Something whose end may touch the disk: it comes about on a thread that may wait for that.
-pub(super) struct OffThread<T: Send + 'static>(Option<T>);
+pub(super) struct DroppedOffThread<T: Send + 'static>(Option<T>);
 
-impl<T: Send + 'static> OffThread<T> {
+impl<T: Send + 'static> DroppedOffThread<T> {
     pub(super) fn new(inner: T) -> Self {
         Self(Some(inner))
     }
@@ -55,7 +55,7 @@ impl<T: Send + 'static> OffThread<T> {
     }
 }
 
-impl<T: Send + 'static> Drop for OffThread<T> {
+impl<T: Send + 'static> Drop for DroppedOffThread<T> {
     fn drop(&mut self) {
         if let (Some(rest), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
             runtime.spawn_blocking(move || drop(rest));
@@ -65,7 +65,7 @@ impl<T: Send + 'static> Drop for OffThread<T> {
 
 impl<T: Default + Send + 'static> Upload<T> {
     /// The upload of `request`, if its client may add to the store.
-    pub(super) fn of<R>(served: &Served, request: &Request<R>) -> Result<Self, Status> {
+    pub(super) fn of<R>(served: &ServedState, request: &Request<R>) -> Result<Self, Status> {
         served.may_add(request)?;
         let connection = request.extensions().get::<Arc<ConnectionState>>();
         let connection = connection.ok_or_else(|| Status::internal("no connection"))?;
@@ -76,7 +76,7 @@ impl<T: Default + Send + 'static> Upload<T> {
             turns: connection.turns.clone(),
             held: None,
             look: 0,
-            state: OffThread(None),
+            state: DroppedOffThread(None),
         })
     }
 
@@ -110,7 +110,7 @@ impl<T: Default + Send + 'static> Upload<T> {
     pub(super) async fn work<R: Send + 'static>(
         &mut self,
         bytes: usize,
-        work: impl FnOnce(&mut Begun<T>) -> Result<R, Status> + Send + 'static,
+        work: impl FnOnce(&mut BegunUpload<T>) -> Result<R, Status> + Send + 'static,
     ) -> Result<R, Status> {
         let check = self.look <= bytes as u64;
         self.look = match check {
@@ -124,7 +124,7 @@ impl<T: Default + Send + 'static> Upload<T> {
             }
             let mut state = match state {
                 Some(state) => state,
-                None => Begun {
+                None => BegunUpload {
                     ingest: store.ingest().map_err(|error| status(&error))?,
                     kept: T::default(),
                 },
@@ -141,7 +141,7 @@ impl<T: Default + Send + 'static> Upload<T> {
     /// Ends the upload by `work`, on a thread that may block.
     pub(super) async fn finish<R: Send + 'static>(
         self,
-        work: impl FnOnce(Begun<T>) -> Result<R, Status> + Send + 'static,
+        work: impl FnOnce(BegunUpload<T>) -> Result<R, Status> + Send + 'static,
     ) -> Result<R, Status> {
         let turns = self.turns.clone();
         let (begun, _held) = self.end().await?;
@@ -149,15 +149,17 @@ impl<T: Default + Send + 'static> Upload<T> {
     }
 
     /// What there is of it at its end, and the memory that this takes.
-    pub(super) async fn end(mut self) -> Result<(OffThread<Begun<T>>, Option<Held>), Status> {
+    pub(super) async fn end(
+        mut self,
+    ) -> Result<(DroppedOffThread<BegunUpload<T>>, Option<TakenShare>), Status> {
         // Begun by now, or it is now.
         self.work(0, |_| Ok(())).await?;
-        Ok((OffThread(self.state.0.take()), self.held.take()))
+        Ok((DroppedOffThread(self.state.0.take()), self.held.take()))
     }
 }
 
 /// Fails if uploads have to leave free what the disk still has.
-pub(super) fn check_room(limits: &Limits) -> Result<(), Status> {
+pub(super) fn check_room(limits: &ServerLimits) -> Result<(), Status> {
     let Some(disk) = limits.disk.as_deref().filter(|_| limits.keep_free > 0) else {
         return Ok(());
     };
@@ -175,16 +177,16 @@ pub(super) fn check_room(limits: &Limits) -> Result<(), Status> {
     }
 }
 
-impl Served {
+impl ServedState {
     /// The turns of the client of `request`.
-    pub(super) fn turns<R>(&self, request: &Request<R>) -> OwnTurns {
+    pub(super) fn turns<R>(&self, request: &Request<R>) -> ConnectionTurns {
         let connection = request.extensions().get::<Arc<ConnectionState>>();
         connection.map_or_else(|| self.own_turns.clone(), |it| it.turns.clone())
     }
 
     /// What the client of `request` may do.
-    pub(super) fn rights<R>(&self, request: &Request<R>) -> Rights {
-        let rights = request.extensions().get::<Rights>();
+    pub(super) fn rights<R>(&self, request: &Request<R>) -> ClientRights {
+        let rights = request.extensions().get::<ClientRights>();
         rights.copied().unwrap_or_default()
     }
 

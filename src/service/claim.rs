@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 /// Holds a state directory until it is dropped.
 #[derive(Debug)]
-pub struct StateClaim {
+pub(super) struct StateClaim {
     _locked: Option<OwnedFd>,
 }
 
@@ -23,7 +23,7 @@ impl StateClaim {
     /// Claims the state directory whose profiles are in `profiles`, which is made if it does not
     /// exist. An error of the kind `WouldBlock` means that another process has it. If the directory
     /// cannot be made or locked (on a read-only or remote file system) it is not claimed.
-    pub fn take(profiles: &Path) -> io::Result<Self> {
+    pub(super) fn take(profiles: &Path) -> io::Result<Self> {
         // If this fails, so will opening it.
         let _ = fs::create_dir_all(profiles);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -51,8 +51,8 @@ mod tests {
 
     #[test]
     fn a_directory_has_one_claim_at_a_time() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("made/for/it");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("made/for/it");
         let claim = StateClaim::take(&path).unwrap();
         let second = StateClaim::take(&path).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::WouldBlock);

@@ -8,8 +8,8 @@
 
 mod check;
 mod composition;
-mod own_files;
 mod problem;
+mod protected_files;
 mod quantity;
 #[cfg(test)]
 mod reference;
@@ -27,12 +27,15 @@ use serde::Deserialize;
 
 use crate::castore::Name;
 use crate::fs::{ImageRoots, RootListing};
-use crate::server::{self, Access};
-use crate::stores::Plan;
+use crate::server::{self, AccessFiles};
+use crate::stores::StorePlan;
 
-pub use problem::Problem;
-pub use quantity::{Mode, Size, Span};
-pub use stores::{Cache, Filter, MirrorOrder, Mirrors, Store, Verify};
+pub use check::check_level;
+pub use problem::ConfigProblem;
+pub use quantity::{Size, SocketMode, TimeSpan};
+pub use stores::{
+    CacheConfig, FilterConfig, MirrorOrder, MirrorsConfig, StoreConfig, VerifyConfig,
+};
 
 /// The name of the implied store, if the file names none.
 pub const DEFAULT_STORE: &str = "default";
@@ -51,33 +54,33 @@ pub struct Config {
     /// the next process takes the mounts over.
     #[cfg_attr(test, schemars(with = "String", default = "drain_text"))]
     #[serde(default = "drain")]
-    pub drain: Span,
+    pub drain: TimeSpan,
     /// The stores. Without any, there is one named `default`, which is the local store in the state
     /// directory.
-    pub stores: BTreeMap<String, Store>,
+    pub stores: BTreeMap<String, StoreConfig>,
     /// The mounts on this machine.
-    pub mounts: BTreeMap<String, Mount>,
+    pub mounts: BTreeMap<String, MountConfig>,
     /// Images of several roots: a mount with `images = true` shows each as `.images/NAME.erofs`.
-    pub images: BTreeMap<String, Image>,
+    pub images: BTreeMap<String, ImageConfig>,
     /// Devices for virtual machines, which mount them.
-    pub virtiofs: BTreeMap<String, Virtiofs>,
+    pub virtiofs: BTreeMap<String, VirtiofsConfig>,
     /// Sockets on which stores are served over gRPC. Without any mount, device or socket there is
     /// one named `default`: `castore.sock` in systemd's `RuntimeDirectory=`, else in
     /// `/run/castore-fs`.
-    pub listen: BTreeMap<String, Listen>,
+    pub listen: BTreeMap<String, ListenConfig>,
     /// Commands to the running service.
-    pub control: Control,
+    pub control: ControlConfig,
     /// Metrics for Prometheus.
-    pub metrics: Metrics,
+    pub metrics: MetricsConfig,
     /// What is logged, and in which format.
-    pub log: Log,
+    pub log: LogConfig,
 }
 
 /// A mount.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Mount {
+pub struct MountConfig {
     /// The store that is shown, by its name in this file. Can be left out if there is only one.
     pub store: Option<String>,
     /// The mount point: an absolute path. The directory is made if it does not exist.
@@ -87,7 +90,7 @@ pub struct Mount {
     /// the service mounts it, for which it needs the right. A mount that another program has made
     /// is not unmounted.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
-    pub device: Option<Device>,
+    pub device: Option<DeviceName>,
     /// Show this directory as the mount root, by root name (`tree`, `tree/share`) or digest; else
     /// the store's roots are shown by name.
     pub root: Option<String>,
@@ -96,20 +99,20 @@ pub struct Mount {
     /// case.
     #[cfg_attr(test, schemars(with = "bool", default = "yes"))]
     #[serde(default)]
-    pub list_root: ListRoot,
+    pub list_root: ListRootConfig,
     /// Which names of root nodes the store is asked for. With `"store-paths"` only those that can be Nix
     /// store paths with content: a name of another shape, and one that ends in `.drv`, `.lock`, `.check`
-    /// or `.chroot` or is one of Nix's temporary names, does not exist (ENOENT), and no server learns
+    /// or `.chroot` or is one of Nix's temporary names, does not exist (ENOENT), and no server observes
     /// of it. Where the store lists its roots, they are looked up in that list. With `"valid-paths"` only
     /// those that a listener with the protocol `"nix-daemon"` has reported to Nix as valid.
     #[serde(default)]
-    pub names: Names,
+    pub names: RequestedNames,
     /// What a lookup of a root returns while the store cannot be reached: EIO or ETIMEDOUT
     /// (`"error"`), or ENOENT for names that were never seen (`"absent"`). With `"absent"` such a
     /// lookup waits at most 1 s, and for 5 s after one that failed no other waits. It is for a
     /// mount below `/nix/store`, where Nix looks up each name that it is about to create.
     #[serde(default)]
-    pub when_unreachable: WhenUnreachable,
+    pub when_unreachable: WhenUnreachableConfig,
     /// Whether users other than the service's own have access.
     #[serde(default = "yes")]
     pub allow_other: bool,
@@ -129,7 +132,7 @@ pub struct Mount {
     pub xattr: bool,
     /// How files are read.
     #[serde(default)]
-    pub reads: Reads,
+    pub reads: ReadsConfig,
     /// Threads that read requests, 1 to 1024. By default one for each processor.
     pub threads: Option<u16>,
     /// How far the kernel reads ahead of sequential readers.
@@ -139,7 +142,7 @@ pub struct Mount {
     /// Whether processors are kept from sleeping while a program sends one request after the other,
     /// as `find` does in a cold tree: twice as fast if nothing else runs, at the price of the power
     /// of processors that spin meanwhile. By default if there are two to eight of them.
-    pub stay_awake: Option<bool>,
+    pub latency_guard: Option<bool>,
     /// How much memory Directories may take.
     #[cfg_attr(test, schemars(with = "String", default = "directory_memory_text"))]
     #[serde(default = "directory_memory")]
@@ -155,22 +158,22 @@ pub struct Mount {
     /// I/O error: a virtual machine that maps the image dies of one. `0s` repeats none.
     #[cfg_attr(test, schemars(with = "String", default = "image_patience_text"))]
     #[serde(default = "image_patience")]
-    pub image_patience: Span,
-    /// What the kernel mounts: FUSE, or with `root` an image that EROFS reads:
+    pub image_patience: TimeSpan,
+    /// What the kernel mounts: with `root` an image that EROFS reads where that is possible, else FUSE:
     /// [images.md](images.md#the-image-as-the-mount).
     #[serde(default)]
-    pub view: View,
+    pub view: ViewConfig,
 }
 
 /// What the kernel mounts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum View {
+pub enum ViewConfig {
     /// FUSE.
-    #[default]
     Fuse,
-    /// An image where that is possible, else FUSE; the log says why.
+    /// An image where that is possible, else FUSE; the log has the reason.
+    #[default]
     Auto,
     /// An image; without one there is no mount.
     Image,
@@ -180,7 +183,7 @@ pub enum View {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Image {
+pub struct ImageConfig {
     /// The names of the roots. They are looked up in the mount's store when the image is opened;
     /// there is no image while one of them is missing.
     #[serde(default)]
@@ -193,7 +196,7 @@ pub struct Image {
 
 /// What listing the roots gives: `true`, `false` or `"empty"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ListRoot {
+pub enum ListRootConfig {
     /// All of them.
     #[default]
     All,
@@ -203,7 +206,7 @@ pub enum ListRoot {
     Empty,
 }
 
-impl ListRoot {
+impl ListRootConfig {
     /// The corresponding option of the file system.
     pub fn listing(self) -> RootListing {
         match self {
@@ -214,32 +217,32 @@ impl ListRoot {
     }
 }
 
-impl<'de> Deserialize<'de> for ListRoot {
+impl<'de> Deserialize<'de> for ListRootConfig {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = ListRoot;
+        struct ListRootVisitor;
+        impl serde::de::Visitor<'_> for ListRootVisitor {
+            type Value = ListRootConfig;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("true, false or \"empty\"")
             }
 
-            fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<ListRoot, E> {
+            fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<ListRootConfig, E> {
                 Ok(if value {
-                    ListRoot::All
+                    ListRootConfig::All
                 } else {
-                    ListRoot::Refused
+                    ListRootConfig::Refused
                 })
             }
 
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ListRoot, E> {
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ListRootConfig, E> {
                 match text {
-                    "empty" => Ok(ListRoot::Empty),
+                    "empty" => Ok(ListRootConfig::Empty),
                     _ => Err(E::invalid_value(serde::de::Unexpected::Str(text), &self)),
                 }
             }
         }
-        from.deserialize_any(Visitor)
+        from.deserialize_any(ListRootVisitor)
     }
 }
 
@@ -247,7 +250,7 @@ impl<'de> Deserialize<'de> for ListRoot {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum Names {
+pub enum RequestedNames {
     /// Every name.
     #[default]
     Any,
@@ -261,7 +264,7 @@ pub enum Names {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum WhenUnreachable {
+pub enum WhenUnreachableConfig {
     /// EIO or ETIMEDOUT.
     #[default]
     Error,
@@ -279,14 +282,15 @@ pub enum Warmup {
     Off,
     /// They are recorded as the root's profile, in `profiles` in the state directory, and what a
     /// profile names is prefetched.
-    Learn,
+    #[serde(rename = "learn")]
+    Record,
 }
 
 /// A descriptor by its name among those passed on (sd_listen_fds_with_names(3)).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device(pub String);
+pub struct DeviceName(pub String);
 
-impl<'de> Deserialize<'de> for Device {
+impl<'de> Deserialize<'de> for DeviceName {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         match text.strip_prefix("fd:") {
@@ -302,7 +306,7 @@ impl<'de> Deserialize<'de> for Device {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum Reads {
+pub enum ReadsConfig {
     /// Through the mount's page cache, every byte verified.
     #[default]
     PageCache,
@@ -314,7 +318,7 @@ pub enum Reads {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Listen {
+pub struct ListenConfig {
     /// The store that is served, by its name in this file. Can be left out if there is only one.
     pub store: Option<String>,
     /// The address: `unix:/PATH`, `HOST:PORT`, or `systemd:NAME` for the socket that a socket unit
@@ -323,7 +327,7 @@ pub struct Listen {
     /// What is spoken there: `"grpc"`; or for Nix `"binary-cache"`, over HTTP, or `"nix-daemon"`, over a
     /// Unix socket ([nix-daemon.md](nix-daemon.md)).
     #[serde(default)]
-    pub protocol: Protocol,
+    pub protocol: ListenProtocol,
     /// Of a binary cache: its priority among others; smaller is asked first. cache.nixos.org has 40.
     #[serde(default = "priority")]
     pub priority: u32,
@@ -367,7 +371,7 @@ pub struct Listen {
     /// The access to a unix socket: its permissions, in octal.
     #[cfg_attr(test, schemars(with = "String", default = "socket_mode_text"))]
     #[serde(default = "socket_mode")]
-    pub socket_mode: Mode,
+    pub socket_mode: SocketMode,
     /// An implied listener for commands, which is not reported.
     #[serde(skip)]
     pub unnamed: bool,
@@ -377,7 +381,7 @@ pub struct Listen {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Serialize))]
 #[serde(rename_all = "kebab-case")]
-pub enum Protocol {
+pub enum ListenProtocol {
     /// The castore protocol.
     #[default]
     Grpc,
@@ -387,14 +391,14 @@ pub enum Protocol {
     NixDaemon,
 }
 
-impl Listen {
+impl ListenConfig {
     /// The listener at `socket` for commands on this machine, which only the service's user can
     /// reach.
     fn at_home(store: String, socket: &Path, unnamed: bool) -> Self {
         Self {
             store: Some(store),
             address: format!("unix:{}", socket.display()),
-            protocol: Protocol::Grpc,
+            protocol: ListenProtocol::Grpc,
             priority: priority(),
             secret_key_file: None,
             read_without_token: false,
@@ -414,8 +418,8 @@ impl Listen {
     }
 
     /// The access of clients, and the server's certificate.
-    pub fn access(&self) -> Access {
-        Access {
+    pub fn access(&self) -> AccessFiles {
+        AccessFiles {
             certificate: self.tls_cert_path.clone(),
             key: self.tls_key_path.clone(),
             client_authority: self.tls_client_ca_path.clone(),
@@ -458,7 +462,7 @@ fn max_calls() -> NonZeroU32 {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Virtiofs {
+pub struct VirtiofsConfig {
     /// The store that is shown, by its name in this file. Can be left out if there is only one.
     pub store: Option<String>,
     /// The socket: an absolute path.
@@ -466,7 +470,7 @@ pub struct Virtiofs {
     /// The access to the socket: its permissions, in octal.
     #[cfg_attr(test, schemars(with = "String", default = "socket_mode_text"))]
     #[serde(default = "socket_mode")]
-    pub socket_mode: Mode,
+    pub socket_mode: SocketMode,
     /// The tag by which a guest mounts, for monitors that read it from the device.
     pub tag: Option<String>,
     /// Request queues, 1 to 63, each with a thread.
@@ -479,7 +483,7 @@ pub struct Virtiofs {
     /// case.
     #[cfg_attr(test, schemars(with = "bool", default = "yes"))]
     #[serde(default)]
-    pub list_root: ListRoot,
+    pub list_root: ListRootConfig,
     /// Show only the roots whose names are in this file: one a line, the last component of a path,
     /// so that the `store-paths` of nixpkgs' `closureInfo` can be used. An absolute path. The file
     /// is read again when it has changed; without it there are no roots.
@@ -504,7 +508,7 @@ pub struct Virtiofs {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Control {
+pub struct ControlConfig {
     /// Its path. By default `control.sock` in systemd's `RuntimeDirectory=`, else in
     /// `/run/castore-fs`.
     pub socket: Option<PathBuf>,
@@ -514,7 +518,7 @@ pub struct Control {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Metrics {
+pub struct MetricsConfig {
     /// The address: `HOST:PORT` or `unix:/PATH`. Without it there are no metrics.
     pub address: Option<String>,
 }
@@ -523,7 +527,7 @@ pub struct Metrics {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Log {
+pub struct LogConfig {
     /// The format.
     pub format: LogFormat,
     /// What is logged, as in `RUST_LOG`: `info`, `castore_fs=debug`. The variable itself, if set,
@@ -533,14 +537,14 @@ pub struct Log {
     /// the endpoint, verifying, and the rest (`cache`). `0s` logs none.
     #[cfg_attr(test, schemars(with = "String", default = "slow_requests_text"))]
     #[serde(default = "slow_requests")]
-    pub slow_requests: Span,
+    pub slow_requests: TimeSpan,
     /// The address of an OpenTelemetry collector, `http://HOST:PORT` or `https://HOST:PORT`, to
     /// which spans are sent (OTLP over gRPC; its port is 4317): one for each request of a mount or
     /// of a guest that had to wait for an upstream or was slow, and in it the fetches.
     pub otlp: Option<String>,
 }
 
-impl Default for Log {
+impl Default for LogConfig {
     fn default() -> Self {
         Self {
             format: LogFormat::default(),
@@ -577,15 +581,15 @@ impl Default for Config {
             images: BTreeMap::new(),
             virtiofs: BTreeMap::new(),
             listen: BTreeMap::new(),
-            control: Control::default(),
-            metrics: Metrics::default(),
-            log: Log::default(),
+            control: ControlConfig::default(),
+            metrics: MetricsConfig::default(),
+            log: LogConfig::default(),
         }
     }
 }
 
-fn drain() -> Span {
-    Span(Duration::from_secs(20))
+fn drain() -> TimeSpan {
+    TimeSpan(Duration::from_secs(20))
 }
 
 #[cfg(test)]
@@ -593,8 +597,8 @@ fn drain_text() -> String {
     "20s".to_owned()
 }
 
-fn image_patience() -> Span {
-    Span(Duration::from_secs(600))
+fn image_patience() -> TimeSpan {
+    TimeSpan(Duration::from_secs(600))
 }
 
 #[cfg(test)]
@@ -602,8 +606,8 @@ fn image_patience_text() -> String {
     "10m".to_owned()
 }
 
-fn slow_requests() -> Span {
-    Span(Duration::from_secs(1))
+fn slow_requests() -> TimeSpan {
+    TimeSpan(Duration::from_secs(1))
 }
 
 #[cfg(test)]
@@ -619,8 +623,8 @@ fn queues() -> u8 {
     8
 }
 
-fn socket_mode() -> Mode {
-    Mode(0o600)
+fn socket_mode() -> SocketMode {
+    SocketMode(0o600)
 }
 
 #[cfg(test)]
@@ -651,7 +655,7 @@ impl Config {
     pub fn image_closures(&self) -> BTreeMap<Name, ImageRoots> {
         // Invalid names were refused when the file was read.
         let name = |text: &String| Name::new(text.as_bytes()).ok();
-        let closure = |(image, roots): (&String, &Image)| {
+        let closure = |(image, roots): (&String, &ImageConfig)| {
             let of = match &roots.roots_from {
                 Some(file) => ImageRoots::Listed(file.clone()),
                 None => ImageRoots::Named(roots.roots.iter().filter_map(name).collect()),
@@ -662,13 +666,13 @@ impl Config {
     }
 
     /// Reads `file`. Returns all errors, not only the first.
-    pub fn load(file: &Path) -> Result<Self, Vec<Problem>> {
+    pub fn load(file: &Path) -> Result<Self, Vec<ConfigProblem>> {
         Self::parse(file, &Self::read(file)?)
     }
 
-    fn read(file: &Path) -> Result<String, Vec<Problem>> {
+    fn read(file: &Path) -> Result<String, Vec<ConfigProblem>> {
         std::fs::read_to_string(file).map_err(|error| {
-            vec![Problem {
+            vec![ConfigProblem {
                 file: file.to_owned(),
                 line: None,
                 key: String::new(),
@@ -678,8 +682,8 @@ impl Config {
     }
 
     /// Reads `text`, the contents of `file`.
-    pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<Problem>> {
-        let source = problem::Source::new(file, text);
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<ConfigProblem>> {
+        let source = problem::ConfigText::new(file, text);
         let config: Self = problem::read(text, &source)?;
         let problems = check::check(&config, &source);
         match problems.is_empty() {
@@ -707,28 +711,28 @@ impl Config {
     }
 
     /// The stores, the implied one included.
-    pub fn all_stores(&self) -> BTreeMap<String, Store> {
+    pub fn all_stores(&self) -> BTreeMap<String, StoreConfig> {
         let mut stores = self.stores.clone();
         if stores.is_empty() {
             let url = format!("local:{}", self.state_dir().display());
-            stores.insert(DEFAULT_STORE.to_owned(), Store::at(url));
+            stores.insert(DEFAULT_STORE.to_owned(), StoreConfig::at(url));
         }
         stores
     }
 
     /// The listeners, the implied ones included.
-    pub fn all_listeners(&self) -> BTreeMap<String, Listen> {
+    pub fn all_listeners(&self) -> BTreeMap<String, ListenConfig> {
         let mut listeners = self.listen.clone();
         if listeners.is_empty() && self.mounts.is_empty() && self.virtiofs.is_empty() {
             let socket = runtime_dir().join("castore.sock");
-            let listen = Listen::at_home(self.store_of(None), &socket, false);
+            let listen = ListenConfig::at_home(self.store_of(None), &socket, false);
             listeners.insert(DEFAULT_STORE.to_owned(), listen);
         }
         for name in self.stores.keys() {
             let plan = self.plan(name).map(|named| named.plan);
             if let Some(socket) = plan.and_then(|plan| self.store_socket(&plan)) {
                 // No name in the file has a colon.
-                let listen = Listen::at_home(name.clone(), &socket, true);
+                let listen = ListenConfig::at_home(name.clone(), &socket, true);
                 // Two with the same description are one.
                 if listeners
                     .values()
@@ -744,15 +748,15 @@ impl Config {
     /// The socket through which commands use a store of this service that is made of others: so
     /// they share its cache and breaker state, and only one process fills a cache. They open other
     /// stores themselves.
-    pub fn store_socket(&self, plan: &Plan) -> Option<PathBuf> {
-        if matches!(plan, Plan::Url(_)) {
+    pub fn store_socket(&self, plan: &StorePlan) -> Option<PathBuf> {
+        if matches!(plan, StorePlan::Url(_)) {
             return None;
         }
         // By its description: another file can have another store of the same name.
         let identity = blake3::hash(plan.identity().as_bytes()).to_hex();
         let file = format!("{}.sock", &identity.as_str()[..16]);
-        let folder = self.control_socket().with_file_name("stores");
-        Some(folder.join(file))
+        let dir = self.control_socket().with_file_name("stores");
+        Some(dir.join(file))
     }
 
     /// The name of the store that `named` means: that name, or the only one.

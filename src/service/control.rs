@@ -23,14 +23,17 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::runtime::Handle;
 
-use super::profiles::{self, ProfileDone, ProfileRequest, Remember};
+use super::profiles::{self, ProfileDone, ProfileRequest, WriteRecordings};
 use super::socket_file::SocketFileGuard;
-use super::sockets::{Ask, Serving, SocketError, bind_path, complain_of_accept};
-use super::status::{PrefetchStatus, Status};
+use super::sockets::{
+    ServedSocket, ServiceSocketError, StatusSource, bind_path, complain_of_accept,
+};
+use super::status::{PrefetchStatus, ServiceStatus};
 use crate::castore::Name;
 use crate::profile::Profiles;
-use crate::store::{Cache, Collected, Prefetch};
+use crate::store::{Cache, GcResult, Prefetch, Store};
 use crate::stores::OpenStores;
+use crate::tree::closure::closure;
 
 /// Bytes of a request, at most: a profile of 8 MiB in base64, and a little more.
 const LONGEST_REQUEST: u64 = 12 << 20;
@@ -41,11 +44,11 @@ const PROGRESS: Duration = Duration::from_millis(200);
 
 /// The version of the protocol; grows when requests or replies change so that another version would
 /// misunderstand them.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 
 /// A request with its sender's version.
 #[derive(Serialize, Deserialize)]
-struct Asked<R> {
+struct VersionedRequest<R> {
     #[serde(flatten)]
     request: R,
     /// The version of the command; nothing from other clients.
@@ -59,7 +62,7 @@ struct Asked<R> {
 /// The requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]
-pub enum Request {
+pub enum ControlRequest {
     /// The status.
     Status,
     /// Fetch everything below some roots into a cache.
@@ -84,51 +87,54 @@ pub struct CachedRoots {
     pub store: Option<String>,
     /// The names of the roots.
     pub roots: Vec<String>,
+    /// With every Nix store path that they refer to.
+    #[serde(default)]
+    pub closure: bool,
 }
 
 /// The result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Done {
+pub enum ControlResult {
     /// Everything below the roots is in the cache.
     Fetched(PrefetchStatus),
     /// The roots that are pinned now.
     Pinned(Vec<String>),
     /// What was removed.
-    Dropped(Collected),
+    Dropped(GcResult),
     /// The result for profiles.
     Profile(ProfileDone),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Reply {
-    Status(Box<Status>),
+enum ControlReply {
+    Status(Box<ServiceStatus>),
     Progress(PrefetchStatus),
-    Done(Done),
+    Done(ControlResult),
     Error(String),
 }
 
 /// The stores that are open now.
-pub type Stores = Arc<dyn Fn() -> OpenStores + Send + Sync>;
+pub(super) type Stores = Arc<dyn Fn() -> OpenStores + Send + Sync>;
 
 /// Running prefetches, for the status.
 #[derive(Clone, Default)]
-pub struct Prefetches(Arc<Mutex<Vec<Arc<Running>>>>);
+pub(super) struct Prefetches(Arc<Mutex<Vec<Arc<RunningPrefetch>>>>);
 
-struct Running {
+struct RunningPrefetch {
     store: String,
     roots: Vec<String>,
     progress: Arc<Prefetch>,
 }
 
 /// Removes a prefetch from the list when it ends; its remaining tasks stop.
-struct Listed {
+struct PrefetchListEntry {
     list: Prefetches,
-    running: Arc<Running>,
+    running: Arc<RunningPrefetch>,
 }
 
-impl Running {
+impl RunningPrefetch {
     fn status(&self) -> PrefetchStatus {
         let load = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
         PrefetchStatus {
@@ -145,19 +151,19 @@ impl Running {
 
 impl Prefetches {
     /// The progress of each.
-    pub fn status(&self) -> Vec<PrefetchStatus> {
+    pub(super) fn status(&self) -> Vec<PrefetchStatus> {
         let running = self.0.lock().clone();
         running.iter().map(|running| running.status()).collect()
     }
 
-    fn add(&self, running: Arc<Running>) -> Listed {
+    fn add(&self, running: Arc<RunningPrefetch>) -> PrefetchListEntry {
         self.0.lock().push(running.clone());
         let list = self.clone();
-        Listed { list, running }
+        PrefetchListEntry { list, running }
     }
 }
 
-impl Drop for Listed {
+impl Drop for PrefetchListEntry {
     fn drop(&mut self) {
         self.running.progress.stop.store(true, Ordering::Relaxed);
         let mut list = self.list.0.lock();
@@ -165,11 +171,11 @@ impl Drop for Listed {
     }
 }
 
-/// The state behind the control socket.
+/// The state of the control socket.
 #[derive(Clone)]
-pub struct Control {
+pub(super) struct ControlState {
     /// The status.
-    pub ask: Ask,
+    pub ask: StatusSource,
     /// Its stores.
     pub stores: Stores,
     /// Its running prefetches.
@@ -177,25 +183,25 @@ pub struct Control {
     /// The access profiles.
     pub profiles: Arc<Profiles>,
     /// Makes the mounts write their recordings.
-    pub remember: Remember,
+    pub remember: WriteRecordings,
 }
 
 /// A control socket that is not served yet. Its file is removed on drop.
-pub struct Listening {
+pub(super) struct ControlSocket {
     listener: UnixListener,
     file: SocketFileGuard,
     path: PathBuf,
 }
 
 /// Listens on the control socket at `path`. Fails if another service does.
-pub fn listen(path: &Path) -> Result<Listening, SocketError> {
+pub(super) fn listen(path: &Path) -> Result<ControlSocket, ServiceSocketError> {
     let listen = || {
         let listener = bind_path(path)?;
         let file = SocketFileGuard::at(Some(path));
         listener.set_nonblocking(true)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         let path = path.to_owned();
-        Ok(Listening {
+        Ok(ControlSocket {
             listener,
             file,
             path,
@@ -204,20 +210,20 @@ pub fn listen(path: &Path) -> Result<Listening, SocketError> {
     listen().map_err(|source| listen_error(path, source))
 }
 
-fn listen_error(path: &Path, source: io::Error) -> SocketError {
-    SocketError::Listen {
+fn listen_error(path: &Path, source: io::Error) -> ServiceSocketError {
+    ServiceSocketError::Listen {
         address: path.display().to_string(),
         source,
     }
 }
 
 /// Serves a control socket.
-pub fn serve(
-    listening: Listening,
-    control: Control,
+pub(super) fn serve(
+    listening: ControlSocket,
+    control: ControlState,
     runtime: &Handle,
-) -> Result<Serving, SocketError> {
-    let Listening {
+) -> Result<ServedSocket, ServiceSocketError> {
+    let ControlSocket {
         listener,
         file,
         path,
@@ -236,10 +242,10 @@ pub fn serve(
             }
         }
     };
-    Ok(Serving::new(runtime.spawn(serve), file))
+    Ok(ServedSocket::new(runtime.spawn(serve), file))
 }
 
-impl Control {
+impl ControlState {
     async fn answer(self, stream: UnixStream) {
         let (read, mut write) = stream.into_split();
         let mut line = String::new();
@@ -254,26 +260,30 @@ impl Control {
             Err(error) => Err(error),
         };
         // A client that does not wait for its answer is not an error.
-        let _ = say(&mut write, &reply.unwrap_or_else(Reply::Error)).await;
+        let _ = send_reply(&mut write, &reply.unwrap_or_else(ControlReply::Error)).await;
     }
 
-    async fn obey(&self, request: Request, write: &mut OwnedWriteHalf) -> Result<Reply, String> {
+    async fn obey(
+        &self,
+        request: ControlRequest,
+        write: &mut OwnedWriteHalf,
+    ) -> Result<ControlReply, String> {
         match request {
-            Request::Status => {
+            ControlRequest::Status => {
                 let ask = self.ask.clone();
                 let status = tokio::task::spawn_blocking(move || ask()).await;
                 let status = status.map_err(|error| error.to_string())?;
-                Ok(Reply::Status(Box::new(status)))
+                Ok(ControlReply::Status(Box::new(status)))
             }
-            Request::Prefetch(wanted) => self.prefetch(wanted, write).await,
-            Request::Pin(wanted) => self.pin(wanted, Cache::pin).await,
-            Request::Unpin(wanted) => self.pin(wanted, Cache::unpin).await,
-            Request::DropCache { store } => {
-                let (_, cache) = self.cache(store.as_deref())?;
+            ControlRequest::Prefetch(wanted) => self.prefetch(wanted, write).await,
+            ControlRequest::Pin(wanted) => self.pin(wanted, Cache::pin).await,
+            ControlRequest::Unpin(wanted) => self.pin(wanted, Cache::unpin).await,
+            ControlRequest::DropCache { store } => {
+                let (_, _, cache) = self.cache(store.as_deref())?;
                 let dropped = blocking(move || cache.drop_cache()).await?;
-                Ok(Reply::Done(Done::Dropped(dropped)))
+                Ok(ControlReply::Done(ControlResult::Dropped(dropped)))
             }
-            Request::Profile(request) => {
+            ControlRequest::Profile(request) => {
                 let (profiles, remember) = (self.profiles.clone(), self.remember.clone());
                 let obey = move || {
                     remember();
@@ -281,7 +291,7 @@ impl Control {
                 };
                 let done = tokio::task::spawn_blocking(obey).await;
                 let done = done.map_err(|error| error.to_string())?;
-                Ok(Reply::Done(Done::Profile(done?)))
+                Ok(ControlReply::Done(ControlResult::Profile(done?)))
             }
         }
     }
@@ -290,9 +300,9 @@ impl Control {
         &self,
         wanted: CachedRoots,
         set: fn(&Cache, &Name) -> Result<bool, crate::store::Error>,
-    ) -> Result<Reply, String> {
-        let (_, cache) = self.cache(wanted.store.as_deref())?;
-        let names = names(&wanted.roots)?;
+    ) -> Result<ControlReply, String> {
+        let (_, opened, cache) = self.cache(wanted.store.as_deref())?;
+        let names = names(&wanted, &opened).await?;
         let pins = blocking(move || {
             for name in &names {
                 set(&cache, name)?;
@@ -300,17 +310,17 @@ impl Control {
             Ok(cache.pins())
         });
         let pins = pins.await?.iter().map(Name::to_string).collect();
-        Ok(Reply::Done(Done::Pinned(pins)))
+        Ok(ControlReply::Done(ControlResult::Pinned(pins)))
     }
 
     async fn prefetch(
         &self,
         wanted: CachedRoots,
         write: &mut OwnedWriteHalf,
-    ) -> Result<Reply, String> {
-        let (store, cache) = self.cache(wanted.store.as_deref())?;
-        let names = names(&wanted.roots)?;
-        let running = Arc::new(Running {
+    ) -> Result<ControlReply, String> {
+        let (store, opened, cache) = self.cache(wanted.store.as_deref())?;
+        let names = names(&wanted, &opened).await?;
+        let running = Arc::new(RunningPrefetch {
             store,
             roots: wanted.roots,
             progress: Arc::default(),
@@ -323,30 +333,30 @@ impl Control {
                 outcome = &mut work => {
                     outcome.map_err(|error| error.to_string())?;
                     drop(listed);
-                    return Ok(Reply::Done(Done::Fetched(running.status())));
+                    return Ok(ControlReply::Done(ControlResult::Fetched(running.status())));
                 }
                 () = tokio::time::sleep(PROGRESS) => {
-                    let sent = say(write, &Reply::Progress(running.status())).await;
+                    let sent = send_reply(write, &ControlReply::Progress(running.status())).await;
                     sent.map_err(|error| format!("client disconnected: {error}"))?;
                 }
             }
         }
     }
 
-    /// The cache of that name, or the only one; and its name.
-    fn cache(&self, named: Option<&str>) -> Result<(String, Cache), String> {
-        let caches: Vec<(String, Cache)> = (self.stores)()
+    /// The cache of that name, or the only one: its name, the store that it is, and the cache.
+    fn cache(&self, named: Option<&str>) -> Result<(String, Arc<dyn Store>, Cache), String> {
+        let caches: Vec<(String, Arc<dyn Store>, Cache)> = (self.stores)()
             .into_iter()
-            .filter_map(|(name, opened)| Some((name, opened.cache?)))
+            .filter_map(|(name, opened)| Some((name, opened.store, opened.cache?)))
             .collect();
-        let names = caches.iter().map(|(name, _)| name.as_str());
+        let names = caches.iter().map(|(name, _, _)| name.as_str());
         let names = names.collect::<Vec<_>>().join(", ");
         if caches.is_empty() {
             return Err("no store of this service is a cache".to_owned());
         }
         let mut matching = caches
             .into_iter()
-            .filter(|(name, _)| named.is_none_or(|named| named == name));
+            .filter(|(name, _, _)| named.is_none_or(|named| named == name));
         match (matching.next(), matching.next(), named) {
             (Some(cache), None, _) => Ok(cache),
             (None, _, Some(named)) => Err(format!(
@@ -358,13 +368,13 @@ impl Control {
 }
 
 /// The request that a client sent, unless it speaks another version.
-fn parse(line: &str) -> Result<Request, String> {
+fn parse(line: &str) -> Result<ControlRequest, String> {
     #[derive(Deserialize)]
-    struct Client {
+    struct ClientVersion {
         version: Option<String>,
         protocol: Option<u32>,
     }
-    if let Ok(client) = serde_json::from_str::<Client>(line)
+    if let Ok(client) = serde_json::from_str::<ClientVersion>(line)
         && let Some(protocol) = client.protocol.filter(|protocol| *protocol != PROTOCOL)
     {
         let version = client.version.unwrap_or_default();
@@ -375,19 +385,27 @@ fn parse(line: &str) -> Result<Request, String> {
             env!("CARGO_PKG_VERSION")
         ));
     }
-    let asked = serde_json::from_str::<Asked<Request>>(line);
+    let asked = serde_json::from_str::<VersionedRequest<ControlRequest>>(line);
     let asked = asked.map_err(|error| format!("invalid request: {error}"))?;
     Ok(asked.request)
 }
 
-fn names(roots: &[String]) -> Result<Vec<Name>, String> {
-    if roots.is_empty() {
+/// The names of the wanted roots, and of what they refer to in `store` if that is wanted too.
+async fn names(wanted: &CachedRoots, store: &Arc<dyn Store>) -> Result<Vec<Name>, String> {
+    if wanted.roots.is_empty() {
         return Err("name a root".to_owned());
     }
-    roots
+    let names = wanted
+        .roots
         .iter()
-        .map(|root| Name::new(root.as_bytes()).map_err(|error| format!("{root:?}: {error}")))
-        .collect()
+        .map(|root| Name::new(root.as_bytes()).map_err(|error| format!("{root:?}: {error}")));
+    let names = names.collect::<Result<Vec<_>, _>>()?;
+    if !wanted.closure {
+        return Ok(names);
+    }
+    let closure = closure(store.as_ref(), &names).await;
+    let roots = closure.map_err(|error| error.to_string())?.into_iter();
+    Ok(roots.map(|root| root.name).collect())
 }
 
 async fn blocking<T: Send + 'static>(
@@ -398,38 +416,38 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|error| error.to_string())
 }
 
-async fn say(write: &mut OwnedWriteHalf, reply: &Reply) -> io::Result<()> {
+async fn send_reply(write: &mut OwnedWriteHalf, reply: &ControlReply) -> io::Result<()> {
     let mut bytes = serde_json::to_vec(reply)?;
     bytes.push(b'\n');
     write.write_all(&bytes).await
 }
 
 /// Requests the status from the service whose control socket is `socket`.
-pub fn ask_status(socket: &Path) -> Result<Status, SocketError> {
-    match exchange(socket, &Request::Status, Some(PATIENCE), |_| {})? {
-        Reply::Status(status) => Ok(*status),
+pub fn ask_status(socket: &Path) -> Result<ServiceStatus, ServiceSocketError> {
+    match exchange(socket, &ControlRequest::Status, Some(PATIENCE), |_| {})? {
+        ControlReply::Status(status) => Ok(*status),
         other => Err(unexpected(socket, &other)),
     }
 }
 
 /// Sends `request` to the service whose control socket is `socket`; `progress` receives the
 /// progress of a prefetch.
-pub fn tell(
+pub fn send_request(
     socket: &Path,
-    request: &Request,
+    request: &ControlRequest,
     progress: impl FnMut(&PrefetchStatus),
-) -> Result<Done, SocketError> {
+) -> Result<ControlResult, ServiceSocketError> {
     match exchange(socket, request, None, progress)? {
-        Reply::Done(done) => Ok(done),
+        ControlReply::Done(done) => Ok(done),
         other => Err(unexpected(socket, &other)),
     }
 }
 
-fn unexpected(socket: &Path, reply: &Reply) -> SocketError {
-    SocketError::Answer {
+fn unexpected(socket: &Path, reply: &ControlReply) -> ServiceSocketError {
+    ServiceSocketError::Answer {
         socket: socket.to_owned(),
         what: match reply {
-            Reply::Error(what) => what.clone(),
+            ControlReply::Error(what) => what.clone(),
             _ => "a reply to another request".to_owned(),
         },
     }
@@ -437,17 +455,17 @@ fn unexpected(socket: &Path, reply: &Reply) -> SocketError {
 
 fn exchange(
     socket: &Path,
-    request: &Request,
+    request: &ControlRequest,
     patience: Option<Duration>,
     mut progress: impl FnMut(&PrefetchStatus),
-) -> Result<Reply, SocketError> {
-    let failed = |source| SocketError::NoService {
+) -> Result<ControlReply, ServiceSocketError> {
+    let failed = |source| ServiceSocketError::NoService {
         socket: socket.to_owned(),
         source,
     };
     let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
     stream.set_read_timeout(patience).map_err(failed)?;
-    let asked = Asked {
+    let asked = VersionedRequest {
         request,
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         protocol: Some(PROTOCOL),
@@ -457,10 +475,10 @@ fn exchange(
     stream.write_all(&asked).map_err(failed)?;
     for line in io::BufReader::new(stream).lines() {
         match serde_json::from_str(&line.map_err(failed)?) {
-            Ok(Reply::Progress(status)) => progress(&status),
+            Ok(ControlReply::Progress(status)) => progress(&status),
             Ok(reply) => return Ok(reply),
             Err(error) => {
-                return Err(SocketError::Answer {
+                return Err(ServiceSocketError::Answer {
                     socket: socket.to_owned(),
                     what: format!(
                         "an answer that castore-fs {} does not understand ({error}): use the same \
@@ -480,9 +498,9 @@ mod tests {
 
     #[test]
     fn another_version_of_the_protocol_is_refused_by_name_and_other_clients_are_not() {
-        assert_eq!(parse(r#"{"ask": "status"}"#), Ok(Request::Status));
-        let request = Request::DropCache { store: None };
-        let mut asked = Asked {
+        assert_eq!(parse(r#"{"ask": "status"}"#), Ok(ControlRequest::Status));
+        let request = ControlRequest::DropCache { store: None };
+        let mut asked = VersionedRequest {
             request: &request,
             version: Some("0.1.0".to_owned()),
             protocol: Some(PROTOCOL),

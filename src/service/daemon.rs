@@ -2,7 +2,7 @@
 //!
 //! One thread owns everything and does one thing after another: start, serve until a signal comes,
 //! reload, stop. Requests are answered by the mounts' own workers, sockets by the async runtime;
-//! both see what this thread has set up through [`View`], which it replaces as a whole.
+//! both see what this thread has set up through [`PublishedState`], which it replaces as a whole.
 //!
 //! **A start is all or nothing.** READY is sent when every mount has answered INIT and every socket
 //! is bound. If something fails before, new mounts are removed, and those of the previous process
@@ -31,19 +31,20 @@ use tokio::runtime::Runtime;
 
 use super::claim::StateClaim;
 use super::config::{self, Config};
-use super::control::{self, Control, Prefetches};
-use super::endpoints::{Endpoints, NotServed};
-use super::mounts::{self, Host, Mounts, StartError};
-use super::signals::{self, Event};
-use super::sockets::{self, Ask, Serving, SocketError};
-use super::systemd::Passed;
-use super::view::View;
-use super::watchdog::{self, Watched};
-use super::{log, panics, repeats, systemd};
+use super::control::{self, ControlState, Prefetches};
+use super::endpoints::{NotServed, RunningEndpoints};
+use super::mounts::{self, RunningMounts, ServiceContext, StartError};
+use super::signals::{self, SignalEvent};
+use super::sockets::{self, ServedSocket, ServiceSocketError, StatusSource};
+use super::systemd::PassedDescriptors;
+use super::view::PublishedState;
+use super::watchdog::{self, WatchedMounts};
+use super::{log, log_rate_limiter, panics, systemd};
 use crate::profile::Profiles;
 use crate::server::BLOCKING_THREADS;
+use crate::store::Cache;
 use crate::stores::{self, OpenStores};
-use crate::transport::fuse::Nursery;
+use crate::transport::fuse::ForkServer;
 
 /// How often the status line is updated, and the existence of mounts checked.
 const TICK: Duration = Duration::from_secs(2);
@@ -58,7 +59,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub enum DaemonError {
     /// The configuration is wrong.
     #[error("{}", lines(.0))]
-    Config(Vec<config::Problem>),
+    Config(Vec<config::ConfigProblem>),
     /// Another service uses the state directory.
     #[error(
         "another castore-fs daemon uses the state directory {}: stop that, or give this one another \
@@ -82,7 +83,7 @@ pub enum DaemonError {
     Endpoint(#[from] NotServed),
     /// A socket cannot be made.
     #[error(transparent)]
-    Socket(#[from] SocketError),
+    Socket(#[from] ServiceSocketError),
     /// The log cannot be opened.
     #[error(transparent)]
     Log(#[from] log::LogError),
@@ -96,44 +97,45 @@ pub enum DaemonError {
     },
 }
 
-fn lines(problems: &[config::Problem]) -> String {
+fn lines(problems: &[config::ConfigProblem]) -> String {
     let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
     lines.join("\n")
 }
 
-struct Daemon {
+struct RunningDaemon {
     file: PathBuf,
     config: Config,
     runtime: Runtime,
-    host: Host,
+    context: ServiceContext,
     started: Instant,
     prefetches: Prefetches,
     stores: OpenStores,
-    mounts: Mounts,
-    endpoints: Endpoints,
-    control: Option<Serving>,
-    metrics: Option<Serving>,
-    view: Arc<Mutex<View>>,
-    watched: Arc<Watched>,
-    said: String,
+    mounts: RunningMounts,
+    endpoints: RunningEndpoints,
+    control: Option<ServedSocket>,
+    metrics: Option<ServedSocket>,
+    view: Arc<Mutex<PublishedState>>,
+    watched: Arc<WatchedMounts>,
+    status_line: String,
 }
 
 /// Runs the service that `file` describes until it is stopped.
 pub fn run(file: &Path) -> Result<(), DaemonError> {
     let failed = |action| move |source| DaemonError::System { action, source };
     let started = Instant::now();
-    let passed = systemd::passed().map_err(failed("take what systemd passed on"))?;
+    let passed_descriptors =
+        systemd::passed_descriptors().map_err(failed("take what systemd passed on"))?;
     // Before there are threads.
-    let nursery = Nursery::start().map_err(failed("start a process for notifications"))?;
-    let nursery = Arc::new(nursery);
+    let fork_server = ForkServer::start().map_err(failed("start a process for notifications"))?;
+    let fork_server = Arc::new(fork_server);
     let events = signals::listen().map_err(failed("listen to signals"))?;
-    let left = mounts::left_mounts(&passed.mounts, &nursery);
-    let outcome = serve(file, started, passed, nursery, &events);
+    let previous = mounts::previous_mounts(&passed_descriptors.mounts, &fork_server);
+    let outcome = serve(file, started, passed_descriptors, fork_server, &events);
     if outcome.is_err() && systemd::is_there() {
         // systemd starts it again at once, which is right after a crash.
         systemd::status("cannot start");
-        if events.recv_timeout(RETRY) == Ok(Event::Stop) && !systemd::is_restart() {
-            mounts::end_unserved(left);
+        if events.recv_timeout(RETRY) == Ok(SignalEvent::Stop) && !systemd::is_restart() {
+            mounts::end_unserved(previous);
         }
     }
     outcome
@@ -142,9 +144,9 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
 fn serve(
     file: &Path,
     started: Instant,
-    mut passed: Passed,
-    nursery: Arc<Nursery>,
-    events: &Receiver<Event>,
+    mut passed_descriptors: PassedDescriptors,
+    fork_server: Arc<ForkServer>,
+    events: &Receiver<SignalEvent>,
 ) -> Result<(), DaemonError> {
     let failed = |action| move |source| DaemonError::System { action, source };
     let config = Config::load(file).map_err(DaemonError::Config)?;
@@ -158,43 +160,43 @@ fn serve(
         .enable_all()
         .build()
         .map_err(failed("start threads"))?;
-    let mut daemon = Daemon {
+    let mut daemon = RunningDaemon {
         file: file.to_owned(),
-        host: Host {
+        context: ServiceContext {
             runtime: runtime.handle().clone(),
-            nursery,
-            devices: Arc::new(Mutex::new(std::mem::take(&mut passed.devices))),
+            fork_server,
+            devices: Arc::new(Mutex::new(std::mem::take(&mut passed_descriptors.devices))),
             slow_requests: Some(config.log.slow_requests.0).filter(|span| !span.is_zero()),
             profiles: Arc::new(Profiles::new(config.profiles())),
             images: Arc::default(),
-            own_files: config.own_files(file),
+            protected_files: config.protected_files(file),
         },
         config,
         runtime,
         started,
         prefetches: Prefetches::default(),
         stores: BTreeMap::new(),
-        mounts: Mounts::default(),
-        endpoints: Endpoints::new(
-            std::mem::take(&mut passed.guests),
-            std::mem::take(&mut passed.connections),
-            std::mem::take(&mut passed.sockets),
+        mounts: RunningMounts::default(),
+        endpoints: RunningEndpoints::new(
+            std::mem::take(&mut passed_descriptors.guests),
+            std::mem::take(&mut passed_descriptors.connections),
+            std::mem::take(&mut passed_descriptors.sockets),
         ),
         control: None,
         metrics: None,
         view: Arc::default(),
         watched: Arc::default(),
-        said: String::new(),
+        status_line: String::new(),
     };
-    if let Err(error) = daemon.start(std::mem::take(&mut passed.mounts), control) {
+    if let Err(error) = daemon.start(std::mem::take(&mut passed_descriptors.mounts), control) {
         daemon.give_up_start();
         return Err(error);
     }
     watchdog::start(daemon.watched.clone()).map_err(failed("start a thread"))?;
-    daemon.said = daemon.line();
-    systemd::ready(&daemon.said);
+    daemon.status_line = daemon.line();
+    systemd::ready(&daemon.status_line);
     let pause = started.elapsed().as_millis() as u64;
-    tracing::info!(milliseconds = pause, "ready: {}", daemon.said);
+    tracing::info!(milliseconds = pause, "ready: {}", daemon.status_line);
     daemon.serve(events);
     daemon.stop(events);
     Ok(())
@@ -205,44 +207,46 @@ fn claim(config: &Config) -> Result<StateClaim, DaemonError> {
     claim.map_err(|_| DaemonError::StateInUse(config.state_dir()))
 }
 
-impl Daemon {
+impl RunningDaemon {
     fn start(
         &mut self,
-        mut left: BTreeMap<String, systemd::KeptPair>,
-        control: control::Listening,
+        mut previous: BTreeMap<String, systemd::PreviousMount>,
+        control: control::ControlSocket,
     ) -> Result<(), DaemonError> {
         self.stores = self.open_stores(&self.config)?;
-        self.host.images.set(self.config.image_closures());
-        let wanted = Mounts::wanted(&self.config, &self.stores);
+        self.context.images.set(self.config.image_closures());
+        let wanted = RunningMounts::wanted(&self.config, &self.stores);
         // First those that exist and that no process serves: paths that are checked for a new one
         // may be below them. Then from the root down.
         let mut wanted: Vec<_> = wanted.into_iter().collect();
-        wanted.sort_by_key(|(name, wanted)| (!left.contains_key(name), wanted.config.path.clone()));
+        wanted.sort_by_key(|(name, wanted)| {
+            (!previous.contains_key(name), wanted.config.path.clone())
+        });
         for (name, wanted) in wanted {
-            let left = left.remove(&name);
+            let previous = previous.remove(&name);
             self.mounts
-                .start(&name, wanted, left, &self.stores, &self.host)
+                .start(&name, wanted, previous, &self.stores, &self.context)
                 .map_err(|source| DaemonError::Mount {
                     name,
                     source: source.into(),
                 })?;
         }
-        for (name, left) in left {
-            mounts::end_left(&name, left, &self.host.nursery);
+        for (name, previous) in previous {
+            mounts::end_previous(&name, previous, &self.context.fork_server);
         }
         self.endpoints
-            .start(&self.config, &self.stores, &self.host)?;
-        self.endpoints.forget_left();
+            .start(&self.config, &self.stores, &self.context)?;
+        self.endpoints.forget_previous();
         self.refresh();
         let handle = self.runtime.handle().clone();
-        let (view, learning) = (self.view.clone(), self.view.clone());
-        let answers = Control {
+        let (view, recording) = (self.view.clone(), self.view.clone());
+        let answers = ControlState {
             ask: self.ask(),
             stores: Arc::new(move || view.lock().stores.clone()),
             prefetches: self.prefetches.clone(),
-            profiles: self.host.profiles.clone(),
+            profiles: self.context.profiles.clone(),
             remember: Arc::new(move || {
-                let view = learning.lock().clone();
+                let view = recording.lock().clone();
                 view.remember();
             }),
         };
@@ -254,7 +258,7 @@ impl Daemon {
     /// Mounts of the previous process stay for the next try; new ones are removed.
     fn give_up_start(&mut self) {
         self.mounts.give_up();
-        self.endpoints.leave();
+        self.endpoints.hand_over();
     }
 
     /// The stores of `config`: those that are open already and the same, and new ones. A store that
@@ -276,7 +280,7 @@ impl Daemon {
         Ok(stores)
     }
 
-    fn start_metrics(&self, config: &Config) -> Result<Option<Serving>, DaemonError> {
+    fn start_metrics(&self, config: &Config) -> Result<Option<ServedSocket>, DaemonError> {
         let Some(address) = &config.metrics.address else {
             return Ok(None);
         };
@@ -285,11 +289,11 @@ impl Daemon {
     }
 
     /// Serves until it is stopped.
-    fn serve(&mut self, events: &Receiver<Event>) {
+    fn serve(&mut self, events: &Receiver<SignalEvent>) {
         loop {
             match events.recv_timeout(TICK) {
-                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(Event::Reload) => self.reload(),
+                Ok(SignalEvent::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(SignalEvent::Reload) => self.reload(),
                 Err(RecvTimeoutError::Timeout) => self.tick(),
             }
         }
@@ -297,12 +301,12 @@ impl Daemon {
 
     fn tick(&mut self) {
         self.mounts.notice_ends();
-        repeats::tell();
+        log_rate_limiter::report();
         self.refresh();
         let line = self.line();
-        if line != self.said {
+        if line != self.status_line {
             systemd::status(&line);
-            self.said = line;
+            self.status_line = line;
         }
     }
 
@@ -318,8 +322,8 @@ impl Daemon {
             }
         }
         self.refresh();
-        self.said = self.line();
-        systemd::ready(&self.said);
+        self.status_line = self.line();
+        systemd::ready(&self.status_line);
     }
 
     fn try_reload(&mut self) -> Result<(), DaemonError> {
@@ -335,10 +339,10 @@ impl Daemon {
         if (&config.control, &config.log) != (&self.config.control, &self.config.log) {
             tracing::warn!("changes of the control socket and of the log take a restart");
         }
-        if config.profiles() != self.host.profiles.folder() {
-            tracing::warn!("that profiles are kept in another folder takes a restart");
+        if config.profiles() != self.context.profiles.dir() {
+            tracing::warn!("that profiles are kept in another directory takes a restart");
         }
-        let wanted = Mounts::wanted(&config, &stores);
+        let wanted = RunningMounts::wanted(&config, &stores);
         let missing = self.mounts.stop_others(wanted);
         self.endpoints
             .stop_others(&config, &stores, self.runtime.handle());
@@ -346,24 +350,24 @@ impl Daemon {
         self.refresh();
         self.stores = stores;
         self.config = config;
-        self.host.images.set(self.config.image_closures());
-        self.host.own_files = self.config.own_files(&self.file);
-        let (stores, host) = (&self.stores, &self.host);
+        self.context.images.set(self.config.image_closures());
+        self.context.protected_files = self.config.protected_files(&self.file);
+        let (stores, context) = (&self.stores, &self.context);
         let mut missing: Vec<_> = missing.into_iter().collect();
         missing.sort_by_key(|(_, wanted)| wanted.config.path.clone());
         for (name, wanted) in missing {
-            if let Err(error) = self.mounts.start(&name, wanted, None, stores, host) {
+            if let Err(error) = self.mounts.start(&name, wanted, None, stores, context) {
                 tracing::error!(MOUNT = name, %error, "cannot mount");
             }
         }
-        if let Err(error) = self.endpoints.start(&self.config, stores, host) {
+        if let Err(error) = self.endpoints.start(&self.config, stores, context) {
             tracing::error!(%error, "not everything of the new configuration is served");
         }
         Ok(())
     }
 
     /// Ends the service, or hands the mounts over.
-    fn stop(mut self, events: &Receiver<Event>) {
+    fn stop(mut self, events: &Receiver<SignalEvent>) {
         let restart = systemd::is_restart();
         systemd::stopping(match restart {
             true => "leaving the mounts to the next process",
@@ -375,24 +379,30 @@ impl Daemon {
         let deadline = Instant::now() + self.config.drain.0;
         loop {
             self.mounts.notice_ends();
-            let left = deadline.saturating_duration_since(Instant::now());
-            if self.mounts.leaving() == 0 || left.is_zero() {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if self.mounts.leaving() == 0 || remaining.is_zero() {
                 break;
             }
             systemd::status(&format!(
                 "unmounted; waiting up to {} s for programs that still use {} mounts",
-                left.as_secs() + 1,
+                remaining.as_secs() + 1,
                 self.mounts.leaving()
             ));
             systemd::extend(EXTENSION);
-            let wait = left.min(Duration::from_millis(500));
-            if events.recv_timeout(wait) == Ok(Event::Stop) {
+            let wait = remaining.min(Duration::from_millis(500));
+            if events.recv_timeout(wait) == Ok(SignalEvent::Stop) {
                 break;
             }
         }
-        self.mounts.cut_off();
+        self.mounts.drop_connections();
         self.control = None;
         self.metrics = None;
+        // Workers hold the stores until the process ends, so that no store is closed before.
+        let caches = self
+            .stores
+            .values()
+            .filter_map(|store| store.cache.as_ref());
+        caches.for_each(Cache::flush);
         // Workers that wait in read() need no notification: they end with the process. Until then
         // they and other threads may use the runtime, and would panic without it.
         std::mem::forget(self.runtime);
@@ -404,7 +414,7 @@ impl Daemon {
 
     /// Publishes the present state.
     fn refresh(&self) {
-        let view = View {
+        let view = PublishedState {
             stores: self.stores.clone(),
             mounts: self.mounts.viewed(),
             devices: self.endpoints.viewed_devices(),
@@ -417,7 +427,7 @@ impl Daemon {
         *self.view.lock() = view;
     }
 
-    fn ask(&self) -> Ask {
+    fn ask(&self) -> StatusSource {
         let (view, started) = (self.view.clone(), self.started);
         let prefetches = self.prefetches.clone();
         Arc::new(move || {

@@ -7,7 +7,6 @@ use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,20 +18,21 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-pub use self::running::{Endpoints, NotServed};
+pub(super) use self::running::{NotServed, RunningEndpoints};
 use super::config;
-use super::mounts::{Host, StartError, find_top};
+use super::mounts::{ServiceContext, StartError, find_mount_root};
 use super::socket_file::SocketFile;
-use super::systemd::{GuestKeeper, NixConnections};
-use crate::fs::{self as castore_fs, Owner};
+use super::systemd::{GuestDescriptors, NixConnections};
+use crate::fs::{FsOptions, MountRoot, NodeOwner};
 use crate::server::{
-    self, AccessError, BinaryCacheOptions, Capacity, HandOver, Limits, ListenError, Listener,
-    NixDaemonOptions, load_secret_key,
+    self, AccessError, BinaryCacheOptions, Capacity, HandOver, ListenError, Listener,
+    NixDaemonOptions, ServerLimits, load_secret_key,
 };
-use crate::store::{Blocking, Filter, LocalStore, Store};
-use crate::stores::{CannotPromise, Opened, Plan, ValidPaths};
+use crate::store::{Blocking, FilteredStore, LocalStore, Store};
+use crate::stores::{CannotPromise, OpenedStore, StorePlan, ValidPaths};
 use crate::transport::virtiofs::{
-    Access, DeviceOptions, Endpoint, Left, ROOT_TIMEOUT, Socket, SocketError, Tag, TagError,
+    DeviceOptions, DeviceSocketError, DeviceTag, PreviousGuest, Socket, SocketAccess, TagError,
+    VirtiofsEndpoint,
 };
 
 /// How long running calls may take once a listener is stopped.
@@ -40,7 +40,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// Why an endpoint cannot be made.
 #[derive(Debug, Error)]
-pub enum EndpointError {
+pub(super) enum EndpointError {
     /// The address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -57,7 +57,7 @@ pub enum EndpointError {
     NotPassed(String),
     /// The socket of a device.
     #[error(transparent)]
-    Socket(#[from] SocketError),
+    Socket(#[from] DeviceSocketError),
     /// The tag of a device.
     #[error(transparent)]
     Tag(#[from] TagError),
@@ -75,7 +75,7 @@ pub enum EndpointError {
 }
 
 /// A listener that is being served.
-pub struct Listening {
+pub(super) struct ServedListener {
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
     /// The file of a socket that this process made.
@@ -85,42 +85,42 @@ pub struct Listening {
 }
 
 /// A virtiofs device that is being served.
-pub struct Device {
+pub(super) struct ServedDevice {
     /// The running device.
-    pub endpoint: Arc<Endpoint>,
+    pub endpoint: Arc<VirtiofsEndpoint>,
     file: Option<SocketFile>,
 }
 
-impl Device {
+impl ServedDevice {
     /// Removes its socket.
-    pub fn remove_socket(&self) {
+    pub(super) fn remove_socket(&self) {
         self.file.iter().for_each(SocketFile::remove);
     }
 }
 
-impl Listening {
-    /// Serves the store `opened` with `config`, as a part of `capacity`. `passed` are the sockets that
-    /// systemd passed on, `left` the connections of Nix that the previous process left.
+impl ServedListener {
+    /// Serves the store `opened` with `config`, as a part of `capacity`. `passed_descriptors` are the sockets that
+    /// systemd passed on, `previous` the connections of Nix that the previous process handed over.
     #[allow(clippy::too_many_arguments, reason = "each is of another owner")]
-    pub fn start(
+    pub(super) fn start(
         name: &str,
-        config: &config::Listen,
-        opened: &Opened,
-        passed: &[(String, OwnedFd)],
-        left: Vec<(String, OwnedFd)>,
+        config: &config::ListenConfig,
+        opened: &OpenedStore,
+        passed_descriptors: &[(String, OwnedFd)],
+        previous: Vec<(String, OwnedFd)>,
         capacity: &Capacity,
         runtime: &Handle,
     ) -> Result<Self, EndpointError> {
         let store = opened.store.clone();
-        let folder = opened.local.as_ref().map(LocalStore::folder);
-        let listeners = bind(config, passed)?;
+        let dir = opened.local.as_ref().map(LocalStore::dir);
+        let listeners = bind(config, passed_descriptors)?;
         let path = config.address.strip_prefix("unix:");
         let file = path.and_then(|path| SocketFile::at(Path::new(path)));
         let (stop, stopped) = oneshot::channel();
         let (tls, tokens) = config.access().load()?;
         let binary_cache = match config.protocol {
-            config::Protocol::Grpc | config::Protocol::NixDaemon => None,
-            config::Protocol::BinaryCache => Some(BinaryCacheOptions {
+            config::ListenProtocol::Grpc | config::ListenProtocol::NixDaemon => None,
+            config::ListenProtocol::BinaryCache => Some(BinaryCacheOptions {
                 priority: config.priority,
                 secret_key: (config.secret_key_file.as_ref())
                     .map(load_secret_key)
@@ -130,31 +130,31 @@ impl Listening {
             }),
         };
         let nix_daemon = match config.protocol {
-            config::Protocol::NixDaemon => Some(NixDaemonOptions {
+            config::ListenProtocol::NixDaemon => Some(NixDaemonOptions {
                 paths: ValidPaths::of(opened)?,
                 hand_over: match NixConnections::of_listener(name) {
-                    Some(keeper) => HandOver::new(keeper, left),
+                    Some(holder) => HandOver::new(holder, previous),
                     None => HandOver::default(),
                 },
             }),
-            config::Protocol::Grpc | config::Protocol::BinaryCache => None,
+            config::ListenProtocol::Grpc | config::ListenProtocol::BinaryCache => None,
         };
         let hand_over = nix_daemon.as_ref().map(|of_nix| of_nix.hand_over.clone());
-        let limits = Limits {
-            connections: Limits::connections(config.max_connections),
+        let limits = ServerLimits {
+            connections: ServerLimits::connections(config.max_connections),
             keep_free: config.keep_free.0,
             upload: config.max_upload.0,
             // What has to be sent on waits in a temporary file.
-            disk: Some(folder.map_or_else(std::env::temp_dir, Path::to_owned)),
+            disk: Some(dir.map_or_else(std::env::temp_dir, Path::to_owned)),
             ..match &nix_daemon {
-                Some(_) => Limits::of_nix_daemon(),
-                None => Limits::default(),
+                Some(_) => ServerLimits::of_nix_daemon(),
+                None => ServerLimits::default(),
             }
         };
-        let options = server::Options {
+        let options = server::ServerOptions {
             writable: config.writable,
             allow_replace: config.allow_replace,
-            narinfos_ahead: folder.is_some() && !config.unnamed,
+            narinfos_ahead: dir.is_some() && !config.unnamed,
             local: opened.local.clone(),
             limits,
             capacity: Some(capacity.clone()),
@@ -185,7 +185,7 @@ impl Listening {
     }
 
     /// Accepts no more calls, and waits a while for those that run.
-    pub fn stop(self, runtime: &Handle) {
+    pub(super) fn stop(self, runtime: &Handle) {
         // First, so that no command waits for an answer of a stopping service. Nothing depends on
         // it.
         self.file.iter().for_each(SocketFile::remove);
@@ -196,29 +196,31 @@ impl Listening {
         let _ = runtime.block_on(ended);
     }
 
-    /// From now on the next process goes on with the connections of Nix.
-    pub fn leave(&self) {
-        self.hand_over.leave();
+    /// From now on the next process takes over the connections of Nix.
+    pub(super) fn hand_over(&self) {
+        self.hand_over.hand_over();
     }
 
     /// Whether it has ended by itself.
-    pub fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         self.task.is_finished()
     }
 }
 
 fn bind(
-    config: &config::Listen,
-    passed: &[(String, OwnedFd)],
+    config: &config::ListenConfig,
+    passed_descriptors: &[(String, OwnedFd)],
 ) -> Result<Vec<Listener>, EndpointError> {
     let failed = |source| EndpointError::System {
         address: config.address.clone(),
         source,
     };
     if let Some(name) = config.address.strip_prefix("systemd:") {
-        let named = passed.iter().filter(|(passed, _)| passed == name);
+        let named = passed_descriptors
+            .iter()
+            .filter(|(passed_descriptors, _)| passed_descriptors == name);
         let listeners = named
-            .map(|(_, socket)| adopt(socket.try_clone()?))
+            .map(|(_, socket)| take_over(socket.try_clone()?))
             .collect::<io::Result<Vec<_>>>()
             .map_err(failed)?;
         return match listeners.is_empty() {
@@ -226,20 +228,18 @@ fn bind(
             false => Ok(listeners),
         };
     }
-    if let Some(path) = config.address.strip_prefix("unix:") {
-        let path = Path::new(path);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(failed)?;
-        }
-        let listeners = Listener::bind(&config.address)?;
-        let mode = fs::Permissions::from_mode(config.socket_mode.0);
-        fs::set_permissions(path, mode).map_err(failed)?;
-        return Ok(listeners);
+    if let Some(path) = config.address.strip_prefix("unix:")
+        && let Some(dir) = Path::new(path).parent()
+    {
+        fs::create_dir_all(dir).map_err(failed)?;
     }
-    Ok(Listener::bind(&config.address)?)
+    Ok(Listener::bind_with_mode(
+        &config.address,
+        config.socket_mode.0,
+    )?)
 }
 
-fn adopt(socket: OwnedFd) -> io::Result<Listener> {
+fn take_over(socket: OwnedFd) -> io::Result<Listener> {
     match rustix::net::sockopt::socket_domain(&socket)? {
         AddressFamily::UNIX => Ok(Listener::Unix(UnixListener::from(socket))),
         _ => Ok(Listener::Tcp(TcpListener::from(socket))),
@@ -247,62 +247,74 @@ fn adopt(socket: OwnedFd) -> io::Result<Listener> {
 }
 
 /// Serves `store`, which is made by `plan`, to virtual machines with `config`, and first to the
-/// guests that the previous process left under `name`.
-pub fn serve_guests(
+/// guests that the previous process handed over under `name`.
+pub(super) fn serve_guests(
     name: &str,
-    config: &config::Virtiofs,
+    config: &config::VirtiofsConfig,
     store: Arc<dyn Store>,
-    plan: &Plan,
-    left: Vec<(String, OwnedFd)>,
-    host: &Host,
-) -> Result<Device, EndpointError> {
-    let runtime = &host.runtime;
+    plan: &StorePlan,
+    previous: Vec<(String, OwnedFd)>,
+    context: &ServiceContext,
+) -> Result<ServedDevice, EndpointError> {
+    let runtime = &context.runtime;
     let store: Arc<dyn Store> = match &config.roots_from {
-        Some(file) => Arc::new(Filter::of_listed(store, file)),
+        Some(file) => Arc::new(FilteredStore::of_listed(store, file)),
         None => store,
     };
-    let blocking = Blocking::new(store.clone(), runtime.clone());
-    let options = castore_fs::Options {
-        top: find_top(
-            config.root.as_deref(),
-            config.list_root.listing(),
-            &blocking,
-        )?,
-        owner: Owner {
-            uid: config.uid,
-            gid: config.gid,
-        },
-        xattr: config.xattr,
-        root_timeout: ROOT_TIMEOUT,
-        slow_requests: host.slow_requests,
-        warm_up: host.warm_up(config.warmup, config.root.as_deref(), plan),
-        ..castore_fs::Options::default()
+    let holder = GuestDescriptors::of_device(name);
+    let previous = match &holder {
+        Some(holder) => PreviousGuest::read(previous, &**holder),
+        None => Vec::new(),
     };
+    let shows = format!("{}: root {:?}", plan.identity(), config.root);
+    let blocking = Blocking::new(store.clone(), runtime.clone());
+    let mount_root = find_mount_root(
+        config.root.as_deref(),
+        config.list_root.listing(),
+        &blocking,
+    );
+    let mount_root =
+        mount_root.or_else(|error| match PreviousGuest::mount_root(&previous, &shows) {
+            Some((digest, size)) => {
+                let why = error.to_string();
+                tracing::warn!(
+                    why,
+                    "the device stays as it is: what its guests use has no name now"
+                );
+                Ok(MountRoot::Directory { digest, size })
+            }
+            None => Err(error),
+        })?;
+    let owner = NodeOwner {
+        uid: config.uid,
+        gid: config.gid,
+    };
+    let options = FsOptions::new(mount_root, owner)
+        .with_xattr(config.xattr)
+        .with_slow_requests(context.slow_requests)
+        .with_warm_up(context.warm_up(config.warmup, config.root.as_deref(), plan));
     let device = DeviceOptions {
-        tag: config.tag.as_deref().map(Tag::new).transpose()?,
+        tag: config.tag.as_deref().map(DeviceTag::new).transpose()?,
         request_queues: usize::from(config.queues),
+        shows,
     };
     let failed = |source| EndpointError::System {
         address: config.socket.display().to_string(),
         source,
     };
-    if let Some(folder) = config.socket.parent() {
-        fs::create_dir_all(folder).map_err(failed)?;
+    if let Some(dir) = config.socket.parent() {
+        fs::create_dir_all(dir).map_err(failed)?;
     }
-    let access = Access {
+    let access = SocketAccess {
         mode: config.socket_mode.0,
         gid: None,
     };
     let socket = Socket::bind(&config.socket, access)?;
     let file = SocketFile::at(&config.socket);
-    let keeper = GuestKeeper::of_device(name);
-    let left = match &keeper {
-        Some(keeper) => Left::read(left, &**keeper),
-        None => Vec::new(),
-    };
     let runtime = runtime.clone();
-    let endpoint = Endpoint::serve_on(store, socket, options, device, runtime, keeper, left);
-    Ok(Device {
+    let endpoint =
+        VirtiofsEndpoint::serve_on(store, socket, options, device, runtime, holder, previous);
+    Ok(ServedDevice {
         endpoint: Arc::new(endpoint.map_err(failed)?),
         file,
     })

@@ -3,14 +3,13 @@
 //! Started by systemd, events go to the journal with their fields (`MOUNT`, `STORE`, `PATH`,
 //! `DIGEST`, `ERRNO`, …: the names in the code, in capitals), so that `journalctl MOUNT=tree` finds
 //! the events of a mount. Otherwise they are lines of text, or JSON. Repeated warnings are logged
-//! once and then counted ([`Repeats`]). Spans go to a collector if there is one ([`telemetry`]).
+//! once and then counted ([`LogRateLimiter`]). Spans go to a collector if there is one ([`telemetry`]).
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 
 use thiserror::Error;
 use tracing_subscriber::field::MakeExt;
-use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::debug_fn;
@@ -18,9 +17,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
-use super::config::{Log, LogFormat};
-use super::repeats::Repeats;
-use super::telemetry::{self, CollectorError, Exporter};
+use super::config::{LogConfig, LogFormat};
+use super::log_rate_limiter::LogRateLimiter;
+use super::telemetry::{self, CollectorError, SpanExporter};
 use crate::castore::{Printable, printable_json};
 
 /// Why the configured log is impossible.
@@ -37,34 +36,9 @@ pub enum LogError {
     Level(String),
 }
 
-/// The error in a level, as `start` would return it.
-pub fn check_level(level: &str) -> Result<(), String> {
-    let parsed = EnvFilter::builder().parse(level);
-    parsed.map_err(|error| error.to_string())?;
-    // A word that is not a level counts as a module of which everything is logged, and nothing else
-    // is.
-    let is_meant = |directive: &str| {
-        directive.contains(['=', '[', ':'])
-            || directive.starts_with("castore_fs")
-            || directive.is_empty()
-            || directive.parse::<LevelFilter>().is_ok()
-    };
-    match level
-        .split(',')
-        .map(str::trim)
-        .find(|directive| !is_meant(directive))
-    {
-        None => Ok(()),
-        Some(directive) => Err(format!(
-            "{directive:?} is no level: write off, error, warn, info, debug or trace, or \
-             MODULE=LEVEL such as castore_fs::store=debug"
-        )),
-    }
-}
-
 /// Starts to log with `log`. If spans are exported, dropping the returned value sends the last of
 /// them.
-pub fn start(log: &Log) -> Result<Option<Exporter>, LogError> {
+pub(super) fn start(log: &LogConfig) -> Result<Option<SpanExporter>, LogError> {
     let level = log.level.as_deref().unwrap_or("info");
     let filter = match std::env::var("RUST_LOG") {
         Ok(variable) => EnvFilter::builder().parse_lossy(variable),
@@ -95,7 +69,7 @@ pub fn start(log: &Log) -> Result<Option<Exporter>, LogError> {
     };
     let (exporter, traces) = match &log.otlp {
         Some(collector) => {
-            let (exporter, traces) = Exporter::start(collector)?;
+            let (exporter, traces) = SpanExporter::start(collector)?;
             (Some(exporter), Some(traces))
         }
         None => (None, None),
@@ -105,7 +79,7 @@ pub fn start(log: &Log) -> Result<Option<Exporter>, LogError> {
     let _ = tracing_subscriber::registry()
         .with(layer.with_filter(filter))
         .with(traces)
-        .with(Repeats::of_this_process())
+        .with(LogRateLimiter::of_this_process())
         .try_init();
     Ok(exporter)
 }

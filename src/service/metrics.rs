@@ -1,7 +1,7 @@
 //! Metrics for Prometheus.
 //!
 //! [`all`] is the complete list, from which `docs/metrics.md` is generated. Their values come from
-//! the same [`Status`] that `castore-fs status` shows.
+//! the same [`ServiceStatus`] that `castore-fs status` shows.
 
 #[cfg(test)]
 mod dashboard;
@@ -14,12 +14,12 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use self::table::METRICS;
-use super::status::{LatencyStatus, Status};
+use super::status::{LatencyStatus, ServiceStatus};
 use crate::transport::fuse::RequestTimes;
 
 /// The kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum MetricKind {
     Counter,
     Gauge,
     Histogram,
@@ -28,11 +28,11 @@ enum Kind {
 /// A metric: its name, kind, labels, meaning, and how its value is read.
 struct Metric {
     name: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     #[cfg_attr(not(test), expect(dead_code, reason = "for docs/metrics.md"))]
     labels: &'static str,
     help: &'static str,
-    read: fn(&Status, &mut Samples<'_>),
+    read: fn(&ServiceStatus, &mut MetricSamples<'_>),
 }
 
 /// Every metric.
@@ -43,12 +43,12 @@ fn all() -> impl Iterator<Item = &'static Metric> {
 }
 
 /// Collects the values of a metric.
-struct Samples<'a> {
+struct MetricSamples<'a> {
     text: &'a mut String,
     name: &'static str,
 }
 
-impl Samples<'_> {
+impl MetricSamples<'_> {
     fn put(&mut self, labels: &[(&str, &str)], value: u64) {
         self.write("", labels, &value.to_string());
     }
@@ -98,13 +98,13 @@ fn escape(value: &str) -> String {
 }
 
 /// `status` in Prometheus' text format (version 0.0.4).
-pub fn render(status: &Status) -> String {
+pub(super) fn render(status: &ServiceStatus) -> String {
     let mut text = String::new();
     for metric in all() {
         let kind = match metric.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+            MetricKind::Histogram => "histogram",
         };
         let name = metric.name;
         // Writing to a String does not fail.
@@ -113,7 +113,7 @@ pub fn render(status: &Status) -> String {
             "# HELP {name} {}\n# TYPE {name} {kind}\n",
             metric.help
         );
-        let mut samples = Samples {
+        let mut samples = MetricSamples {
             text: &mut text,
             name,
         };

@@ -14,28 +14,28 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::runtime::Handle;
 
-pub use self::running::Mounts;
+pub(super) use self::running::RunningMounts;
 use super::config;
-use super::systemd::{self, KeptPair};
-use crate::castore::Node;
+use super::systemd::{self, PreviousMount};
 use crate::fs::{
-    ImageClosures, Options, Owner, Reads, RootListing, RootNames, Top, WarmUp, WhenUnreachable,
+    FsOptions, ImageClosures, MountRoot, NodeOwner, ReadPath, RootListing, RootNames,
+    UnreachableLookup, WarmUpOptions,
 };
-use crate::profile::{Profiles, Subject};
+use crate::profile::{ProfileKey, Profiles};
 use crate::store::{Blocking, Store};
-use crate::stores::Plan;
+use crate::stores::StorePlan;
 use crate::transport::fuse::{
-    self, GenericOptions, Inherited, MountError, MountOptions, Mountpoint, Nursery, OwnFiles,
-    Session, WantedView,
+    self, ForkServer, FuseSession, GenericOptions, MountError, MountOptions, Mountpoint,
+    PreviousState, ProtectedFiles, WantedView,
 };
-use crate::tree::{self, Preference, Target};
+use crate::tree::{self, Target};
 
 /// Why a mount does not exist.
 #[derive(Debug, Error)]
 pub enum StartError {
     /// Its directory cannot be made.
     #[error("cannot make the directory {}: {source}", path.display())]
-    Folder {
+    Dir {
         /// The directory.
         path: PathBuf,
         /// The error of the system.
@@ -47,11 +47,8 @@ pub enum StartError {
         /// The `root` of the configuration.
         root: String,
         /// The error.
-        source: Box<tree::Error>,
+        source: Box<tree::TreeError>,
     },
-    /// Its `root` is not a directory.
-    #[error("{0:?} is not a directory, and only a directory can be a mount root")]
-    NoDirectory(String),
     /// systemd passed on no descriptor of that name, or it has served a mount before.
     #[error(
         "no descriptor of /dev/fuse named {0:?} was passed on, or it has served its mount: a new one \
@@ -65,22 +62,22 @@ pub enum StartError {
 
 /// A mount of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub(super) struct ConfiguredMount {
     /// Its section in the configuration.
-    pub config: config::Mount,
+    pub config: config::MountConfig,
     /// The name of the store.
     pub store: String,
     /// The description of the store.
-    pub plan: Plan,
+    pub plan: StorePlan,
 }
 
-/// What all mounts of the service share.
+/// What all mounts and devices of the service share.
 #[derive(Clone)]
-pub struct Host {
+pub(super) struct ServiceContext {
     /// Where requests wait.
     pub runtime: Handle,
     /// Starts the processes that notify the kernel.
-    pub nursery: Arc<Nursery>,
+    pub fork_server: Arc<ForkServer>,
     /// Requests that take longer are logged.
     pub slow_requests: Option<Duration>,
     /// Descriptors of `/dev/fuse` that the service was started with, by name. Each serves one mount.
@@ -90,64 +87,64 @@ pub struct Host {
     /// Images of several roots.
     pub images: Arc<ImageClosures>,
     /// Files and directories that no mount may hide.
-    pub own_files: OwnFiles,
+    pub protected_files: ProtectedFiles,
 }
 
 /// A mount that is served.
-pub struct Served {
+pub(super) struct ServedMount {
     /// Its configuration.
-    pub wanted: Wanted,
+    pub wanted: ConfiguredMount,
     /// The mount.
-    pub session: Arc<Session>,
+    pub session: Arc<FuseSession>,
     /// Whether another process made it.
-    pub adopted: bool,
+    pub taken_over: bool,
 }
 
-impl Host {
+impl ServiceContext {
     /// The warm-up options of a mount or device that shows `root` of a store made by `plan`.
-    pub fn warm_up(
+    pub(super) fn warm_up(
         &self,
         warmup: config::Warmup,
         root: Option<&str>,
-        plan: &Plan,
-    ) -> Option<WarmUp> {
-        let learns = warmup == config::Warmup::Learn;
-        learns.then(|| {
-            WarmUp::new(
+        plan: &StorePlan,
+    ) -> Option<WarmUpOptions> {
+        let records = warmup == config::Warmup::Record;
+        records.then(|| {
+            WarmUpOptions::new(
                 self.profiles.clone(),
-                root.and_then(|root| Subject::new(root.as_bytes())),
+                root.and_then(|root| ProfileKey::new(root.as_bytes())),
                 plan.room_ahead(),
             )
         })
     }
 }
 
-impl Wanted {
-    /// Takes over the mount `name` that the previous process left, or makes it again. Returns also
+impl ConfiguredMount {
+    /// Takes over the mount `name` that the previous process handed over, or makes it again. Returns also
     /// sessions of the previous process that are detached from the tree and still in use.
-    pub fn start(
+    pub(super) fn start(
         self,
         name: &str,
         store: Arc<dyn Store>,
-        left: Option<KeptPair>,
-        host: &Host,
-    ) -> Result<(Served, Option<Arc<Session>>), StartError> {
-        let runtime = &host.runtime;
-        let (top, gone) = self.top(&store, left.as_ref(), host)?;
-        let options = self.options(top, host);
-        let mut mount = self.mount_options(name, host);
+        previous: Option<PreviousMount>,
+        context: &ServiceContext,
+    ) -> Result<(ServedMount, Option<Arc<FuseSession>>), StartError> {
+        let runtime = &context.runtime;
+        let (mount_root, gone) = self.mount_root(&store, previous.as_ref(), context)?;
+        let options = self.options(mount_root, context);
+        let mut mount = self.mount_options(name, context);
         let mut outside = None;
-        if let Some(left) = left {
-            match self.adopt(store.clone(), &options, &mount, left, runtime) {
+        if let Some(previous) = previous {
+            match self.take_over(store.clone(), &options, &mount, previous, runtime) {
                 Ok(session) if session.is_mounted() => {
                     tracing::info!(
                         MOUNT = name, STORE = self.store, path = %self.config.path.display(),
                         "taking over a mount of the previous process"
                     );
-                    let served = Served {
+                    let served = ServedMount {
                         wanted: self,
                         session: Arc::new(session),
-                        adopted: true,
+                        taken_over: true,
                     };
                     return Ok((served, None));
                 }
@@ -166,7 +163,7 @@ impl Wanted {
                     );
                     systemd::forget(name);
                     detach(name, &self.config.path, || {
-                        fuse::detach(&self.config.path, Some(&host.nursery))
+                        fuse::detach(&self.config.path, Some(&context.fork_server))
                     });
                 }
             }
@@ -174,10 +171,10 @@ impl Wanted {
         if let Some(gone) = gone {
             return Err(gone);
         }
-        mount.device = self.device(host)?;
+        mount.device = self.device(context)?;
         let session = self.mount(store, options, &mount, runtime)?;
-        if let Some(kept) = session.kept() {
-            systemd::keep(name, kept.device, kept.table);
+        if let Some(hand_over_state) = session.hand_over_state() {
+            systemd::hold(name, hand_over_state.device, hand_over_state.table);
         }
         if let Some(why) = session.why_no_image() {
             tracing::info!(
@@ -188,47 +185,54 @@ impl Wanted {
         tracing::info!(
             MOUNT = name, STORE = self.store, path = %self.config.path.display(), "mounted"
         );
-        let served = Served {
+        let served = ServedMount {
             wanted: self,
             session: Arc::new(session),
-            adopted: false,
+            taken_over: false,
         };
         Ok((served, outside))
     }
 
-    fn adopt(
+    fn take_over(
         &self,
         store: Arc<dyn Store>,
-        options: &Options,
+        options: &FsOptions,
         mount: &MountOptions,
-        left: KeptPair,
+        previous: PreviousMount,
         runtime: &Handle,
-    ) -> Result<Session, String> {
-        let (Some(device), Some(table)) = (left.device, left.table) else {
-            return Err("only one of its two descriptors was kept".to_owned());
+    ) -> Result<FuseSession, String> {
+        let (Some(device), Some(table)) = (previous.device, previous.table) else {
+            return Err("only one of its two descriptors was handed over".to_owned());
         };
-        let inherited = Inherited::read(device, table).map_err(|error| error.to_string())?;
-        let left = inherited.mountpoint();
-        let left = left.with_nursery(mount.nursery.clone());
-        let is_same = mount.tag.as_deref() == Some(inherited.tag());
-        let adopted = match is_same && mount.view.allows(inherited.view()) {
-            true => Session::adopt(inherited, store, options.clone(), mount, runtime.clone())
-                .map_err(|error| error.to_string()),
+        let previous_state =
+            PreviousState::read(device, table).map_err(|error| error.to_string())?;
+        let previous = previous_state.mountpoint();
+        let previous = previous.with_fork_server(mount.fork_server.clone());
+        let is_same = mount.tag.as_deref() == Some(previous_state.tag());
+        let taken_over = match is_same && mount.view.allows(previous_state.view()) {
+            true => FuseSession::take_over(
+                previous_state,
+                store,
+                options.clone(),
+                mount,
+                runtime.clone(),
+            )
+            .map_err(|error| error.to_string()),
             false => {
                 // What the mount has asked and no process will answer fails with this descriptor.
-                drop(inherited);
+                drop(previous_state);
                 Err("the configuration of the mount has changed".to_owned())
             }
         };
-        adopted.inspect_err(|_| detach("", left.path(), || left.detach()))
+        taken_over.inspect_err(|_| detach("", previous.path(), || previous.detach()))
     }
 
     /// The descriptor that the configuration names; it can be used once.
-    fn device(&self, host: &Host) -> Result<Option<Arc<OwnedFd>>, StartError> {
-        let Some(config::Device(name)) = &self.config.device else {
+    fn device(&self, context: &ServiceContext) -> Result<Option<Arc<OwnedFd>>, StartError> {
+        let Some(config::DeviceName(name)) = &self.config.device else {
             return Ok(None);
         };
-        let device = host.devices.lock().remove(name);
+        let device = context.devices.lock().remove(name);
         let device = device.ok_or_else(|| StartError::NoDevice(name.clone()))?;
         Ok(Some(Arc::new(device)))
     }
@@ -236,105 +240,107 @@ impl Wanted {
     fn mount(
         &self,
         store: Arc<dyn Store>,
-        options: Options,
+        options: FsOptions,
         mount: &MountOptions,
         runtime: &Handle,
-    ) -> Result<Session, StartError> {
+    ) -> Result<FuseSession, StartError> {
         let path = &self.config.path;
         // With a descriptor, the program that mounted it has found the directory.
         if mount.device.is_none() {
-            mount.own_files.check(path)?;
-            make_folder(path)?;
+            mount.protected_files.check(path)?;
+            make_dir(path)?;
         }
         let runtime = runtime.clone();
-        Ok(Session::mount(store, path, options, mount, runtime)?)
+        Ok(FuseSession::mount(store, path, options, mount, runtime)?)
     }
 
-    /// What is shown. If `root` is not found any more, a mount that the previous process `left` goes on
+    /// What is shown. If `root` is not found any more, a mount that the previous process handed over continues
     /// with what it shows, which is in use and so is still there; the failure is returned too, since
     /// nothing else can be mounted.
-    fn top(
+    fn mount_root(
         &self,
         store: &Arc<dyn Store>,
-        left: Option<&KeptPair>,
-        host: &Host,
-    ) -> Result<(Top, Option<StartError>), StartError> {
-        let blocking = Blocking::new(store.clone(), host.runtime.clone());
+        previous: Option<&PreviousMount>,
+        context: &ServiceContext,
+    ) -> Result<(MountRoot, Option<StartError>), StartError> {
+        let blocking = Blocking::new(store.clone(), context.runtime.clone());
         let root = self.config.root.as_deref();
-        let error = match find_top(root, self.config.list_root.listing(), &blocking) {
-            Ok(top) => return Ok((top, None)),
+        let error = match find_mount_root(root, self.config.list_root.listing(), &blocking) {
+            Ok(mount_root) => return Ok((mount_root, None)),
             Err(error) => error,
         };
-        let table = left.and_then(|left| left.table.as_ref()?.try_clone().ok());
-        let shown = table.and_then(|table| Inherited::top_of(table, &self.tag()).ok());
+        let table = previous.and_then(|previous| previous.table.as_ref()?.try_clone().ok());
+        let shown = table.and_then(|table| PreviousState::mount_root_of(table, &self.tag()).ok());
         match shown.flatten() {
             Some((digest, size)) => {
                 let (path, why) = (self.config.path.display(), error.to_string());
                 tracing::warn!(%path, why, "the mount stays as it is: what it shows has no name now");
-                Ok((Top::Directory { digest, size }, Some(error)))
+                Ok((MountRoot::Directory { digest, size }, Some(error)))
             }
             None => Err(error),
         }
     }
 
-    fn options(&self, top: Top, host: &Host) -> Options {
-        Options {
-            top,
-            owner: Owner {
-                uid: self.config.uid,
-                gid: self.config.gid,
-            },
-            reads: match self.config.reads {
-                config::Reads::PageCache => Reads::PageCache,
-                config::Reads::Passthrough => Reads::Passthrough,
-            },
-            root_names: match self.config.names {
-                config::Names::Any => RootNames::Any,
-                config::Names::StorePaths => RootNames::StorePaths,
-                config::Names::ValidPaths => RootNames::ValidPaths,
-            },
-            when_unreachable: match self.config.when_unreachable {
-                config::WhenUnreachable::Error => WhenUnreachable::Error,
-                config::WhenUnreachable::Absent => WhenUnreachable::Absent,
-            },
-            xattr: self.config.xattr,
-            directory_limit: usize::try_from(self.config.directory_memory.0).unwrap_or(usize::MAX),
-            slow_requests: host.slow_requests,
-            warm_up: host.warm_up(self.config.warmup, self.config.root.as_deref(), &self.plan),
-            images: self.config.images.then(|| host.images.clone()),
-            image_patience: self.config.image_patience.0,
-            ..Options::default()
-        }
+    fn options(&self, mount_root: MountRoot, context: &ServiceContext) -> FsOptions {
+        let owner = NodeOwner {
+            uid: self.config.uid,
+            gid: self.config.gid,
+        };
+        let root_names = match self.config.names {
+            config::RequestedNames::Any => RootNames::Any,
+            config::RequestedNames::StorePaths => RootNames::StorePaths,
+            config::RequestedNames::ValidPaths => RootNames::ValidPaths,
+        };
+        let when_unreachable = match self.config.when_unreachable {
+            config::WhenUnreachableConfig::Error => UnreachableLookup::Error,
+            config::WhenUnreachableConfig::Absent => UnreachableLookup::Absent,
+        };
+        let images = self.config.images.then(|| context.images.clone());
+        FsOptions::new(mount_root, owner)
+            .with_xattr(self.config.xattr)
+            .with_reads(match self.config.reads {
+                config::ReadsConfig::PageCache => ReadPath::PageCache,
+                config::ReadsConfig::Passthrough => ReadPath::Passthrough,
+            })
+            .with_root_lookups(root_names, when_unreachable)
+            .with_directory_limit(self.config.directory_memory.0)
+            .with_slow_requests(context.slow_requests)
+            .with_warm_up(context.warm_up(
+                self.config.warmup,
+                self.config.root.as_deref(),
+                &self.plan,
+            ))
+            .with_images(images, self.config.image_patience.0)
     }
 
-    fn mount_options(&self, name: &str, host: &Host) -> MountOptions {
+    fn mount_options(&self, name: &str, context: &ServiceContext) -> MountOptions {
         let defaults = MountOptions::default();
         let read_ahead_kib = u32::try_from(self.config.read_ahead.0 >> 10);
         MountOptions {
             allow_other: self.config.allow_other,
             threads: self.config.threads.map_or(defaults.threads, usize::from),
             read_ahead_kib: read_ahead_kib.unwrap_or(u32::MAX),
-            stay_awake: self.config.stay_awake.unwrap_or(defaults.stay_awake),
+            latency_guard: self.config.latency_guard.unwrap_or(defaults.latency_guard),
             name: Some(name.to_owned()),
             store_name: Some(self.store.clone()),
             tag: Some(self.tag()),
             device: None,
             view: match self.config.view {
-                config::View::Auto => WantedView::Auto,
-                config::View::Fuse => WantedView::Fuse,
-                config::View::Image => WantedView::Image,
+                config::ViewConfig::Auto => WantedView::Auto,
+                config::ViewConfig::Fuse => WantedView::Fuse,
+                config::ViewConfig::Image => WantedView::Image,
             },
-            nursery: Some(host.nursery.clone()),
+            fork_server: Some(context.fork_server.clone()),
             // Checked with the configuration.
             generic: GenericOptions::of(&self.config.mount_options).unwrap_or_default(),
-            own_files: host.own_files.clone(),
+            protected_files: context.protected_files.clone(),
         }
     }
 
     /// All configuration that the kernel may have seen: a mount of the previous process is taken
     /// over only if it had the same. A fixed directory is compared by its digest.
     fn tag(&self) -> String {
-        let config::Mount {
+        let config::MountConfig {
             path,
             root,
             list_root,
@@ -350,8 +356,8 @@ impl Wanted {
         let store = self.plan.identity();
         let reads = match reads {
             // For compatibility with versions that handed over no other mounts.
-            config::Reads::PageCache => "",
-            config::Reads::Passthrough => ", passthrough",
+            config::ReadsConfig::PageCache => "",
+            config::ReadsConfig::Passthrough => ", passthrough",
         };
         // As above.
         let images = if *images { ", images" } else { "" };
@@ -359,11 +365,11 @@ impl Wanted {
             true => String::new(),
             false => format!(", {mount_options:?}"),
         };
-        // As the versions said it that knew two of them.
+        // As the versions wrote it that knew two of them.
         let list_root = match list_root {
-            config::ListRoot::All => "true",
-            config::ListRoot::Refused => "false",
-            config::ListRoot::Empty => "empty",
+            config::ListRootConfig::All => "true",
+            config::ListRootConfig::Refused => "false",
+            config::ListRootConfig::Empty => "empty",
         };
         format!(
             "{store} on {path:?}: root {root:?}, list {list_root}, others {allow_other}, \
@@ -373,38 +379,41 @@ impl Wanted {
 }
 
 /// Ends a mount of the previous process that is no longer configured.
-pub fn end_left(name: &str, left: KeptPair, nursery: &Arc<Nursery>) {
+pub(super) fn end_previous(name: &str, previous: PreviousMount, fork_server: &Arc<ForkServer>) {
     tracing::info!(
         MOUNT = name,
         "a mount of the previous process is no longer configured"
     );
     systemd::forget(name);
-    if let (Some(device), Some(table)) = (left.device, left.table)
-        && let Ok(inherited) = Inherited::read(device, table)
+    if let (Some(device), Some(table)) = (previous.device, previous.table)
+        && let Ok(previous_state) = PreviousState::read(device, table)
     {
-        let mount = inherited.mountpoint();
-        let mount = mount.with_nursery(Some(nursery.clone()));
-        drop(inherited);
+        let mount = previous_state.mountpoint();
+        let mount = mount.with_fork_server(Some(fork_server.clone()));
+        drop(previous_state);
         detach(name, mount.path(), || mount.detach());
     }
 }
 
 /// The mounts of the previous process, by name.
-pub fn left_mounts(
-    left: &BTreeMap<String, KeptPair>,
-    nursery: &Arc<Nursery>,
+pub(super) fn previous_mounts(
+    previous: &BTreeMap<String, PreviousMount>,
+    fork_server: &Arc<ForkServer>,
 ) -> Vec<(String, Mountpoint)> {
-    let mount = |(name, left): (&String, &KeptPair)| {
-        let table = left.table.as_ref()?.try_clone().ok()?;
-        let mount = Inherited::mount_of(left.device.as_ref()?, table).ok()?;
-        Some((name.clone(), mount.with_nursery(Some(nursery.clone()))))
+    let mount = |(name, previous): (&String, &PreviousMount)| {
+        let table = previous.table.as_ref()?.try_clone().ok()?;
+        let mount = PreviousState::mount_of(previous.device.as_ref()?, table).ok()?;
+        Some((
+            name.clone(),
+            mount.with_fork_server(Some(fork_server.clone())),
+        ))
     };
-    left.iter().filter_map(mount).collect()
+    previous.iter().filter_map(mount).collect()
 }
 
 /// Ends mounts of the previous process that no process will serve.
-pub fn end_unserved(left: Vec<(String, Mountpoint)>) {
-    for (name, mount) in left {
+pub(super) fn end_unserved(previous: Vec<(String, Mountpoint)>) {
+    for (name, mount) in previous {
         systemd::forget(&name);
         detach(&name, mount.path(), || mount.detach());
     }
@@ -422,8 +431,8 @@ fn detach(name: &str, path: &Path, detach: impl FnOnce() -> io::Result<bool>) {
 
 /// Makes the mount point's directory. An existing one is not accessed: there may be a mount without
 /// a server.
-fn make_folder(path: &Path) -> Result<(), StartError> {
-    let failed = |source| StartError::Folder {
+fn make_dir(path: &Path) -> Result<(), StartError> {
+    let failed = |source| StartError::Dir {
         path: path.to_owned(),
         source,
     };
@@ -437,24 +446,19 @@ fn make_folder(path: &Path) -> Result<(), StartError> {
 }
 
 /// The mount root: the directory that `root` names, else the store's roots.
-pub fn find_top(
+pub(super) fn find_mount_root(
     root: Option<&str>,
     list: RootListing,
     store: &Blocking,
-) -> Result<Top, StartError> {
+) -> Result<MountRoot, StartError> {
     let Some(root) = root else {
-        return Ok(Top::Roots { list });
+        return Ok(MountRoot::Roots { list });
     };
-    let failed = |source: tree::Error| StartError::Root {
+    let failed = |source: tree::TreeError| StartError::Root {
         root: root.to_owned(),
         source: source.into(),
     };
     let target = Target::parse(root.as_bytes()).map_err(failed)?;
-    let found = target
-        .resolve(store, Preference::Directory)
-        .map_err(failed)?;
-    match found.node {
-        Node::Directory { digest, size } => Ok(Top::Directory { digest, size }),
-        Node::File { .. } | Node::Symlink { .. } => Err(StartError::NoDirectory(root.to_owned())),
-    }
+    let (digest, size) = target.resolve_mount_root(store).map_err(failed)?;
+    Ok(MountRoot::Directory { digest, size })
 }

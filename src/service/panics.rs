@@ -11,13 +11,19 @@ use std::process;
 use std::thread;
 
 /// The threads without which the service does not work.
-const VITAL: &[&str] = &["main", "signals", "watchdog", "walk-ahead", "root-watch"];
+const VITAL: &[&str] = &[
+    "main",
+    "signals",
+    "watchdog",
+    "page-cache-push",
+    "root-watch",
+];
 
 /// From now on a panic in a vital thread aborts the process, once it was logged.
-pub fn abort_in_vital_threads() {
-    let tell = panic::take_hook();
+pub(super) fn abort_in_vital_threads() {
+    let send_request = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        tell(info);
+        send_request(info);
         let thread = thread::current();
         let name = thread.name().unwrap_or_default();
         let place = info.location().map(ToString::to_string);

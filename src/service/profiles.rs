@@ -5,7 +5,7 @@ use std::sync::Arc;
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
-use crate::profile::{Profile, ProfileError, Profiles, Subject, Summary};
+use crate::profile::{Profile, ProfileError, ProfileKey, ProfileSummary, Profiles};
 
 /// The requests for profiles.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,41 +61,41 @@ pub struct ProfileStatus {
     /// Files that it names.
     pub files: u64,
     /// Extents of them, of up to 1 MiB, which are prefetched.
-    pub stretches: u64,
+    pub extents: u64,
 }
 
-impl From<Summary> for ProfileStatus {
-    fn from(summary: Summary) -> Self {
+impl From<ProfileSummary> for ProfileStatus {
+    fn from(summary: ProfileSummary) -> Self {
         Self {
-            name: summary.subject.to_string(),
+            name: summary.profile_key.to_string(),
             digest: summary.digest.to_string(),
             files: summary.files,
-            stretches: summary.stretches,
+            extents: summary.extents,
         }
     }
 }
 
 /// Makes the recorders write their recordings.
-pub type Remember = Arc<dyn Fn() + Send + Sync>;
+pub(super) type WriteRecordings = Arc<dyn Fn() + Send + Sync>;
 
 /// Carries out `request` on `profiles`. Blocks.
 pub fn obey(profiles: &Profiles, request: ProfileRequest) -> Result<ProfileDone, String> {
-    let said = |error: ProfileError| error.to_string();
+    let reported = |error: ProfileError| error.to_string();
     match request {
         ProfileRequest::List => {
-            let (good, bad) = profiles.list().map_err(said)?;
+            let (good, bad) = profiles.list().map_err(reported)?;
             Ok(ProfileDone::Listed {
                 profiles: good.into_iter().map(Into::into).collect(),
                 bad: bad.iter().map(ToString::to_string).collect(),
             })
         }
         ProfileRequest::Export { name } => {
-            let subject = subject(&name)?;
-            let profile = profiles.load(&subject).map_err(said)?;
+            let profile_key = profile_key(&name)?;
+            let profile = profiles.load(&profile_key).map_err(reported)?;
             let none = || {
-                said(ProfileError::None {
-                    subject: subject.clone(),
-                    folder: profiles.folder().to_owned(),
+                reported(ProfileError::None {
+                    profile_key: profile_key.clone(),
+                    dir: profiles.dir().to_owned(),
                 })
             };
             let bytes = profile.ok_or_else(none)?.encode();
@@ -106,19 +106,19 @@ pub fn obey(profiles: &Profiles, request: ProfileRequest) -> Result<ProfileDone,
             let bytes = bytes.map_err(|error| error.to_string())?;
             let mut profile = Profile::decode(&bytes).map_err(|error| error.to_string())?;
             if let Some(name) = name {
-                profile = profile.renamed(subject(&name)?);
+                profile = profile.renamed(profile_key(&name)?);
             }
-            profiles.put(&profile).map_err(said)?;
-            Ok(ProfileDone::Imported(Summary::of(&profile).into()))
+            profiles.put(&profile).map_err(reported)?;
+            Ok(ProfileDone::Imported(ProfileSummary::of(&profile).into()))
         }
         ProfileRequest::Remove { name } => {
-            let subject = subject(&name)?;
-            profiles.remove(&subject).map_err(said)?;
-            Ok(ProfileDone::Removed(subject.to_string()))
+            let profile_key = profile_key(&name)?;
+            profiles.remove(&profile_key).map_err(reported)?;
+            Ok(ProfileDone::Removed(profile_key.to_string()))
         }
     }
 }
 
-fn subject(name: &str) -> Result<Subject, String> {
-    Subject::new(name.as_bytes()).ok_or_else(|| format!("{name:?} is the name of no root"))
+fn profile_key(name: &str) -> Result<ProfileKey, String> {
+    ProfileKey::new(name.as_bytes()).ok_or_else(|| format!("{name:?} is the name of no root"))
 }

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// What a signal requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub(super) enum SignalEvent {
     /// To stop: SIGTERM or SIGINT.
     Stop,
     /// To read the configuration again: SIGHUP.
@@ -15,12 +15,12 @@ pub enum Event {
 }
 
 /// From here to the end of the process a thread receives the signals.
-pub fn listen() -> io::Result<Receiver<Event>> {
+pub(super) fn listen() -> io::Result<Receiver<SignalEvent>> {
     let (sender, receiver) = mpsc::channel();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()?;
-    let listen = |kind, event, sender: Sender<Event>| -> io::Result<()> {
+    let listen = |kind, event, sender: Sender<SignalEvent>| -> io::Result<()> {
         let _inside = runtime.enter();
         let mut signals = signal(kind)?;
         runtime.spawn(async move {
@@ -31,9 +31,9 @@ pub fn listen() -> io::Result<Receiver<Event>> {
         });
         Ok(())
     };
-    listen(SignalKind::terminate(), Event::Stop, sender.clone())?;
-    listen(SignalKind::interrupt(), Event::Stop, sender.clone())?;
-    listen(SignalKind::hangup(), Event::Reload, sender)?;
+    listen(SignalKind::terminate(), SignalEvent::Stop, sender.clone())?;
+    listen(SignalKind::interrupt(), SignalEvent::Stop, sender.clone())?;
+    listen(SignalKind::hangup(), SignalEvent::Reload, sender)?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || runtime.block_on(std::future::pending::<()>()))?;

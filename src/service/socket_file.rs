@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The file of a socket that was just bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SocketFile {
+pub(super) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -14,7 +14,7 @@ pub struct SocketFile {
 
 impl SocketFile {
     /// The file at `path`, if it exists.
-    pub fn at(path: &Path) -> Option<Self> {
+    pub(super) fn at(path: &Path) -> Option<Self> {
         let found = fs::symlink_metadata(path).ok()?;
         Some(Self {
             path: path.to_owned(),
@@ -24,7 +24,7 @@ impl SocketFile {
     }
 
     /// Removes it, unless it has been replaced: that file is another process's.
-    pub fn remove(&self) {
+    pub(super) fn remove(&self) {
         if Self::at(&self.path).as_ref() == Some(self) {
             let removed = fs::remove_file(&self.path);
             if let Err(error) = removed {
@@ -36,11 +36,11 @@ impl SocketFile {
 
 /// A socket's file that is removed when this is dropped; or none.
 #[derive(Debug)]
-pub struct SocketFileGuard(Option<SocketFile>);
+pub(super) struct SocketFileGuard(Option<SocketFile>);
 
 impl SocketFileGuard {
     /// Of the file at `path`, if there is one.
-    pub fn at(path: Option<&Path>) -> Self {
+    pub(super) fn at(path: Option<&Path>) -> Self {
         Self(path.and_then(SocketFile::at))
     }
 }
@@ -57,12 +57,12 @@ mod tests {
 
     #[test]
     fn only_the_file_itself_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
         assert_eq!(SocketFile::at(&path), None);
         let first = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let file = SocketFile::at(&path).unwrap();
-        fs::rename(&path, folder.path().join("elsewhere")).unwrap();
+        fs::rename(&path, dir.path().join("elsewhere")).unwrap();
         let second = std::os::unix::net::UnixListener::bind(&path).unwrap();
         file.remove();
         assert!(path.exists(), "it is another process's");

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::metrics;
 use super::socket_file::SocketFileGuard;
-use super::status::Status;
+use super::status::ServiceStatus;
 
 /// Bytes of a request, at most.
 const LONGEST_REQUEST: u64 = 16 << 10;
@@ -30,11 +30,11 @@ const MOST_SCRAPERS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Returns the status of the service.
-pub type Ask = Arc<dyn Fn() -> Status + Send + Sync>;
+pub type StatusSource = Arc<dyn Fn() -> ServiceStatus + Send + Sync>;
 
 /// A socket that cannot be made or used.
 #[derive(Debug, Error)]
-pub enum SocketError {
+pub enum ServiceSocketError {
     /// It cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -73,27 +73,31 @@ fn how_to_ask(error: &io::Error) -> &'static str {
 }
 
 /// A socket that is served until this is dropped.
-pub struct Serving {
+pub struct ServedSocket {
     task: JoinHandle<()>,
     /// The file that is removed on drop.
     file: SocketFileGuard,
 }
 
-impl Serving {
+impl ServedSocket {
     /// The socket of `file`, served by `task`.
     pub(super) fn new(task: JoinHandle<()>, file: SocketFileGuard) -> Self {
         Self { task, file }
     }
 }
 
-impl Drop for Serving {
+impl Drop for ServedSocket {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
 /// Serves metrics at `address`: `HOST:PORT` or `unix:/PATH`.
-pub fn metrics(address: &str, ask: Ask, runtime: &Handle) -> Result<Serving, SocketError> {
+pub(super) fn metrics(
+    address: &str,
+    ask: StatusSource,
+    runtime: &Handle,
+) -> Result<ServedSocket, ServiceSocketError> {
     let socket = listen_for_metrics(address)?;
     let mut serving = metrics_on(socket, ask, runtime)?;
     let path = address.strip_prefix("unix:").map(Path::new);
@@ -102,21 +106,25 @@ pub fn metrics(address: &str, ask: Ask, runtime: &Handle) -> Result<Serving, Soc
 }
 
 /// Listens at `address`, for [`metrics_on`], possibly in another process.
-pub fn listen_for_metrics(address: &str) -> Result<OwnedFd, SocketError> {
+pub fn listen_for_metrics(address: &str) -> Result<OwnedFd, ServiceSocketError> {
     let listen = || {
         Ok(match address.strip_prefix("unix:") {
             Some(path) => bind_path(Path::new(path))?.into(),
             None => std::net::TcpListener::bind(address)?.into(),
         })
     };
-    listen().map_err(|source| SocketError::Listen {
+    listen().map_err(|source| ServiceSocketError::Listen {
         address: address.to_owned(),
         source,
     })
 }
 
 /// Serves metrics on a socket that listens.
-pub fn metrics_on(socket: OwnedFd, ask: Ask, runtime: &Handle) -> Result<Serving, SocketError> {
+pub fn metrics_on(
+    socket: OwnedFd,
+    ask: StatusSource,
+    runtime: &Handle,
+) -> Result<ServedSocket, ServiceSocketError> {
     let _inside = runtime.enter();
     let listener = || -> io::Result<MetricsListener> {
         rustix::io::ioctl_fionbio(&socket, true)?;
@@ -127,7 +135,7 @@ pub fn metrics_on(socket: OwnedFd, ask: Ask, runtime: &Handle) -> Result<Serving
             _ => MetricsListener::Tcp(TcpListener::from_std(socket.into())?),
         })
     };
-    let listener = listener().map_err(|source| SocketError::Listen {
+    let listener = listener().map_err(|source| ServiceSocketError::Listen {
         address: "the socket for metrics".to_owned(),
         source,
     })?;
@@ -145,7 +153,7 @@ pub fn metrics_on(socket: OwnedFd, ask: Ask, runtime: &Handle) -> Result<Serving
                 Err(error) => complain_of_accept(&error).await,
             }
             running.retain(|answering| !answering.is_finished());
-            // The oldest says nothing, or is not read.
+            // The oldest sends nothing, or is not read.
             if running.len() > MOST_SCRAPERS
                 && let Some(oldest) = running.pop_front()
             {
@@ -153,7 +161,7 @@ pub fn metrics_on(socket: OwnedFd, ask: Ask, runtime: &Handle) -> Result<Serving
             }
         }
     };
-    Ok(Serving::new(
+    Ok(ServedSocket::new(
         runtime.spawn(serve),
         SocketFileGuard::at(None),
     ))
@@ -171,8 +179,8 @@ pub(super) async fn complain_of_accept(error: &io::Error) {
 
 /// Listens at `path`, replacing a socket that a dead process left.
 pub(super) fn bind_path(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
     }
     if path
         .symlink_metadata()
@@ -199,7 +207,7 @@ fn is_listened_on(path: &Path) -> io::Result<bool> {
     }
 }
 
-async fn answer_http(stream: impl AsyncRead + AsyncWrite + Unpin, ask: Ask) {
+async fn answer_http(stream: impl AsyncRead + AsyncWrite + Unpin, ask: StatusSource) {
     let answer = async move {
         let (read, mut write) = tokio::io::split(stream);
         let mut lines = BufReader::new(read.take(LONGEST_REQUEST)).lines();

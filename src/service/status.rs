@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::fs::{ImageCount, OpenCount, WarmUpCount};
 use crate::store::{Cache, CacheStatus, Health};
-use crate::stores::Opened;
-use crate::transport::fuse::{RequestTimes, View};
+use crate::stores::OpenedStore;
+use crate::transport::fuse::{MountView, RequestTimes};
 use crate::transport::virtiofs::EndpointStatus;
 
 /// The whole service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
+pub struct ServiceStatus {
     /// The version of the program.
     pub version: String,
     /// Its process.
@@ -89,21 +89,21 @@ pub struct MountStatus {
     pub store: String,
     /// What the kernel mounts: FUSE or an image.
     #[serde(default)]
-    pub view: View,
+    pub view: MountView,
     /// Why it is no image, if one was wanted where that is possible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why_no_image: Option<String>,
     /// Whether it is at its mount point.
     pub mounted: bool,
     /// Whether an earlier process made it.
-    pub adopted: bool,
+    pub taken_over: bool,
     /// Requests since this process began to serve it, by kind.
     pub requests: BTreeMap<String, u64>,
     /// How long they took, by kind.
     #[serde(default)]
     pub latencies: BTreeMap<String, LatencyStatus>,
     /// Directories that the kernel knows.
-    pub live_directories: u64,
+    pub cached_directories: u64,
     /// Bytes of Directories in memory.
     pub directory_bytes: u64,
     /// Bytes of the node table.
@@ -190,7 +190,7 @@ pub struct VirtiofsStatus {
     pub latencies: BTreeMap<String, LatencyStatus>,
     /// Directories that the connected guests know.
     #[serde(default)]
-    pub live_directories: u64,
+    pub cached_directories: u64,
     /// Bytes of Directories in memory.
     #[serde(default)]
     pub directory_bytes: u64,
@@ -204,7 +204,7 @@ pub struct VirtiofsStatus {
 
 impl StoreStatus {
     /// Of a store, as far as it is known.
-    pub fn of(opened: &Opened) -> Self {
+    pub fn of(opened: &OpenedStore) -> Self {
         let store = &opened.store;
         let usage = store.usage().ok().flatten();
         let members = opened.plan.members().into_iter();
@@ -238,7 +238,7 @@ impl VirtiofsStatus {
             latencies: times
                 .map(|(kind, times)| ((*kind).to_owned(), times.clone().into()))
                 .collect(),
-            live_directories: nodes().map(|nodes| nodes.directories as u64).sum(),
+            cached_directories: nodes().map(|nodes| nodes.directories as u64).sum(),
             directory_bytes: nodes().map(|nodes| nodes.directory_bytes as u64).sum(),
             table_bytes: nodes().map(|nodes| nodes.table_bytes as u64).sum(),
             warmup: status.warm_up,
@@ -257,7 +257,7 @@ pub struct ListenStatus {
     pub writable: bool,
 }
 
-impl Status {
+impl ServiceStatus {
     /// A summary in one line.
     pub fn line(&self) -> String {
         let count = |number: usize, one: &str, many: &str| match number {
@@ -282,7 +282,7 @@ impl Status {
         let live: u64 = self
             .mounts
             .values()
-            .map(|mount| mount.live_directories)
+            .map(|mount| mount.cached_directories)
             .sum();
         if !self.mounts.is_empty() {
             parts.push(format!("{live} cached Directories"));

@@ -13,8 +13,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use sd_notify::NotifyState;
 
-use crate::server::ConnectionKeeper;
-use crate::transport::virtiofs::Keeper;
+use crate::server::ConnectionHolder;
+use crate::transport::virtiofs::DescriptorHolder;
 
 /// How descriptors of mounts are named in the descriptor store; the mount's name follows.
 const DEVICE: &str = "mount.";
@@ -27,9 +27,9 @@ const CONNECTION: &str = "nix.";
 /// How long systemd may take to read a message.
 const BARRIER_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The two descriptors of a mount, as far as they were kept.
+/// The two descriptors of a mount, as far as they were handed over.
 #[derive(Debug, Default)]
-pub struct KeptPair {
+pub(super) struct PreviousMount {
     /// The connection.
     pub device: Option<OwnedFd>,
     /// The node table.
@@ -38,9 +38,9 @@ pub struct KeptPair {
 
 /// What the service was started with.
 #[derive(Debug, Default)]
-pub struct Passed {
+pub(super) struct PassedDescriptors {
     /// Mounts of the previous process, by name.
-    pub mounts: BTreeMap<String, KeptPair>,
+    pub mounts: BTreeMap<String, PreviousMount>,
     /// Guests of the previous process by device, each with its own name.
     pub guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// Connections of Nix of the previous process by listener, each with its own name.
@@ -52,30 +52,44 @@ pub struct Passed {
 }
 
 /// Takes what systemd passed on. To be called once, at the start of the process.
-pub fn passed() -> io::Result<Passed> {
-    let mut passed = Passed::default();
+pub(super) fn passed_descriptors() -> io::Result<PassedDescriptors> {
+    let mut passed_descriptors = PassedDescriptors::default();
     for (number, name) in sd_notify::listen_fds_with_names()? {
         // SAFETY: LISTEN_FDS lists this descriptor as open and this process's, and it is taken only
         // here: this function is called once.
         let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
         // Of several with one name the last is the newest.
         if let Some(mount) = name.strip_prefix(DEVICE) {
-            passed.mounts.entry(mount.to_owned()).or_default().device = Some(descriptor);
+            passed_descriptors
+                .mounts
+                .entry(mount.to_owned())
+                .or_default()
+                .device = Some(descriptor);
         } else if let Some(mount) = name.strip_prefix(TABLE) {
-            passed.mounts.entry(mount.to_owned()).or_default().table = Some(descriptor);
+            passed_descriptors
+                .mounts
+                .entry(mount.to_owned())
+                .or_default()
+                .table = Some(descriptor);
         } else if is_device(&descriptor)? {
-            passed.devices.insert(name, descriptor);
+            passed_descriptors.devices.insert(name, descriptor);
         } else if let Some((device, guest)) = guest_name(&name) {
-            let guests = passed.guests.entry(device.to_owned()).or_default();
+            let guests = passed_descriptors
+                .guests
+                .entry(device.to_owned())
+                .or_default();
             guests.push((guest.to_owned(), descriptor));
         } else if let Some((listener, connection)) = connection_name(&name) {
-            let connections = passed.connections.entry(listener.to_owned()).or_default();
+            let connections = passed_descriptors
+                .connections
+                .entry(listener.to_owned())
+                .or_default();
             connections.push((connection.to_owned(), descriptor));
         } else {
-            passed.sockets.push((name, descriptor));
+            passed_descriptors.sockets.push((name, descriptor));
         }
     }
-    Ok(passed)
+    Ok(passed_descriptors)
 }
 
 fn is_device(descriptor: &OwnedFd) -> io::Result<bool> {
@@ -84,17 +98,17 @@ fn is_device(descriptor: &OwnedFd) -> io::Result<bool> {
 }
 
 /// Whether a service manager receives the messages.
-pub fn is_there() -> bool {
+pub(super) fn is_there() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
 /// Everything is up.
-pub fn ready(status: &str) {
+pub(super) fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// The configuration is being read again.
-pub fn reloading() {
+pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => send(&[NotifyState::Reloading, now]),
         Err(error) => tracing::warn!(%error, "cannot read the clock"),
@@ -102,28 +116,28 @@ pub fn reloading() {
 }
 
 /// The stop has begun.
-pub fn stopping(status: &str) {
+pub(super) fn stopping(status: &str) {
     send(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
 /// A line for `systemctl status`.
-pub fn status(status: &str) {
+pub(super) fn status(status: &str) {
     send(&[NotifyState::Status(status)]);
 }
 
 /// The service works.
-pub fn alive() {
+pub(super) fn alive() {
     send(&[NotifyState::Watchdog]);
 }
 
 /// The present step takes up to `longer`.
-pub fn extend(longer: Duration) {
+pub(super) fn extend(longer: Duration) {
     let micros = u32::try_from(longer.as_micros()).unwrap_or(u32::MAX);
     send(&[NotifyState::ExtendTimeoutUsec(micros)]);
 }
 
 /// How often systemd expects the watchdog's message, if it does.
-pub fn watchdog() -> Option<Duration> {
+pub(super) fn watchdog() -> Option<Duration> {
     let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
     let micros = number("WATCHDOG_USEC").filter(|&micros| micros > 0)?;
     let for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
@@ -132,10 +146,10 @@ pub fn watchdog() -> Option<Duration> {
 
 /// Puts the descriptors of a mount into the descriptor store. Returns when systemd has them, so
 /// that a death at any later moment finds them there.
-pub fn keep(mount: &str, device: BorrowedFd<'_>, table: BorrowedFd<'_>) {
+pub(super) fn hold(mount: &str, device: BorrowedFd<'_>, table: BorrowedFd<'_>) {
     for (kind, descriptor) in [(DEVICE, device), (TABLE, table)] {
         if let Err(error) = store(&format!("{kind}{mount}"), descriptor) {
-            tracing::warn!(mount, %error, "systemd does not keep the mount for the next process");
+            tracing::warn!(mount, %error, "systemd does not hold the mount for the next process");
         }
     }
     barrier();
@@ -152,15 +166,15 @@ fn store(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
     sd_notify::notify_with_fds(&message, &[descriptor])
 }
 
-/// systemd as the keeper of a device's guests.
+/// systemd as the holder of a device's guests.
 #[derive(Debug)]
-pub struct GuestKeeper {
+pub(super) struct GuestDescriptors {
     device: String,
 }
 
-impl GuestKeeper {
+impl GuestDescriptors {
     /// For the guests of `device`; nothing without systemd.
-    pub fn of_device(device: &str) -> Option<Arc<dyn Keeper>> {
+    pub(super) fn of_device(device: &str) -> Option<Arc<dyn DescriptorHolder>> {
         std::env::var_os("NOTIFY_SOCKET")?;
         let device = device.to_owned();
         Some(Arc::new(Self { device }))
@@ -171,8 +185,8 @@ impl GuestKeeper {
     }
 }
 
-impl Keeper for GuestKeeper {
-    fn keep(&self, guest: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+impl DescriptorHolder for GuestDescriptors {
+    fn hold(&self, guest: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         store(&self.name(guest), descriptor)?;
         barrier();
         Ok(())
@@ -184,17 +198,17 @@ impl Keeper for GuestKeeper {
     }
 }
 
-/// systemd as the keeper of a listener's connections.
+/// systemd as the holder of a listener's connections.
 #[derive(Debug)]
-pub struct NixConnections {
+pub(super) struct NixConnections {
     listener: String,
 }
 
 impl NixConnections {
     /// Of `listener`; nothing without systemd.
-    pub fn of_listener(listener: &str) -> Option<Box<dyn ConnectionKeeper>> {
+    pub(super) fn of_listener(listener: &str) -> Option<Box<dyn ConnectionHolder>> {
         let listener = listener.to_owned();
-        is_there().then(|| Box::new(Self { listener }) as Box<dyn ConnectionKeeper>)
+        is_there().then(|| Box::new(Self { listener }) as Box<dyn ConnectionHolder>)
     }
 
     fn name(&self, connection: &str) -> String {
@@ -202,8 +216,8 @@ impl NixConnections {
     }
 }
 
-impl ConnectionKeeper for NixConnections {
-    fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+impl ConnectionHolder for NixConnections {
+    fn hold(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         // What was sent is read by systemd even if this process dies at once.
         store(&self.name(name), descriptor)
     }
@@ -215,11 +229,11 @@ impl ConnectionKeeper for NixConnections {
 }
 
 /// Drops the connections of a listener that no longer exists.
-pub fn forget_connections(listener: &str, connections: &[(String, OwnedFd)]) {
+pub(super) fn forget_connections(listener: &str, connections: &[(String, OwnedFd)]) {
     let listener = listener.to_owned();
-    let keeper = NixConnections { listener };
+    let holder = NixConnections { listener };
     let names = connections.iter();
-    names.for_each(|(name, _)| keeper.forget(name));
+    names.for_each(|(name, _)| holder.forget(name));
 }
 
 /// The listener and the connection of a name.
@@ -231,10 +245,10 @@ fn connection_name(name: &str) -> Option<(&str, &str)> {
 }
 
 /// Drops the guests of a device that no longer exists.
-pub fn forget_guests(device: &str, guests: &[(String, OwnedFd)]) {
+pub(super) fn forget_guests(device: &str, guests: &[(String, OwnedFd)]) {
     let device = device.to_owned();
-    let keeper = GuestKeeper { device };
-    guests.iter().for_each(|(guest, _)| keeper.forget(guest));
+    let holder = GuestDescriptors { device };
+    guests.iter().for_each(|(guest, _)| holder.forget(guest));
 }
 
 /// The device and the guest of a name.
@@ -244,7 +258,7 @@ fn guest_name(name: &str) -> Option<(&str, &str)> {
 }
 
 /// Removes the descriptors of a mount from the descriptor store.
-pub fn forget(mount: &str) {
+pub(super) fn forget(mount: &str) {
     for kind in [DEVICE, TABLE] {
         let name = format!("{kind}{mount}");
         send(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
@@ -286,7 +300,7 @@ fn send(message: &[NotifyState<'_>]) {
 /// systemd does not pass that to the process, but can be queried: a stop is a job of the manager,
 /// and the job of a restart has another type. Without systemd, and when the query fails, it is a
 /// stop.
-pub fn is_restart() -> bool {
+pub(super) fn is_restart() -> bool {
     if !is_there() {
         return false;
     }
@@ -311,9 +325,9 @@ pub fn is_restart() -> bool {
             has_restart(&String::from_utf8_lossy(&output.stdout), &unit.name)
         }
         Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
+            let reported = String::from_utf8_lossy(&output.stderr);
             tracing::warn!(
-                said = said.trim(),
+                reported = reported.trim(),
                 "cannot query systemd whether this is a restart"
             );
             false
@@ -338,24 +352,24 @@ fn has_restart(jobs: &str, unit: &str) -> bool {
 
 /// A unit of systemd's.
 #[derive(Debug, PartialEq, Eq)]
-struct Unit {
+struct SystemdUnit {
     name: String,
     /// Whether it is a user's own manager that runs it. The system's runs services of users, too (`User=`).
     of_user: bool,
 }
 
 /// The unit that this process belongs to.
-fn own_unit() -> Option<Unit> {
+fn own_unit() -> Option<SystemdUnit> {
     unit_of(&fs::read_to_string("/proc/self/cgroup").ok()?)
 }
 
-fn unit_of(cgroups: &str) -> Option<Unit> {
+fn unit_of(cgroups: &str) -> Option<SystemdUnit> {
     let paths = cgroups
         .lines()
         .filter_map(|line| line.splitn(3, ':').nth(2));
     let mut units = paths.filter_map(|path| {
         let mut services = path.rsplit('/').filter(|part| part.ends_with(".service"));
-        Some(Unit {
+        Some(SystemdUnit {
             name: services.next()?.to_owned(),
             of_user: services.any(|manager| manager.starts_with("user@")),
         })
@@ -390,7 +404,7 @@ mod tests {
     #[test]
     fn the_unit_is_found_in_the_cgroup() {
         let unit = |name: &str, of_user| {
-            Some(Unit {
+            Some(SystemdUnit {
                 name: name.to_owned(),
                 of_user,
             })

@@ -1,8 +1,8 @@
 //! Spans for OpenTelemetry, sent to a collector: what each request caused, and how long it took.
 //!
-//! [`layer::Traces`] listens to `tracing`: each span of [`crate::spans`] that ends becomes one of
+//! [`layer::SpanLayer`] listens to `tracing`: each span of [`crate::spans`] that ends becomes one of
 //! OTLP's, with its fields and those around it under the names that they have in the journal
-//! (`MOUNT`, `STORE`, `ENDPOINT`, `DIGEST`, …). The [`Exporter`], a thread of its own, sends them
+//! (`MOUNT`, `STORE`, `ENDPOINT`, `DIGEST`, …). The [`SpanExporter`], a thread of its own, sends them
 //! in batches. A slow or missing collector costs spans, which are counted, and nothing else:
 //! requests never wait for it.
 //!
@@ -15,5 +15,5 @@ mod layer;
 #[cfg(test)]
 mod tests;
 
-pub use exporter::{CollectorError, Exporter};
-pub use layer::is_followed;
+pub(super) use exporter::{CollectorError, SpanExporter};
+pub(super) use layer::is_followed;

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::status::{
-    ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus,
+    ListenStatus, MountStatus, PrefetchStatus, ServiceStatus, StoreStatus, VirtiofsStatus,
 };
 use crate::stores::OpenStores;
-use crate::transport::fuse::Session;
-use crate::transport::virtiofs::Endpoint;
+use crate::transport::fuse::FuseSession;
+use crate::transport::virtiofs::VirtiofsEndpoint;
 
 /// The published state.
 #[derive(Clone, Default)]
-pub(super) struct View {
+pub(super) struct PublishedState {
     pub(super) stores: OpenStores,
     pub(super) mounts: BTreeMap<String, ViewedMount>,
     pub(super) devices: BTreeMap<String, ViewedDevice>,
@@ -27,19 +27,19 @@ pub(super) struct View {
 pub(super) struct ViewedDevice {
     pub(super) socket: PathBuf,
     pub(super) store: String,
-    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) endpoint: Arc<VirtiofsEndpoint>,
 }
 
 #[derive(Clone)]
 pub(super) struct ViewedMount {
     pub(super) path: PathBuf,
     pub(super) store: String,
-    pub(super) session: Arc<Session>,
-    pub(super) adopted: bool,
+    pub(super) session: Arc<FuseSession>,
+    pub(super) taken_over: bool,
     pub(super) images: bool,
 }
 
-impl View {
+impl PublishedState {
     /// Makes the recorders write their recordings.
     pub(super) fn remember(&self) {
         let mounts = self.mounts.values();
@@ -49,7 +49,11 @@ impl View {
     }
 
     /// The status of the service, which has been up since `started`.
-    pub(super) fn status(&self, started: Instant, prefetches: Vec<PrefetchStatus>) -> Status {
+    pub(super) fn status(
+        &self,
+        started: Instant,
+        prefetches: Vec<PrefetchStatus>,
+    ) -> ServiceStatus {
         let of_store = StoreStatus::of;
         let of_mount = |viewed: &ViewedMount| {
             let nodes = viewed.session.nodes();
@@ -61,14 +65,14 @@ impl View {
                 view: viewed.session.view(),
                 why_no_image: viewed.session.why_no_image().map(str::to_owned),
                 mounted: viewed.session.is_mounted(),
-                adopted: viewed.adopted,
+                taken_over: viewed.taken_over,
                 requests: requests
                     .map(|(kind, count)| (kind.to_owned(), count))
                     .collect(),
                 latencies: latencies
                     .map(|(kind, times)| (kind.to_owned(), times.into()))
                     .collect(),
-                live_directories: nodes.directories as u64,
+                cached_directories: nodes.directories as u64,
                 directory_bytes: nodes.directory_bytes as u64,
                 table_bytes: nodes.table_bytes as u64,
                 open: viewed.session.open_files().map(Into::into),
@@ -83,7 +87,7 @@ impl View {
         };
         let (stores, mounts) = (self.stores.iter(), self.mounts.iter());
         let devices = self.devices.iter();
-        Status {
+        ServiceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: started.elapsed().as_secs(),

@@ -1,7 +1,7 @@
 //! Reports to systemd that the service works, from evidence.
 //!
 //! A thread of its own checks the progress of every mount's workers
-//! ([`Session::check`](crate::transport::fuse::Session::check)) and reports it. It touches no
+//! ([`FuseSession::check`](crate::transport::fuse::FuseSession::check)) and reports it. It touches no
 //! mount, and takes no lock that is held while anything waits, so that it can neither hang with
 //! what it watches nor hide that.
 
@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::systemd;
-use crate::transport::fuse::{Pulse, Session};
+use crate::transport::fuse::{FuseSession, HeartbeatMonitor};
 
 /// How long a worker may be at one request without waiting for an endpoint: far beyond what a busy
 /// disk takes.
@@ -22,22 +22,22 @@ const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The mounts that are watched, by name.
 #[derive(Default)]
-pub struct Watched(Mutex<BTreeMap<String, Arc<Session>>>);
+pub(super) struct WatchedMounts(Mutex<BTreeMap<String, Arc<FuseSession>>>);
 
-impl Watched {
+impl WatchedMounts {
     /// Watches these from now on, and no others.
-    pub fn set(&self, sessions: BTreeMap<String, Arc<Session>>) {
+    pub(super) fn set(&self, sessions: BTreeMap<String, Arc<FuseSession>>) {
         *self.0.lock() = sessions;
     }
 
     /// The stuck mounts, and why.
-    fn stuck(&self, pulses: &mut BTreeMap<String, Pulse>) -> Vec<(String, String)> {
+    fn stuck(&self, monitors: &mut BTreeMap<String, HeartbeatMonitor>) -> Vec<(String, String)> {
         let sessions = self.0.lock().clone();
-        pulses.retain(|name, _| sessions.contains_key(name));
+        monitors.retain(|name, _| sessions.contains_key(name));
         let mut stuck = Vec::new();
         for (name, session) in sessions {
-            let pulse = pulses.entry(name.clone()).or_default();
-            if let Some(why) = session.check(pulse, BOUND) {
+            let heartbeat = monitors.entry(name.clone()).or_default();
+            if let Some(why) = session.check(heartbeat, BOUND) {
                 stuck.push((name, why.to_string()));
             }
         }
@@ -46,14 +46,14 @@ impl Watched {
 }
 
 /// Starts the thread.
-pub fn start(watched: Arc<Watched>) -> std::io::Result<()> {
+pub(super) fn start(watched: Arc<WatchedMounts>) -> std::io::Result<()> {
     let wanted = systemd::watchdog();
     // Four times as often as systemd expects it: a late thread is no dead service.
     let interval = wanted.map_or(INTERVAL, |wanted| (wanted / 4).min(INTERVAL));
     let watch = move || {
-        let mut pulses = BTreeMap::new();
+        let mut monitors = BTreeMap::new();
         loop {
-            let stuck = watched.stuck(&mut pulses);
+            let stuck = watched.stuck(&mut monitors);
             for (name, why) in &stuck {
                 tracing::error!(MOUNT = name, why, "a mount is stuck");
             }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::runtime::Handle;
 
-use super::{Answer, Error, Ingest, Store, Usage};
+use super::{Answer, Error, Ingest, Store, StoreUsage};
 use crate::castore::{Digest, Directory, Root};
 use crate::nix::PathInfo;
 
@@ -24,6 +24,8 @@ pub struct Blocking {
     store: Arc<dyn Store>,
     runtime: Handle,
     before_waiting: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// A Directory that is not in the store, with its digest.
+    listing: Option<(Digest, Directory)>,
 }
 
 impl Blocking {
@@ -33,6 +35,15 @@ impl Blocking {
             store,
             runtime,
             before_waiting: None,
+            listing: None,
+        }
+    }
+
+    /// Finds `directory` too, which need not be in the store: one that lists roots, for a walk over them.
+    pub fn with_directory(self, directory: Directory) -> Self {
+        Self {
+            listing: Some((directory.digest(), directory)),
+            ..self
         }
     }
 
@@ -68,6 +79,11 @@ impl Blocking {
 
     /// See [`Store::directory`].
     pub fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+        if let Some((listing, directory)) = &self.listing
+            && listing == digest
+        {
+            return Ok(Some(directory.clone()));
+        }
         match self.store.directory_now(digest)? {
             Answer::Found(directory) => Ok(Some(directory)),
             Answer::Absent => Ok(None),
@@ -142,7 +158,7 @@ impl Blocking {
     }
 
     /// See [`Store::usage`].
-    pub fn usage(&self) -> Result<Option<Usage>, Error> {
+    pub fn usage(&self) -> Result<Option<StoreUsage>, Error> {
         self.store.usage()
     }
 

@@ -1,6 +1,6 @@
 //! A cache: a local store in front of an upstream.
 //!
-//! The local store (`near`) is a [`LocalStore`]. Everything that the upstream (`far`) returns is
+//! The local store (`local_store`) is a [`LocalStore`]. Everything that the upstream (`upstream`) returns is
 //! stored there on arrival: Directories, small blobs, parts of large ones
 //! ([`parts`](super::local)), and roots with their age ([`roots`]). All of that outlives the
 //! process, and is served when the upstream is unreachable.
@@ -24,14 +24,14 @@
 //!
 //! At most one process at a time should cache in a local store; others may read it, and add to it.
 
+mod access_times;
 mod answers;
+mod circuit_breaker;
 mod fetch;
 mod prefetch;
-mod reach;
 mod roots;
 mod status;
-mod touched;
-mod without_near;
+mod without_cache;
 mod writer;
 
 use std::fmt;
@@ -44,15 +44,15 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
+use self::circuit_breaker::UpstreamBreaker;
 pub use self::prefetch::Prefetch;
-use self::reach::Reach;
 pub use self::status::CacheStatus;
-pub(crate) use self::without_near::WithoutNear;
-use self::writer::Writer;
+pub(crate) use self::without_cache::WithoutCache;
+use self::writer::CacheWriter;
 use super::bounded::Bounded;
-use super::flights::Flights;
-use super::local_url::open_near;
-use super::{Collected, Error, LocalStore, Store, network};
+use super::local_url::open_cache_store;
+use super::single_flight::SingleFlight;
+use super::{Error, GcResult, LocalStore, Store, network};
 use crate::castore::{Digest, Directory, GroupTable, Name, Root, group_size};
 
 /// Blobs of up to this many bytes are fetched whole: those that the local store packs.
@@ -96,40 +96,40 @@ impl Default for CacheOptions {
 /// A local store in front of an upstream. Clones are the same cache. Objects that are not on the
 /// disk yet are written when the last clone is dropped.
 #[derive(Clone)]
-pub struct Cache(Arc<Running>);
+pub struct Cache(Arc<RunningCache>);
 
 /// The cache and its thread.
-struct Running {
-    inner: Arc<Inner>,
+struct RunningCache {
+    inner: Arc<CacheInner>,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Inner {
-    near: LocalStore,
-    far: Arc<dyn Store>,
+struct CacheInner {
+    local_store: LocalStore,
+    upstream: Arc<dyn Store>,
     url: String,
     limit: Option<u64>,
     keep_path_infos: bool,
     runtime: Handle,
-    writer: Arc<Writer>,
-    reach: Reach,
-    recent: Mutex<Recent>,
-    fetching: Flights<(Digest, u64, u64), Shared<Bytes>>,
-    asking: Flights<Digest, Shared<Directory>>,
-    looking: Flights<Bytes, Shared<Root>>,
-    tabling: Flights<(Digest, u64), Option<Arc<GroupTable>>>,
+    writer: Arc<CacheWriter>,
+    circuit_breaker: UpstreamBreaker,
+    recent: Mutex<RecentObjects>,
+    fetching: SingleFlight<(Digest, u64, u64), SharedFetch<Bytes>>,
+    asking: SingleFlight<Digest, SharedFetch<Directory>>,
+    looking: SingleFlight<Bytes, SharedFetch<Root>>,
+    tabling: SingleFlight<(Digest, u64), Option<Arc<GroupTable>>>,
     /// The version of its roots that the upstream last reported.
-    far_version: AtomicU64,
+    upstream_version: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
 }
 
 /// An answer for all waiting readers.
-type Shared<T> = Result<Option<T>, Arc<Error>>;
+type SharedFetch<T> = Result<Option<T>, Arc<Error>>;
 
 /// Recently fetched objects.
 #[derive(Debug)]
-struct Recent {
+struct RecentObjects {
     /// By digest, the size in the node, and the number of the part.
     blobs: Bounded<(Digest, u64, u64), Bytes>,
     directories: Bounded<Digest, Directory>,
@@ -137,7 +137,7 @@ struct Recent {
 }
 
 /// Bytes of a blob of `size` bytes that are fetched at once.
-fn unit_size(size: u64) -> u64 {
+fn cached_extent_size(size: u64) -> u64 {
     match size <= WHOLE {
         true => WHOLE,
         false => PART.max(group_size(size)),
@@ -145,80 +145,84 @@ fn unit_size(size: u64) -> u64 {
 }
 
 impl Cache {
-    /// Opens the cache with the local store `near` (`local:PATH`, which is made if it does not
-    /// exist), in front of `far`.
-    pub fn open(near: &str, far: Arc<dyn Store>, options: CacheOptions) -> Result<Self, Error> {
-        let near = open_near(near)?.ok_or_else(|| Error::Url {
-            url: near.to_owned(),
-            why: "a cache needs a directory: write local:PATH".to_owned(),
-        })?;
-        Self::new(near, far, options)
-    }
-
-    /// Opens the cache with the local store `near`, in front of `far`.
-    pub fn new(
-        near: LocalStore,
-        far: Arc<dyn Store>,
+    /// Opens the cache with the local store `local_store` (`local:PATH`, which is made if it does not
+    /// exist), in front of `upstream`.
+    pub fn open(
+        local_store: &str,
+        upstream: Arc<dyn Store>,
         options: CacheOptions,
     ) -> Result<Self, Error> {
-        let url = format!("cache({}, {})", near.url(), far.url());
+        let local_store = open_cache_store(local_store)?.ok_or_else(|| Error::Url {
+            url: local_store.to_owned(),
+            why: "a cache needs a directory: write local:PATH".to_owned(),
+        })?;
+        Self::new(local_store, upstream, options)
+    }
+
+    /// Opens the cache with the local store `local_store`, in front of `upstream`.
+    pub fn new(
+        local_store: LocalStore,
+        upstream: Arc<dyn Store>,
+        options: CacheOptions,
+    ) -> Result<Self, Error> {
+        let url = format!("cache({}, {})", local_store.url(), upstream.url());
         let failed = |source| Error::Io {
             store: url.clone(),
             action: "start threads for the cache in",
-            path: near.url().trim_start_matches("local:").into(),
+            path: local_store.url().trim_start_matches("local:").into(),
             source,
         };
-        far.keep_listings_fresh(options.roots_max_age);
-        let inner = Arc::new(Inner {
+        upstream.keep_listings_fresh(options.roots_max_age);
+        let inner = Arc::new(CacheInner {
             runtime: network::handle().map_err(failed)?.clone(),
             limit: options.size,
             keep_path_infos: options.keep_path_infos,
-            writer: Arc::new(Writer::new(near.clone(), options)?),
-            reach: Reach::default(),
-            recent: Mutex::new(Recent {
+            writer: Arc::new(CacheWriter::new(local_store.clone(), options)?),
+            circuit_breaker: UpstreamBreaker::default(),
+            recent: Mutex::new(RecentObjects {
                 blobs: Bounded::new(RECENT_BLOBS),
                 directories: Bounded::new(RECENT_DIRECTORIES),
                 tables: Bounded::new(RECENT_TABLES),
             }),
-            fetching: Flights::default(),
-            asking: Flights::default(),
-            looking: Flights::default(),
-            tabling: Flights::default(),
-            far_version: AtomicU64::new(0),
+            fetching: SingleFlight::default(),
+            asking: SingleFlight::default(),
+            looking: SingleFlight::default(),
+            tabling: SingleFlight::default(),
+            upstream_version: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             url: url.clone(),
-            near: near.clone(),
-            far,
+            local_store: local_store.clone(),
+            upstream,
         });
         let running = inner.clone();
         let thread = std::thread::Builder::new().name("castore-cache".to_owned());
         let thread = thread.spawn(move || running.writer.run(|| running.refresh()));
-        Ok(Self(Arc::new(Running {
+        Ok(Self(Arc::new(RunningCache {
             thread: Some(thread.map_err(failed)?),
             inner,
         })))
     }
 
     /// The local store.
-    pub fn near(&self) -> &LocalStore {
-        &self.0.inner.near
+    pub fn local_store(&self) -> &LocalStore {
+        &self.0.inner.local_store
     }
 
     /// The state and counters.
     pub fn status(&self) -> CacheStatus {
         let inner = &self.0.inner;
-        let (evictions, not_kept, repairs) = inner.writer.counts();
+        let (evictions, not_stored, repairs) = inner.writer.counts();
         CacheStatus {
             size: inner.writer.size(),
             limit: inner.limit,
             hits: inner.hits.load(Ordering::Relaxed),
             misses: inner.misses.load(Ordering::Relaxed),
             evictions,
-            not_kept,
+            not_stored,
             repairs,
-            degraded: inner.writer.why_degraded(),
-            far_down: inner.reach.why(),
+            backoff: inner.writer.why_backing_off(),
+            upstream_down: inner.circuit_breaker.why(),
         }
     }
 
@@ -246,7 +250,7 @@ impl Cache {
     }
 
     /// Removes everything but what is pinned, and the local store's own roots.
-    pub fn drop_cache(&self) -> Result<Collected, Error> {
+    pub fn drop_cache(&self) -> Result<GcResult, Error> {
         self.flush();
         self.0.inner.recent.lock().forget();
         self.0.inner.writer.come_down_to(0)
@@ -254,7 +258,7 @@ impl Cache {
 
     /// Evicts the least recently used until the local store takes no more than `size` bytes on its
     /// disk. This happens by itself when the cache is over its limit.
-    pub fn evict(&self, size: u64) -> Result<Collected, Error> {
+    pub fn evict(&self, size: u64) -> Result<GcResult, Error> {
         self.flush();
         self.0.inner.writer.come_down_to(size)
     }
@@ -265,7 +269,7 @@ impl Cache {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningCache {
     fn drop(&mut self) {
         self.inner.writer.close();
         if let Some(thread) = self.thread.take() {
@@ -275,7 +279,7 @@ impl Drop for Running {
     }
 }
 
-impl Recent {
+impl RecentObjects {
     fn forget(&mut self) {
         self.blobs.clear();
         self.directories.clear();

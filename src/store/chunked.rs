@@ -1,9 +1,9 @@
-//! Blobs as lists of chunks: the common format in object stores and behind other implementations'
+//! Blobs as lists of chunks: the common format in object stores and in other implementations'
 //! servers.
 //!
 //! A chunk is named by its digest, so it can be checked alone; it is fetched once for all readers,
-//! and cached for a while, since neighbouring segments share chunks. A list, however, is not bound
-//! to the blob's digest: [`segments`](super::segments) has to verify the blob.
+//! and cached for a while, since neighbouring extents share chunks. A list, however, is not bound
+//! to the blob's digest: [`extents`](super::extents) has to verify the blob.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use tokio::runtime::Handle;
 use tonic::Code;
 
 use super::bounded::Bounded;
-use super::failure::Failure;
-use super::flights::Flights;
+use super::extents::{BlobSink, ExtentAnswer};
+use super::failure::CallFailure;
 use super::in_flight::InFlight;
-use super::segments::{Part, Sink};
+use super::single_flight::SingleFlight;
 use super::{Damage, Object};
 use crate::castore::Digest;
 use crate::proto::castore::v1::StatBlobResponse;
@@ -37,18 +37,18 @@ const KEPT_LISTS: usize = 16 << 20;
 
 /// The source of chunks. Nothing that it returns is trusted.
 #[async_trait]
-pub(super) trait Chunks: Debug + Send + Sync + 'static {
+pub(super) trait ChunkSource: Debug + Send + Sync + 'static {
     /// On which fetches run.
     fn runtime(&self) -> &Handle;
 
     /// Records that the bytes for `digest` do not match it.
-    fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure;
+    fn sent_corrupt(&self, object: Object, digest: &Digest, damage: Damage) -> CallFailure;
 
     /// What there is to know of the blob `digest`.
-    async fn stat(&self, digest: &Digest) -> Result<Option<StatBlobResponse>, Failure>;
+    async fn stat(&self, digest: &Digest) -> Result<Option<StatBlobResponse>, CallFailure>;
 
     /// The chunk `digest` of at most `limit` bytes.
-    async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, Failure>;
+    async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, CallFailure>;
 }
 
 /// The chunk list of a blob.
@@ -77,36 +77,39 @@ impl ChunkList {
 
 /// Lists and chunks, each with one fetch for all readers.
 #[derive(Debug)]
-pub(super) struct Chunked<C> {
+pub(super) struct ChunkFetches<C> {
     source: Arc<C>,
     chunks: Arc<Mutex<Bounded<Digest, Bytes>>>,
     lists: Arc<Mutex<Bounded<Digest, Arc<ChunkList>>>>,
-    listing: Flights<Digest, Result<Option<Arc<ChunkList>>, Failure>>,
+    listing: SingleFlight<Digest, Result<Option<Arc<ChunkList>>, CallFailure>>,
     /// The key has the size limit too: the limit from one node must not spoil another's read.
-    fetching: Flights<(Digest, u64), Result<Option<Bytes>, Failure>>,
+    fetching: SingleFlight<(Digest, u64), Result<Option<Bytes>, CallFailure>>,
     in_flight: Arc<InFlight>,
 }
 
-impl<C: Chunks> Chunked<C> {
+impl<C: ChunkSource> ChunkFetches<C> {
     pub(super) fn new(source: Arc<C>) -> Self {
         Self {
             source,
             chunks: Arc::new(Mutex::new(Bounded::new(KEPT_CHUNKS))),
             lists: Arc::new(Mutex::new(Bounded::new(KEPT_LISTS))),
-            listing: Flights::default(),
-            fetching: Flights::default(),
+            listing: SingleFlight::default(),
+            fetching: SingleFlight::default(),
             in_flight: Arc::new(InFlight::new()),
         }
     }
 
     /// The list of the blob `digest`, if there is such a blob.
-    pub(super) async fn list(&self, digest: &Digest) -> Result<Option<Arc<ChunkList>>, Failure> {
+    pub(super) async fn list(
+        &self,
+        digest: &Digest,
+    ) -> Result<Option<Arc<ChunkList>>, CallFailure> {
         if let Some(list) = self.lists.lock().get(digest) {
             return Ok(Some(list));
         }
         let (source, wanted) = (self.source.clone(), *digest);
         let lists = self.lists.clone();
-        let landed = self
+        let received = self
             .listing
             .join(*digest, self.source.runtime(), || async move {
                 // It may have arrived between the check and the start of the fetch.
@@ -117,7 +120,7 @@ impl<C: Chunks> Chunked<C> {
                     return Ok(None);
                 };
                 let list = read_list(stat).map_err(|why| {
-                    Failure::Status(
+                    CallFailure::Status(
                         Code::DataLoss,
                         format!("the chunks of blob {wanted}: {why}"),
                     )
@@ -127,17 +130,23 @@ impl<C: Chunks> Chunked<C> {
                 lists.lock().insert(wanted, list.clone(), bytes);
                 Ok(Some(list))
             });
-        landed.await.unwrap_or_else(|| Err(Failure::crashed()))
+        received
+            .await
+            .unwrap_or_else(|| Err(CallFailure::crashed()))
     }
 
     /// The chunk `digest` of at most `limit` bytes, if there is one, checked against its digest.
-    pub(super) async fn find(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, Failure> {
+    pub(super) async fn find(
+        &self,
+        digest: &Digest,
+        limit: u64,
+    ) -> Result<Option<Bytes>, CallFailure> {
         if let Some(chunk) = self.chunks.lock().get(digest) {
             return Ok(Some(chunk));
         }
         let (source, wanted) = (self.source.clone(), *digest);
         let (in_flight, chunks) = (self.in_flight.clone(), self.chunks.clone());
-        let landed = self
+        let received = self
             .fetching
             .join((*digest, limit), self.source.runtime(), || async move {
                 let _permit = in_flight.begin(limit).await;
@@ -149,21 +158,23 @@ impl<C: Chunks> Chunked<C> {
                 };
                 if Digest::of(&bytes) != wanted {
                     let damage = Damage::WrongBytes { offset: 0 };
-                    return Err(source.lied(Object::Blob, &wanted, damage));
+                    return Err(source.sent_corrupt(Object::Blob, &wanted, damage));
                 }
                 let cost = bytes.len() + 128;
                 chunks.lock().insert(wanted, bytes.clone(), cost);
                 Ok(Some(bytes))
             });
-        landed.await.unwrap_or_else(|| Err(Failure::crashed()))
+        received
+            .await
+            .unwrap_or_else(|| Err(CallFailure::crashed()))
     }
 
     /// The chunk `digest` of at most `limit` bytes, which must exist.
-    pub(super) async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Bytes, Failure> {
+    pub(super) async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Bytes, CallFailure> {
         let chunk = self.find(digest, limit).await?;
         chunk.ok_or_else(|| {
             let why = format!("chunk {digest} is missing, but is referred to");
-            Failure::Status(Code::DataLoss, why)
+            CallFailure::Status(Code::DataLoss, why)
         })
     }
 
@@ -173,12 +184,12 @@ impl<C: Chunks> Chunked<C> {
         blob: Digest,
         offset: u64,
         (digest, size): (Digest, u64),
-    ) -> Result<Bytes, Failure> {
+    ) -> Result<Bytes, CallFailure> {
         let chunk = match self.chunk(&digest, size).await {
             // Readers know the blob, not its chunks.
-            Err(Failure::Damaged(object, ..)) => {
+            Err(CallFailure::Damaged(object, ..)) => {
                 let damage = Damage::WrongBytes { offset };
-                return Err(Failure::Damaged(object, blob, damage));
+                return Err(CallFailure::Damaged(object, blob, damage));
             }
             chunk => chunk?,
         };
@@ -187,7 +198,7 @@ impl<C: Chunks> Chunked<C> {
                 expected: size,
                 actual: chunk.len() as u64,
             };
-            return Err(self.source.lied(Object::Blob, &blob, damage));
+            return Err(self.source.sent_corrupt(Object::Blob, &blob, damage));
         }
         Ok(chunk)
     }
@@ -197,8 +208,8 @@ impl<C: Chunks> Chunked<C> {
         &self,
         digest: &Digest,
         list: &ChunkList,
-        sink: Sink<'_>,
-    ) -> Result<(), Failure> {
+        sink: BlobSink<'_>,
+    ) -> Result<(), CallFailure> {
         let mut next = 0u64;
         let chunks = list.chunks.clone().into_iter().map(|chunk| {
             let at = next;
@@ -220,13 +231,13 @@ impl<C: Chunks> Chunked<C> {
         size: u64,
         start: u64,
         length: u64,
-    ) -> Result<Part, Failure> {
+    ) -> Result<ExtentAnswer, CallFailure> {
         if list.size() != Some(size) {
             let damage = Damage::WrongSize {
                 expected: size,
                 actual: list.size().unwrap_or_default(),
             };
-            return Err(self.source.lied(Object::Blob, digest, damage));
+            return Err(self.source.sent_corrupt(Object::Blob, digest, damage));
         }
         let end = start + length;
         let mut at = 0u64;
@@ -256,7 +267,7 @@ impl<C: Chunks> Chunked<C> {
         // The sizes add up, so this takes nothing away.
         let from = bytes.len().min(skip as usize);
         let to = bytes.len().min(from + length as usize);
-        Ok(Part::Chunks(bytes.freeze().slice(from..to)))
+        Ok(ExtentAnswer::Chunks(bytes.freeze().slice(from..to)))
     }
 }
 

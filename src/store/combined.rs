@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Answer, BackingFile, Error, Health, Ingest, LocalStore, Store, Usage};
+use super::{Answer, BackingFile, Error, Health, Ingest, LocalStore, Store, StoreUsage};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 
@@ -16,10 +16,10 @@ const KEYS: [&str; 3] = ["blobs", "directories", "path-infos"];
 
 /// Blobs, Directories and root nodes out of a store each. Clones share everything.
 #[derive(Clone, Debug)]
-pub struct Combined(Arc<Parts>);
+pub struct CombinedStore(Arc<CombinedParts>);
 
 #[derive(Debug)]
-struct Parts {
+struct CombinedParts {
     url: String,
     blobs: Arc<dyn Store>,
     directories: Arc<dyn Store>,
@@ -52,7 +52,7 @@ pub(crate) fn addresses(url: &str) -> Option<Vec<(&'static str, &str)>> {
     Some(parts.collect())
 }
 
-/// The addresses of the blobs, Directories and path infos in `url`, if it combines any; says what is
+/// The addresses of the blobs, Directories and path infos in `url`, if it combines any; reports what is
 /// wrong with them otherwise.
 pub(crate) fn three(url: &str) -> Option<Result<[&str; 3], String>> {
     let addresses = addresses(url)?;
@@ -60,9 +60,9 @@ pub(crate) fn three(url: &str) -> Option<Result<[&str; 3], String>> {
         let mut of_key = addresses.iter().filter(|(found, _)| *found == key);
         match (of_key.next(), of_key.next()) {
             (Some((_, address)), None) if !address.is_empty() => Ok(*address),
-            (Some(_), Some(_)) => Err(format!("it says {key}= twice")),
+            (Some(_), Some(_)) => Err(format!("it has {key}= twice")),
             _ => Err(format!(
-                "it does not say {key}=URL; there have to be blobs=URL&directories=URL&path-infos=URL"
+                "it does not have {key}=URL; there have to be blobs=URL&directories=URL&path-infos=URL"
             )),
         }
     };
@@ -74,10 +74,10 @@ pub(crate) fn three(url: &str) -> Option<Result<[&str; 3], String>> {
     )
 }
 
-impl Combined {
+impl CombinedStore {
     /// The stores `blobs`, `directories` and `path_infos` as the one that `url` names.
     pub fn new(url: String, [blobs, directories, path_infos]: [Arc<dyn Store>; 3]) -> Self {
-        Self(Arc::new(Parts {
+        Self(Arc::new(CombinedParts {
             url,
             blobs,
             directories,
@@ -91,7 +91,7 @@ impl Combined {
 }
 
 #[async_trait]
-impl Store for Combined {
+impl Store for CombinedStore {
     fn url(&self) -> &str {
         &self.0.url
     }
@@ -176,7 +176,7 @@ impl Store for Combined {
         self.0.blobs.group_table(digest, size).await
     }
 
-    fn usage(&self) -> Result<Option<Usage>, Error> {
+    fn usage(&self) -> Result<Option<StoreUsage>, Error> {
         Ok(None)
     }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 pub(crate) fn place(path: &Path) -> PathBuf {
     let is_name = path.components().count() == 1 && path.is_relative();
     match std::env::var_os("CREDENTIALS_DIRECTORY") {
-        Some(folder) if is_name => Path::new(&folder).join(path),
+        Some(dir) if is_name => Path::new(&dir).join(path),
         _ => path.to_owned(),
     }
 }

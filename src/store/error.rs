@@ -148,7 +148,7 @@ pub enum Error {
     Unlisted {
         /// The store's URL.
         store: String,
-        /// What it says of that.
+        /// Its message about that.
         why: String,
     },
     /// A root node that was to be added has a name that another has.

@@ -10,9 +10,12 @@ use super::advice::with_advice;
 use super::{Damage, Error, Object};
 use crate::castore::Digest;
 
+/// Bytes of a server's message that are kept, at most: it comes to logs and terminals.
+const LONGEST: usize = 1024;
+
 /// Why a call has no answer.
 #[derive(Clone, Debug)]
-pub(super) enum Failure {
+pub(super) enum CallFailure {
     Timeout(Duration),
     /// The server, or the connection, failed with this status.
     Status(Code, String),
@@ -21,43 +24,43 @@ pub(super) enum Failure {
     /// The received bytes do not match their digest.
     Damaged(Object, Digest, Damage),
     /// A download buffer file failed.
-    Spool(PathBuf, std::io::ErrorKind),
+    BufferFile(PathBuf, std::io::ErrorKind),
 }
 
-impl Failure {
+impl CallFailure {
     pub(super) fn is(&self, wanted: Code) -> bool {
-        matches!(self, Failure::Status(code, _) if *code == wanted)
+        matches!(self, CallFailure::Status(code, _) if *code == wanted)
     }
 
     /// The public error for this failure of `request`.
     pub(super) fn of(self, store: &str, request: impl fmt::Display) -> Error {
         let store = store.to_owned();
         match self {
-            Failure::Timeout(after) => Error::Timeout { store, after },
-            Failure::Damaged(object, digest, damage) => Error::Damaged {
+            CallFailure::Timeout(after) => Error::Timeout { store, after },
+            CallFailure::Damaged(object, digest, damage) => Error::Damaged {
                 store,
                 object,
                 digest,
                 damage: Box::new(damage),
             },
-            Failure::Unlisted(why) => Error::Unlisted { store, why },
-            Failure::Status(Code::AlreadyExists, why) => Error::NameTaken { store, why },
-            Failure::Status(Code::PermissionDenied, why) => Error::ReadOnly { store, why },
-            Failure::Status(Code::InvalidArgument | Code::FailedPrecondition, why) => {
+            CallFailure::Unlisted(why) => Error::Unlisted { store, why },
+            CallFailure::Status(Code::AlreadyExists, why) => Error::NameTaken { store, why },
+            CallFailure::Status(Code::PermissionDenied, why) => Error::ReadOnly { store, why },
+            CallFailure::Status(Code::InvalidArgument | Code::FailedPrecondition, why) => {
                 Error::Refused {
                     store,
                     what: request.to_string(),
                     why,
                 }
             }
-            Failure::Status(code, why) => Error::Remote {
+            CallFailure::Status(code, why) => Error::Remote {
                 why: with_advice(&store, code, &why),
                 store,
                 request: request.to_string(),
             },
-            Failure::Spool(path, kind) => Error::Io {
+            CallFailure::BufferFile(path, kind) => Error::Io {
                 store,
-                action: "use the spool file in",
+                action: "use the download buffer in",
                 path,
                 source: kind.into(),
             },
@@ -66,11 +69,11 @@ impl Failure {
 
     /// A fetch that crashed.
     pub(super) fn crashed() -> Self {
-        Failure::Status(Code::Internal, "the fetch was interrupted".to_owned())
+        CallFailure::Status(Code::Internal, "the fetch was interrupted".to_owned())
     }
 }
 
-impl From<Status> for Failure {
+impl From<Status> for CallFailure {
     fn from(status: Status) -> Self {
         let mut why = status.message().to_owned();
         let mut cause = std::error::Error::source(&status);
@@ -81,12 +84,22 @@ impl From<Status> for Failure {
             }
             cause = error.source();
         }
-        Failure::Status(status.code(), why)
+        CallFailure::Status(status.code(), shortened(why))
     }
 }
 
+/// `text`, or its beginning if it is longer than any reason is.
+fn shortened(mut text: String) -> String {
+    if text.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or_default());
+        text.push('…');
+    }
+    text
+}
+
 /// Turns "not found" into nothing.
-pub(super) fn found<T>(answer: Result<T, Failure>) -> Result<Option<T>, Failure> {
+pub(super) fn found<T>(answer: Result<T, CallFailure>) -> Result<Option<T>, CallFailure> {
     match answer {
         Ok(found) => Ok(Some(found)),
         Err(failure) if failure.is(Code::NotFound) => Ok(None),

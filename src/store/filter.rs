@@ -1,10 +1,10 @@
 //! A store that shows some of the roots of another.
 //!
-//! The name decides: [`Pattern`]s with `*`, `?`, `[…]` and `{…,…}`, matched against the name's
+//! The name decides: [`RootPattern`]s with `*`, `?`, `[…]` and `{…,…}`, matched against the name's
 //! bytes, and a set of names. Blobs and Directories have no name and are not filtered: a filter
 //! selects what is shown, and does not prevent reading by digest.
 //!
-//! Additions go to the store behind the filter; a root that the filter would hide is refused.
+//! Additions go to the filtered store; a root that the filter would hide is refused.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -19,15 +19,18 @@ use bytes::Bytes;
 use globset::{GlobBuilder, GlobMatcher};
 use parking_lot::Mutex;
 
-use super::{Added, Answer, BackingFile, BlobWriter, Error, Health, Ingest, Store, Usage};
+use super::root_change::RootCondition;
+use super::{
+    AddedTotals, Answer, BackingFile, BlobWriter, Error, Health, Ingest, Store, StoreUsage,
+};
 use crate::castore::{Digest, Directory, GroupTable, Name, Root};
 use crate::nix::PathInfo;
 
 /// A pattern of root names.
 #[derive(Clone)]
-pub struct Pattern(GlobMatcher);
+pub struct RootPattern(GlobMatcher);
 
-impl Pattern {
+impl RootPattern {
     /// Reads `text`; returns what is wrong with it otherwise.
     pub fn parse(text: &str) -> Result<Self, String> {
         let glob = GlobBuilder::new(text)
@@ -49,26 +52,26 @@ impl Pattern {
     }
 }
 
-impl fmt::Debug for Pattern {
+impl fmt::Debug for RootPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.as_str())
     }
 }
 
-impl PartialEq for Pattern {
+impl PartialEq for RootPattern {
     fn eq(&self, other: &Self) -> bool {
         self.as_str() == other.as_str()
     }
 }
 
-impl Eq for Pattern {}
+impl Eq for RootPattern {}
 
 /// The roots of a store with matching names. Clones share everything.
 #[derive(Clone, Debug)]
-pub struct Filter {
+pub struct FilteredStore {
     url: String,
     inner: Arc<dyn Store>,
-    patterns: Arc<[Pattern]>,
+    patterns: Arc<[RootPattern]>,
     names: Option<Arc<ListedNames>>,
 }
 
@@ -124,10 +127,10 @@ impl ListedNames {
     }
 }
 
-impl Filter {
+impl FilteredStore {
     /// The roots of `inner` whose names match one of `patterns`. `url` names the store in logs and
     /// errors.
-    pub fn new(url: String, inner: Arc<dyn Store>, patterns: Vec<Pattern>) -> Self {
+    pub fn new(url: String, inner: Arc<dyn Store>, patterns: Vec<RootPattern>) -> Self {
         Self {
             url,
             inner,
@@ -158,7 +161,7 @@ impl Filter {
 }
 
 #[async_trait]
-impl Store for Filter {
+impl Store for FilteredStore {
     fn url(&self) -> &str {
         &self.url
     }
@@ -263,7 +266,7 @@ impl Store for Filter {
     }
 
     /// The contents of the whole store: which trees a blob belongs to is not known.
-    fn usage(&self) -> Result<Option<Usage>, Error> {
+    fn usage(&self) -> Result<Option<StoreUsage>, Error> {
         self.inner.usage()
     }
 
@@ -272,7 +275,7 @@ impl Store for Filter {
     }
 
     fn health(&self) -> Health {
-        // The store behind it reports its own health.
+        // The filtered store reports its own health.
         Health::default()
     }
 
@@ -296,10 +299,10 @@ impl Store for Filter {
     }
 }
 
-/// An addition to the store behind a filter.
+/// An addition to a filtered store.
 struct FilteredIngest {
     inner: Box<dyn Ingest>,
-    filter: Filter,
+    filter: FilteredStore,
 }
 
 impl FilteredIngest {
@@ -307,7 +310,7 @@ impl FilteredIngest {
         if self.filter.takes(name) {
             return Ok(());
         }
-        let patterns = self.filter.patterns.iter().map(Pattern::as_str);
+        let patterns = self.filter.patterns.iter().map(RootPattern::as_str);
         let names = self.filter.names.as_ref();
         let names = names.map(|names| format!("the names in {}", names.file.display()));
         let all: Vec<_> = patterns.map(str::to_owned).chain(names).collect();
@@ -365,11 +368,15 @@ impl Ingest for FilteredIngest {
         self.inner.put_incomplete_root(root, path_info)
     }
 
+    fn only_if(&self, condition: RootCondition) {
+        self.inner.only_if(condition);
+    }
+
     fn release(&self) {
         self.inner.release();
     }
 
-    fn commit(self: Box<Self>) -> Result<Added, Error> {
+    fn commit(self: Box<Self>) -> Result<AddedTotals, Error> {
         self.inner.commit()
     }
 }
@@ -381,9 +388,9 @@ mod tests {
 
     #[test]
     fn names_come_from_a_file_as_it_is_now() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("store-paths");
-        let filter = Filter::of_listed(Arc::new(MemoryStore::new()), &file);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("store-paths");
+        let filter = FilteredStore::of_listed(Arc::new(MemoryStore::new()), &file);
         assert!(!filter.takes(b"000-a"), "there is no file");
         std::fs::write(&file, "/nix/store/000-a\n\n001-b\n").unwrap();
         assert!(filter.takes(b"000-a") && filter.takes(b"001-b"));
@@ -397,7 +404,7 @@ mod tests {
     #[test]
     fn patterns_are_about_bytes() {
         let check = |pattern: &str, taken: &[&[u8]], not: &[&[u8]]| {
-            let pattern = Pattern::parse(pattern).unwrap();
+            let pattern = RootPattern::parse(pattern).unwrap();
             for name in taken {
                 assert!(pattern.takes(name), "{pattern:?} {}", name.escape_ascii());
             }
@@ -416,7 +423,7 @@ mod tests {
         check("*", &[b".hidden", b"\xfe\xff"], &[]);
         check("a.b", &[b"a.b"], &[b"acb"]);
         for wrong in ["[a", "{a"] {
-            assert!(Pattern::parse(wrong).is_err(), "{wrong}");
+            assert!(RootPattern::parse(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -1,17 +1,17 @@
-//! A castore behind gRPC.
+//! A castore over gRPC.
 //!
-//! The client of two protocols: the common one, in both its generations, and the additional
-//! services of castore-fs servers (`docs/protocol.md`). Which of them an endpoint supports is found
-//! out by calls, and remembered.
+//! The client of two protocols: the common one of tvix and snix, in both its generations, and the additional
+//! services of castore-fs servers (`docs/protocol.md`). The first calls show which of them an endpoint
+//! supports; later calls use that.
 //!
-//! **Nothing is trusted.** Directories and small blobs are hashed whole, parts of large blobs
-//! checked against a table that was checked against the digest, and if a server sends no table,
-//! whole blobs are held back until they are hashed ([`super::segments`]). Wrong bytes are
-//! discarded, and the error and the log name the endpoint.
+//! **Nothing is trusted.** Directories and small blobs are hashed whole. Parts of large blobs are checked
+//! against a table that was itself checked against the digest. If a server sends no table, no byte of a blob
+//! is returned before all of it was hashed ([`super::extents`]). Wrong bytes are discarded, and the error and
+//! the log name the endpoint.
 //!
 //! **Fetched objects are cached** in memory within bounds; `…_now` answers from there and returns
-//! `Wait` otherwise. Fetches run on a runtime of their own ([`super::network`]), one for all
-//! readers of an object.
+//! `Wait` otherwise. Fetches run on a runtime of their own ([`super::network`]); all readers of an object share
+//! one fetch.
 
 mod address;
 mod blobs;
@@ -27,32 +27,32 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::runtime::Handle;
 
-use self::address::Address;
+use self::address::GrpcAddress;
 use self::blobs::ServerBlobs;
-use self::directories::Directories;
-use self::endpoint::Endpoint;
-use self::roots::Roots;
-use super::failure::Failure;
-use super::far::{self, Behind, Far};
-use super::segments::Segments;
+use self::directories::ServerDirectories;
+use self::endpoint::GrpcEndpoint;
+use self::roots::ServerRoots;
+use super::extents::Extents;
+use super::failure::CallFailure;
+use super::upstream::{self, UpstreamCalls, UpstreamStore};
 use super::{Error, Ingest, network};
 use crate::castore::{Digest, Directory, Root};
 use crate::nix::PathInfo;
 
-/// The share of the cache that Directories get.
+/// Directories get one part of the cache in so many.
 const DIRECTORIES_SHARE: usize = 4;
 
-/// A store behind a gRPC server. Clones share everything.
-pub type GrpcStore = Far<Server>;
+/// A store on a gRPC server. Clones share everything.
+pub type GrpcStore = UpstreamStore<GrpcServer>;
 
-/// A server, and cached answers.
+/// A server as its client sees it: the calls, and what is cached of the answers.
 #[derive(Debug)]
-pub struct Server {
-    endpoint: Arc<Endpoint>,
-    directories: Arc<Directories>,
+pub struct GrpcServer {
+    endpoint: Arc<GrpcEndpoint>,
+    directories: Arc<ServerDirectories>,
     blobs: Arc<ServerBlobs>,
-    segments: Arc<Segments<ServerBlobs>>,
-    roots: Arc<Roots>,
+    extents: Arc<Extents<ServerBlobs>>,
+    roots: Arc<ServerRoots>,
 }
 
 impl GrpcStore {
@@ -64,7 +64,7 @@ impl GrpcStore {
             url: url.to_owned(),
             why,
         };
-        let address = Address::parse(url).map_err(wrong)?;
+        let address = GrpcAddress::parse(url).map_err(wrong)?;
         let token = address.token().map_err(wrong)?;
         let runtime = network::handle()
             .map_err(|error| wrong(format!("cannot start threads: {error}")))?
@@ -73,19 +73,27 @@ impl GrpcStore {
             let _within = runtime.enter();
             address.channel().map_err(wrong)?
         };
-        let endpoint = Endpoint::new(address.shown, channel, token, address.deadlines, runtime);
+        let endpoint = GrpcEndpoint::new(address.shown, channel, token, address.deadlines, runtime);
         let blobs = ServerBlobs::new(endpoint.clone());
-        let server = Server {
-            directories: Directories::new(endpoint.clone(), address.cache / DIRECTORIES_SHARE),
-            segments: Segments::new(blobs.clone(), address.verify, address.cache, address.spool),
+        let server = GrpcServer {
+            directories: ServerDirectories::new(
+                endpoint.clone(),
+                address.cache / DIRECTORIES_SHARE,
+            ),
+            extents: Extents::new(
+                blobs.clone(),
+                address.verify,
+                address.cache,
+                address.download_buffer,
+            ),
             blobs,
-            roots: Roots::new(endpoint.clone()),
+            roots: ServerRoots::new(endpoint.clone()),
             endpoint,
         };
         if address.wait {
             let blobs = server.blobs.clone();
             let asked = async move { blobs.has(&Digest::empty_blob()).await };
-            far::wait(&server.endpoint.runtime, asked)
+            upstream::wait(&server.endpoint.runtime, asked)
                 .map_err(|failure| server.endpoint.error("connecting", failure))?;
         }
         Ok(Self::new(server))
@@ -93,17 +101,17 @@ impl GrpcStore {
 
     /// Returns what is wrong with `url`, without connecting.
     pub(crate) fn check_url(url: &str) -> Result<(), String> {
-        Address::parse(url).map(drop)
+        GrpcAddress::parse(url).map(drop)
     }
 
-    /// Calls made to the server so far, each of which costs a round trip.
+    /// Calls to the server so far; each is a round trip.
     pub fn calls(&self) -> u64 {
-        self.behind().endpoint.calls()
+        self.upstream_calls().endpoint.calls()
     }
 }
 
 #[async_trait]
-impl Behind for Server {
+impl UpstreamCalls for GrpcServer {
     type Blobs = ServerBlobs;
 
     fn url(&self) -> &str {
@@ -114,51 +122,52 @@ impl Behind for Server {
         &self.endpoint.runtime
     }
 
-    fn segments(&self) -> &Arc<Segments<ServerBlobs>> {
-        &self.segments
+    fn extents(&self) -> &Arc<Extents<ServerBlobs>> {
+        &self.extents
     }
 
-    fn directory_here(&self, digest: &Digest) -> Option<Directory> {
-        self.directories.here(digest)
+    fn cached_directory(&self, digest: &Digest) -> Option<Directory> {
+        self.directories.cached(digest)
     }
 
     fn known_root(&self, name: &[u8]) -> Option<Option<Root>> {
         self.roots.known(name)
     }
 
-    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Failure> {
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, CallFailure> {
         self.directories.get(digest).await
     }
 
-    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Failure> {
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, CallFailure> {
         self.roots.get(name).await
     }
 
-    async fn roots(&self) -> Result<Vec<Root>, Failure> {
+    async fn roots(&self) -> Result<Vec<Root>, CallFailure> {
         self.roots.list().await
     }
 
-    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Failure> {
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, CallFailure> {
         self.roots.path_info(name).await
     }
 
-    async fn has_tree(&self, digest: &Digest) -> Result<bool, Failure> {
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, CallFailure> {
         match self.blobs.has_tree(digest).await? {
             Some(whole) => Ok(whole),
-            // The field's writers put what is below a Directory before it.
+            // Writers of the common protocol store a Directory after everything below it: if it is there, so
+            // is its tree.
             None => Ok(self.directory(digest).await?.is_some()),
         }
     }
 
-    async fn has_blob(&self, digest: &Digest) -> Result<bool, Failure> {
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, CallFailure> {
         self.blobs.has(digest).await
     }
 
-    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, CallFailure> {
         self.blobs.size(digest).await
     }
 
-    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Failure> {
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, CallFailure> {
         self.blobs.chunks(digest).await
     }
 

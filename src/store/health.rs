@@ -16,7 +16,7 @@ pub struct Health {
     pub members: Vec<MemberHealth>,
 }
 
-/// An upstream, as seen from here.
+/// An upstream, as its client sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointHealth {
     /// Whether the last request was answered.
@@ -67,7 +67,7 @@ pub struct MemberHealth {
     /// Requests that were hedged because this one took long.
     pub hedges: u64,
     /// Answers that did not match their digest.
-    pub lies: u64,
+    pub corrupt_responses: u64,
     /// The median of its latest small answers, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub median_micros: Option<u64>,
@@ -90,5 +90,5 @@ pub enum MemberState {
     /// Others were faster for a while; it is asked when they cannot answer, and probed.
     Slow,
     /// It sent wrong bytes, and is asked when no other can answer.
-    Liar,
+    Corrupt,
 }

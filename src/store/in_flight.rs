@@ -5,7 +5,7 @@
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Bytes in flight at once, of one store: a thousand segments of 256 KiB.
+/// Bytes in flight at once, of one store: a thousand extents of 256 KiB.
 const MOST: u64 = 256 << 20;
 /// The unit of counting.
 const UNIT: u64 = 64 << 10;

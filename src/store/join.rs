@@ -7,7 +7,7 @@
 //! otherwise lose all names for one member's failure.
 //!
 //! **Content comes from any member.** Blobs and Directories match their digest, whichever member
-//! has them. The member that led to a digest is remembered ([`Hints`]) and asked first, then the
+//! has them. The member that led to a digest is remembered ([`MemberHints`]) and asked first, then the
 //! others in order. An object does not exist only if every member answers so.
 //!
 //! **A join is read-only**, since an addition has no obvious member. Write to a member.
@@ -22,43 +22,43 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 
-use self::hints::Hints;
+use self::hints::MemberHints;
 use super::root_versions::RootVersions;
-use super::{Answer, BackingFile, Error, Health, Ingest, Store, Usage};
+use super::{Answer, BackingFile, Error, Health, Ingest, Store, StoreUsage};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 
 /// Several stores as one. Clones share everything.
 #[derive(Clone, Debug)]
-pub struct Join(Arc<Shared>);
+pub struct JoinedStore(Arc<JoinInner>);
 
 #[derive(Debug)]
-struct Shared {
+struct JoinInner {
     url: String,
-    members: Vec<Member>,
-    hints: Hints,
+    members: Vec<JoinMember>,
+    hints: MemberHints,
     versions: RootVersions,
 }
 
 #[derive(Debug)]
-struct Member {
+struct JoinMember {
     name: String,
     store: Arc<dyn Store>,
     /// Its last list of roots.
     listed: Mutex<Option<Vec<Root>>>,
 }
 
-impl Join {
+impl JoinedStore {
     /// The `members`, by name; of roots of the same name the first's is shown. `url` names the
     /// whole in logs and errors.
     pub fn new(url: String, members: Vec<(String, Arc<dyn Store>)>) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(JoinInner {
             url,
-            hints: Hints::default(),
+            hints: MemberHints::default(),
             versions: RootVersions::new(members.len()),
             members: members
                 .into_iter()
-                .map(|(name, store)| Member {
+                .map(|(name, store)| JoinMember {
                     name,
                     store,
                     listed: Mutex::default(),
@@ -173,7 +173,7 @@ impl Join {
     }
 
     /// The roots of a member; its last list if it fails.
-    async fn list(&self, member: &Member) -> Result<Vec<Root>, Error> {
+    async fn list(&self, member: &JoinMember) -> Result<Vec<Root>, Error> {
         match member.store.roots().await {
             Ok(roots) => {
                 *member.listed.lock() = Some(roots.clone());
@@ -217,7 +217,7 @@ where
 }
 
 #[async_trait]
-impl Store for Join {
+impl Store for JoinedStore {
     fn url(&self) -> &str {
         &self.0.url
     }
@@ -369,8 +369,8 @@ impl Store for Join {
     }
 
     /// The sum of their contents; what several hold counts as often. Nothing if one does not know.
-    fn usage(&self) -> Result<Option<Usage>, Error> {
-        let mut sum = Usage::default();
+    fn usage(&self) -> Result<Option<StoreUsage>, Error> {
+        let mut sum = StoreUsage::default();
         for store in self.stores() {
             let Some(usage) = store.usage()? else {
                 return Ok(None);

@@ -21,7 +21,7 @@ const LEAST_AGE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct LastListing {
     max_age: Duration,
-    last: Option<Last>,
+    last: Option<LastHash>,
     /// A request for the next one is under way.
     asking: bool,
     /// The last request failed: the last listing stays valid.
@@ -29,7 +29,7 @@ pub(super) struct LastListing {
 }
 
 #[derive(Debug)]
-struct Last {
+struct LastHash {
     hash: blake3::Hash,
     when: Instant,
 }
@@ -57,7 +57,7 @@ impl LastListing {
         for root in roots {
             hasher.update(&Entry::from(root).encode_length_delimited_to_vec());
         }
-        let now = Last {
+        let now = LastHash {
             hash: hasher.finalize(),
             when: Instant::now(),
         };

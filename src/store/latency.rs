@@ -8,12 +8,12 @@ const REMEMBERED: usize = 64;
 
 /// The times of the latest answers.
 #[derive(Debug, Default)]
-pub(super) struct Latencies {
+pub(super) struct RecentLatencies {
     latest: Vec<Duration>,
     next: usize,
 }
 
-impl Latencies {
+impl RecentLatencies {
     pub(super) fn add(&mut self, took: Duration) {
         match self.latest.get_mut(self.next) {
             Some(oldest) => *oldest = took,
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn percentiles_are_of_the_latest_answers() {
-        let mut latencies = Latencies::default();
+        let mut latencies = RecentLatencies::default();
         assert_eq!(latencies.percentile(95), None);
         latencies.add(Duration::from_secs(100));
         assert_eq!(latencies.percentile(50), Some(Duration::from_secs(100)));

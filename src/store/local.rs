@@ -7,9 +7,9 @@
 //! ```text
 //! format            which version this is, and whether it is only a cache
 //! index.redb        what there is, and where
-//! journal           names of roots, PathInfos and pins, from which a lost index is rebuilt
-//! sequence          tells readers that the index changed
-//! packs/N.pack      small blobs one behind the other, in the order they came; Directories, in
+//! journal           names of roots, PathInfos, pins, valid paths, from which a lost index is rebuilt
+//! sequence          notifies readers that the index changed
+//! packs/N.pack      small blobs one after the other, in the order they came; Directories, in
 //!                   packs of their own, in the order a walk meets them
 //! blobs/xx/…        each larger blob as a plain file
 //! parts/            what a cache has of large blobs that it does not have whole
@@ -27,9 +27,9 @@
 //! has locked exclusively, and waits for others only in the commit of the index, which is short.
 //! Processes that only read need no permission to write and leave no trace.
 
-mod closure;
+mod cache_store;
 mod damage;
-mod folder;
+mod dir;
 mod format;
 mod gc;
 mod index;
@@ -38,7 +38,7 @@ mod journal;
 mod large;
 mod leases;
 mod location;
-mod near;
+mod owner;
 mod pack;
 mod parts;
 mod read;
@@ -56,35 +56,40 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use self::closure::Closure;
 use self::damage::FoundDamage;
-use self::folder::Folder;
-pub use self::folder::OUR_NAMES;
-pub(super) use self::gc::Keep;
-pub use self::gc::{Collected, GcOptions};
+pub(crate) use self::dir::OUR_NAMES;
+use self::dir::StoreDirectory;
+pub(super) use self::gc::CacheRetention;
+pub use self::gc::{GcOptions, GcResult};
 pub(crate) use self::index::CachedRoot;
-pub use self::index::{Chunk, ChunkPlace, RootRecord, ValidPath, WaitingNar};
+pub use self::index::{ChunkPlace, RootRecord, StoredChunk, ValidPath, WaitingNar};
 use self::index::{CommitError, Index, Snapshot};
+use self::ingest::ClosureCheck;
 pub(super) use self::ingest::LocalIngest;
-use self::ingest::Staged;
-pub use self::leases::Lease;
-use self::location::{Kind, Location};
-use self::parts::Parts;
-use self::read::Files;
-pub use self::rebuild::{Rebuilt, Repaired};
-use super::{Answer, BackingFile, Error, Health, Ingest, Object, Store, Usage, at_hand};
+use self::ingest::LocalStaged;
+use self::journal::JournalPosition;
+pub use self::leases::InUseLease;
+use self::location::{ObjectLocation, StorageKind};
+use self::parts::PartialBlobs;
+use self::read::PackFiles;
+pub use self::rebuild::{RebuiltIndex, RepairOutcome};
+use super::{Answer, BackingFile, Error, Health, Ingest, Object, Store, StoreUsage, in_place};
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Node, NodeRef, Root};
 use crate::nix::PathInfo;
 
 /// A store in a directory. Clones are the same store.
 #[derive(Clone)]
-pub struct LocalStore(Arc<Inner>);
+pub struct LocalStore(Arc<LocalInner>);
 
-struct Inner {
-    folder: Arc<Folder>,
+/// A state of the roots, pins and valid paths of a local store: how far its journal was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NamesVersion(JournalPosition);
+
+struct LocalInner {
+    dir: Arc<StoreDirectory>,
     index: Index,
-    files: Files,
-    parts: Parts,
+    files: PackFiles,
+    parts: PartialBlobs,
     /// The removal counter at the last check.
     removals: AtomicU64,
     /// Whether the leftovers of dead processes were removed.
@@ -106,25 +111,25 @@ impl LocalStore {
 
     /// With `cache_only`, a new store is marked as one that can be fetched again.
     fn open_as(path: &Path, cache_only: bool) -> Result<Self, Error> {
-        let folder = Arc::new(Folder::new(path));
-        folder.prepare(cache_only, |path| index::create(&folder, path))?;
-        Ok(Self(Arc::new(Inner {
-            index: Index::open(folder.clone())?,
-            files: Files::new(folder.clone()),
-            parts: Parts::new(folder.clone()),
+        let dir = Arc::new(StoreDirectory::new(path));
+        dir.prepare(cache_only, |path| index::create(&dir, path))?;
+        Ok(Self(Arc::new(LocalInner {
+            index: Index::open(dir.clone())?,
+            files: PackFiles::new(dir.clone()),
+            parts: PartialBlobs::new(dir.clone()),
             removals: AtomicU64::new(0),
-            folder,
+            dir,
             reclaimed: Mutex::new(false),
             found: FoundDamage::default(),
         })))
     }
 
     /// The directory of the store.
-    pub fn folder(&self) -> &Path {
-        self.0.folder.path()
+    pub fn dir(&self) -> &Path {
+        self.0.dir.path()
     }
 
-    fn blob(&self, digest: &Digest) -> Result<Option<Location>, Error> {
+    fn blob(&self, digest: &Digest) -> Result<Option<ObjectLocation>, Error> {
         self.0.index.look_up(|snapshot| snapshot.blob(digest))
     }
 
@@ -133,7 +138,7 @@ impl LocalStore {
         &self,
         digest: &Digest,
         size: u64,
-        mut work: impl FnMut(Location) -> Result<T, Error>,
+        mut work: impl FnMut(ObjectLocation) -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
         let find = |snapshot: &Snapshot| snapshot.blob(digest);
         let done = self.0.with_object(find, |at| match at.len == size {
@@ -149,23 +154,24 @@ impl LocalStore {
         Ok(self.blob(digest)?.map(|at| at.len))
     }
 
-    /// Whether the blob `digest` is here.
+    /// Whether the blob `digest` is stored.
     pub(crate) fn has_blob_now(&self, digest: &Digest) -> Result<bool, Error> {
         if *digest == Digest::empty_blob() {
             return Ok(true);
         }
         let there = self.blob(digest)?.is_some();
-        Ok(there && !self.0.index.fresh()?.is_quarantined(Object::Blob, digest)?)
+        let is_found = || self.0.found.has(Object::Blob, digest);
+        Ok(there && !is_found() && !self.0.index.fresh()?.is_quarantined(Object::Blob, digest)?)
     }
 
-    /// Whether `node` and everything below it is here, by the index.
+    /// Whether `node` and everything below it is stored, by the index.
     pub(crate) fn is_whole(&self, node: &Node) -> Result<bool, Error> {
         match node.borrow() {
             NodeRef::Symlink { .. } => Ok(true),
             NodeRef::File { digest, .. } => self.has_blob_now(&digest),
             NodeRef::Directory { digest, .. } => {
                 let at = (self.0.index).look_up(|snapshot| snapshot.directory(&digest))?;
-                Ok(at.is_some_and(|at| at.kind == Kind::Whole))
+                Ok(at.is_some_and(|at| at.kind == StorageKind::Whole))
             }
         }
     }
@@ -174,6 +180,12 @@ impl LocalStore {
     pub(crate) fn cached_root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
         let found = self.0.index.fresh()?.cached_root(name)?;
         Ok(found.and_then(|found| found.root))
+    }
+
+    /// The path that the cached root `name` is, if what Nix has to know of it is cached too.
+    pub(crate) fn cached_path(&self, name: &[u8]) -> Result<Option<ValidPath>, Error> {
+        let found = self.0.index.fresh()?.cached_root(name)?;
+        Ok(found.and_then(|found| ValidPath::of_root(*found.path_info?, found.root?)))
     }
 
     /// The cached roots of a cache in this store.
@@ -186,7 +198,7 @@ impl LocalStore {
         &self,
         roots: &[(Bytes, Option<CachedRoot>)],
     ) -> Result<(), Error> {
-        self.0.folder.check_writable()?;
+        self.0.dir.check_writable()?;
         let mut change = self.0.index.change()?;
         change.set_cached_roots(roots)?;
         change.commit().map_err(CommitError::into_error)
@@ -197,21 +209,21 @@ impl LocalStore {
         self.0.index.fresh()?.root_records()
     }
 
-    /// The root `name` with its record, whether its content is here or not.
+    /// The root `name` with its record, whether its content is stored or not.
     pub fn root_record(&self, name: &[u8]) -> Result<Option<RootRecord>, Error> {
         self.0.index.fresh()?.root_record(name)
     }
 
     /// The chunks of the blob `blob`, in order, if they were entered with
     /// [`set_chunk_list`](Self::set_chunk_list).
-    pub fn chunk_list(&self, blob: &Digest) -> Result<Option<Vec<Chunk>>, Error> {
+    pub fn chunk_list(&self, blob: &Digest) -> Result<Option<Vec<StoredChunk>>, Error> {
         self.0.index.fresh()?.chunk_list(blob)
     }
 
     /// Stores how a blob of this store is cut into chunks. The list is removed with the blob;
-    /// nothing happens if the blob is not here.
-    pub fn set_chunk_list(&self, blob: &Digest, chunks: &[Chunk]) -> Result<(), Error> {
-        self.0.folder.check_writable()?;
+    /// nothing happens if the blob is not stored.
+    pub fn set_chunk_list(&self, blob: &Digest, chunks: &[StoredChunk]) -> Result<(), Error> {
+        self.0.dir.check_writable()?;
         let mut change = self.0.index.change()?;
         if change.blob(blob)?.is_none() {
             return Ok(());
@@ -220,7 +232,7 @@ impl LocalStore {
         change.commit().map_err(CommitError::into_error)
     }
 
-    /// Where the bytes of the chunk `digest` are, if it is in the list of a blob that is here.
+    /// Where the bytes of the chunk `digest` are, if it is in the list of a blob that is stored.
     pub fn chunk(&self, digest: &Digest) -> Result<Option<ChunkPlace>, Error> {
         self.0.index.fresh()?.chunk(digest)
     }
@@ -232,11 +244,11 @@ impl LocalStore {
 
     /// Has a NAR wait whose contents are in this store. For a day, they stay without a root.
     pub fn put_waiting_nar(&self, file: &[u8; 32], waiting: &WaitingNar) -> Result<(), Error> {
-        self.0.folder.check_writable()?;
+        self.0.dir.check_writable()?;
         let mut change = self.0.index.change()?;
         if !change.put_waiting_nar(file, waiting)? {
             return Err(Error::Refused {
-                store: self.0.folder.url().to_owned(),
+                store: self.0.dir.url().to_owned(),
                 what: "a NAR without a narinfo".to_owned(),
                 why: "too many wait already: send their narinfos, or wait for a day".to_owned(),
             });
@@ -246,7 +258,16 @@ impl LocalStore {
 
     /// The path `name`, if it was reported to Nix as valid.
     pub fn valid_path(&self, name: &[u8]) -> Result<Option<ValidPath>, Error> {
+        // One that was forgotten since the snapshot was taken is not valid.
+        self.0.index.fresh()?;
         self.0.index.look_up(|snapshot| snapshot.valid_path(name))
+    }
+
+    /// The root that the path `name` was reported to Nix with; nothing if its contents were not known by then.
+    pub(crate) fn reported_root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        self.0
+            .index
+            .look_up(|snapshot| snapshot.reported_root(name))
     }
 
     /// The paths that were reported to Nix as valid: all, or those whose name begins with `start`.
@@ -254,34 +275,63 @@ impl LocalStore {
         self.0.index.fresh()?.valid_paths(start)
     }
 
-    /// How many paths were reported to Nix as valid.
-    pub fn valid_path_count(&self) -> Result<u64, Error> {
-        self.0.index.fresh()?.valid_path_count()
+    /// The names of all paths that were reported to Nix as valid.
+    pub fn valid_path_names(&self) -> Result<Vec<Vec<u8>>, Error> {
+        self.0.index.fresh()?.valid_path_names()
     }
 
-    /// Enters, durably, paths that are about to be reported to Nix as valid. What they refer to is among
-    /// them or was entered before. From now on their roots are neither removed nor replaced.
-    pub fn add_valid_paths(&self, paths: &[ValidPath]) -> Result<(), Error> {
-        self.0.folder.check_writable()?;
+    /// The version of the names: it changes with every commit of a root, a pin or a valid path.
+    pub(crate) fn names_version(&self) -> Result<NamesVersion, Error> {
+        self.0.index.fresh()?.journal().map(NamesVersion)
+    }
+
+    /// Enters, durably and in one commit, paths that are about to be reported to Nix as valid: `of_roots`, which
+    /// are roots of this store, and `paths`. From now on their roots are neither removed nor replaced.
+    ///
+    /// Enters nothing and returns false if something has changed since they were looked at: a root is not what
+    /// `of_roots` has of it, or what a path refers to is neither among them nor entered.
+    pub fn add_valid_paths(
+        &self,
+        paths: &[ValidPath],
+        of_roots: &[ValidPath],
+    ) -> Result<bool, Error> {
+        self.0.dir.check_writable()?;
         let mut change = self.0.index.change()?;
-        change.add_valid_paths(paths)?;
-        change.commit().map_err(CommitError::into_error)
+        if !change.add_valid_paths(paths, of_roots)? {
+            return Ok(false);
+        }
+        change.commit().map_err(CommitError::into_error)?;
+        Ok(true)
     }
 
-    /// Forgets that the paths `names` were reported to Nix as valid: their roots can be removed again.
+    /// Forgets that the paths `names` were reported to Nix as valid: their roots can be removed again. Fails
+    /// with [`Error::Refused`] if another reported path refers to one of them.
     pub fn forget_valid_paths(&self, names: &[&[u8]]) -> Result<(), Error> {
-        self.0.folder.check_writable()?;
+        self.0.dir.check_writable()?;
         let mut change = self.0.index.change()?;
         change.forget_valid_paths(names)?;
         change.commit().map_err(CommitError::into_error)
+    }
+
+    /// Fails as the removal of the roots `names` would for what was reported to Nix: with `forgets`, as
+    /// [`forget_valid_paths`](Self::forget_valid_paths). Changes nothing.
+    pub fn check_removal(&self, names: &[&[u8]], forgets: bool) -> Result<(), Error> {
+        // Dropped without a commit.
+        let mut change = self.0.index.change()?;
+        match forgets {
+            true => change.forget_valid_paths(names),
+            false => names
+                .iter()
+                .try_for_each(|name| change.check_not_reported(name)),
+        }
     }
 
     /// Begins an addition. Waits for a running garbage collection.
     pub(super) fn addition(&self) -> Result<LocalIngest, Error> {
         let store = &self.0;
         // First, so that a process without the right to write gets that error.
-        store.folder.check_writable()?;
-        let under_way = store.folder.begin_addition()?;
+        store.dir.check_writable()?;
+        let under_way = store.dir.begin_addition()?;
         store.prepare_to_write()?;
         // Damaged objects do not count as present.
         store.write_found_damage();
@@ -292,19 +342,19 @@ impl LocalStore {
     }
 }
 
-impl Inner {
+impl LocalInner {
     /// Checks that the store is writable, and removes leftovers of dead processes.
     fn prepare_to_write(&self) -> Result<(), Error> {
         let mut reclaimed = self.reclaimed.lock();
         if *reclaimed {
             return Ok(());
         }
-        self.folder.check_writable()?;
+        self.dir.check_writable()?;
         // The index is not even opened for writing as long as nothing is to be written.
         let packs = self.index.fresh()?.packs()?;
-        if large::has_leftovers(&self.folder)? || pack::has_leftovers(&self.folder, &packs)? {
-            large::reclaim(&self.folder, &self.index)?;
-            pack::reclaim(&self.folder, &self.index)?;
+        if large::has_leftovers(&self.dir)? || pack::has_leftovers(&self.dir, &packs)? {
+            large::reclaim(&self.dir, &self.index)?;
+            pack::reclaim(&self.dir, &self.index)?;
         }
         *reclaimed = true;
         Ok(())
@@ -314,8 +364,8 @@ impl Inner {
     /// again: if it is not where it was, it is looked up again.
     fn with_object<T>(
         &self,
-        find: impl Fn(&Snapshot) -> Result<Option<Location>, Error>,
-        mut work: impl FnMut(Location) -> Result<T, Error>,
+        find: impl Fn(&Snapshot) -> Result<Option<ObjectLocation>, Error>,
+        mut work: impl FnMut(ObjectLocation) -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
         let Some(mut at) = self.index.look_up(&find)? else {
             return Ok(None);
@@ -325,7 +375,7 @@ impl Inner {
                 Ok(done) => return Ok(Some(done)),
                 Err(error) => error,
             };
-            let place = |at: Location| (at.pack, at.offset, at.len);
+            let place = |at: ObjectLocation| (at.pack, at.offset, at.len);
             match find(&*self.index.fresh()?)? {
                 None => return Ok(None),
                 Some(now) if place(now) == place(at) => return Err(error),
@@ -352,14 +402,14 @@ impl Inner {
 
 impl fmt::Debug for LocalStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LocalStore({})", self.0.folder.url())
+        write!(f, "LocalStore({})", self.0.dir.url())
     }
 }
 
 #[async_trait]
 impl Store for LocalStore {
     fn url(&self) -> &str {
-        self.0.folder.url()
+        self.0.dir.url()
     }
 
     fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
@@ -386,7 +436,7 @@ impl Store for LocalStore {
         }
     }
 
-    /// Everything is here already.
+    /// Everything is stored already.
     fn will_need(&self, _: &[(Digest, u64)]) {}
 
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
@@ -395,14 +445,14 @@ impl Store for LocalStore {
 
     fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
         let file = self.with_blob(digest, size, |at| match at.kind {
-            Kind::Large => self.0.files.large_file(digest, size).map(Some),
+            StorageKind::Large => self.0.files.large_file(digest, size).map(Some),
             _ => Ok(None),
         })?;
         Ok(file.flatten().map(|file| BackingFile { file }))
     }
 
     async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
-        at_hand::directory(self, digest)
+        in_place::directory(self, digest)
     }
 
     async fn read(
@@ -412,11 +462,11 @@ impl Store for LocalStore {
         offset: u64,
         length: usize,
     ) -> Result<Option<Bytes>, Error> {
-        at_hand::read(self, digest, size, offset, length)
+        in_place::read(self, digest, size, offset, length)
     }
 
     async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
-        at_hand::root(self, name)
+        in_place::root(self, name)
     }
 
     async fn roots(&self) -> Result<Vec<Root>, Error> {
@@ -439,7 +489,7 @@ impl Store for LocalStore {
     async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
         self.0.write_found_damage();
         let snapshot = self.0.index.fresh()?;
-        Closure::new(&self.0, &snapshot, &Staged::default()).has(digest)
+        ClosureCheck::new(&self.0, &snapshot, &LocalStaged::default()).has(digest)
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
@@ -467,7 +517,7 @@ impl Store for LocalStore {
         }
     }
 
-    fn usage(&self) -> Result<Option<Usage>, Error> {
+    fn usage(&self) -> Result<Option<StoreUsage>, Error> {
         self.0.index.fresh()?.usage().map(Some)
     }
 

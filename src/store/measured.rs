@@ -10,30 +10,30 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::health::{EndpointHealth, EndpointState, Health};
-use super::latency::Latencies;
-use super::{Answer, BackingFile, Error, Ingest, Store, Usage};
+use super::latency::RecentLatencies;
+use super::{Answer, BackingFile, Error, Ingest, Store, StoreUsage};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 
 /// `inner`, measured. Answers from memory are not counted: only requests that leave this process.
 #[derive(Debug)]
-pub(crate) struct Measured {
+pub(crate) struct MeasuredStore {
     inner: Arc<dyn Store>,
     requests: AtomicU64,
     failures: AtomicU64,
     in_flight: AtomicU64,
     bytes_in: AtomicU64,
-    latest: Mutex<Latest>,
+    latest: Mutex<LatestCalls>,
 }
 
 #[derive(Debug, Default)]
-struct Latest {
-    latencies: Latencies,
+struct LatestCalls {
+    latencies: RecentLatencies,
     state: EndpointState,
     failure: Option<String>,
 }
 
-impl Measured {
+impl MeasuredStore {
     pub(crate) fn new(inner: Arc<dyn Store>) -> Self {
         Self {
             inner,
@@ -50,10 +50,10 @@ impl Measured {
         question: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let flight = Flight::begin(&self.in_flight);
+        let pending = CallInFlight::begin(&self.in_flight);
         let began = Instant::now();
         let outcome = question.await;
-        drop(flight);
+        drop(pending);
         let mut latest = self.latest.lock();
         match &outcome {
             Ok(_) => {
@@ -75,23 +75,23 @@ impl Measured {
 }
 
 /// A request in flight; its caller may be dropped.
-struct Flight<'a>(&'a AtomicU64);
+struct CallInFlight<'a>(&'a AtomicU64);
 
-impl<'a> Flight<'a> {
+impl<'a> CallInFlight<'a> {
     fn begin(count: &'a AtomicU64) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }
 }
 
-impl Drop for Flight<'_> {
+impl Drop for CallInFlight<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[async_trait]
-impl Store for Measured {
+impl Store for MeasuredStore {
     fn url(&self) -> &str {
         self.inner.url()
     }
@@ -186,7 +186,7 @@ impl Store for Measured {
         self.measure(self.inner.group_table(digest, size)).await
     }
 
-    fn usage(&self) -> Result<Option<Usage>, Error> {
+    fn usage(&self) -> Result<Option<StoreUsage>, Error> {
         self.inner.usage()
     }
 

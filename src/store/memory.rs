@@ -12,11 +12,11 @@ use prost::Message;
 
 use super::root_change::{RootChange, admit};
 use super::{
-    Added, Answer, BackingFile, BlobWriter, Damage, Error, Health, Ingest, Object, Store, Usage,
-    at_hand,
+    AddedTotals, Answer, BackingFile, BlobWriter, Damage, Error, Health, Ingest, Object, Store,
+    StoreUsage, in_place,
 };
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root};
-use crate::nix::PathInfo;
+use crate::nix::{PathInfo, renew};
 
 const URL: &str = "memory:";
 
@@ -27,17 +27,17 @@ const EACH: u64 = 128;
 
 /// A store in this process's memory, of up to 1 GiB. Clones are the same store.
 #[derive(Clone, Default)]
-pub struct MemoryStore(Arc<Shared>);
+pub struct MemoryStore(Arc<MemoryInner>);
 
-struct Shared {
+struct MemoryInner {
     most: u64,
     used: Mutex<u64>,
-    contents: RwLock<Contents>,
+    contents: RwLock<MemoryContents>,
     version: Mutex<u64>,
     changed: Condvar,
 }
 
-impl Default for Shared {
+impl Default for MemoryInner {
     fn default() -> Self {
         Self {
             most: MOST,
@@ -50,12 +50,12 @@ impl Default for Shared {
 }
 
 /// Memory of a store that an addition has taken; given back when dropped.
-struct Room {
-    shared: Arc<Shared>,
+struct ReservedMemory {
+    shared: Arc<MemoryInner>,
     bytes: u64,
 }
 
-impl Room {
+impl ReservedMemory {
     /// Takes `bytes` more.
     fn grow(&mut self, bytes: u64) -> Result<(), Error> {
         let mut used = self.shared.used.lock();
@@ -81,7 +81,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for ReservedMemory {
     fn drop(&mut self) {
         *self.shared.used.lock() -= self.bytes;
     }
@@ -94,13 +94,13 @@ fn root_bytes(root: &Root, path_info: Option<&PathInfo>) -> u64 {
 }
 
 #[derive(Default)]
-struct Contents {
+struct MemoryContents {
     blobs: HashMap<Digest, Bytes>,
     directories: HashMap<Digest, Directory>,
-    roots: Roots,
+    roots: RootMap,
 }
 
-type Roots = BTreeMap<Name, (Root, Option<Box<PathInfo>>)>;
+type RootMap = BTreeMap<Name, (Root, Option<Box<PathInfo>>)>;
 
 impl MemoryStore {
     /// An empty store.
@@ -110,9 +110,9 @@ impl MemoryStore {
 
     #[cfg(test)]
     fn of_at_most(most: u64) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(MemoryInner {
             most,
-            ..Shared::default()
+            ..MemoryInner::default()
         }))
     }
 
@@ -189,7 +189,7 @@ impl Store for MemoryStore {
     }
 
     async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
-        at_hand::directory(self, digest)
+        in_place::directory(self, digest)
     }
 
     async fn read(
@@ -199,11 +199,11 @@ impl Store for MemoryStore {
         offset: u64,
         length: usize,
     ) -> Result<Option<Bytes>, Error> {
-        at_hand::read(self, digest, size, offset, length)
+        in_place::read(self, digest, size, offset, length)
     }
 
     async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
-        at_hand::root(self, name)
+        in_place::root(self, name)
     }
 
     async fn roots(&self) -> Result<Vec<Root>, Error> {
@@ -256,9 +256,9 @@ impl Store for MemoryStore {
         Ok((hashed == *digest).then_some(table))
     }
 
-    fn usage(&self) -> Result<Option<Usage>, Error> {
+    fn usage(&self) -> Result<Option<StoreUsage>, Error> {
         let contents = self.0.contents.read();
-        Ok(Some(Usage {
+        Ok(Some(StoreUsage {
             blobs: contents.blobs.len() as u64,
             blob_bytes: contents.blobs.values().map(|blob| blob.len() as u64).sum(),
             directories: contents.directories.len() as u64,
@@ -291,11 +291,11 @@ impl Store for MemoryStore {
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
         Ok(Box::new(MemoryIngest {
             store: self.clone(),
-            staged: Arc::new(Mutex::new(Staged {
+            staged: Arc::new(Mutex::new(MemoryStaged {
                 blobs: HashMap::new(),
                 directories: HashMap::new(),
                 roots: Vec::new(),
-                room: Room {
+                room: ReservedMemory {
                     shared: self.0.clone(),
                     bytes: 0,
                 },
@@ -307,17 +307,17 @@ impl Store for MemoryStore {
 /// An addition that is not committed yet.
 struct MemoryIngest {
     store: MemoryStore,
-    staged: Arc<Mutex<Staged>>,
+    staged: Arc<Mutex<MemoryStaged>>,
 }
 
-struct Staged {
+struct MemoryStaged {
     blobs: HashMap<Digest, Bytes>,
     directories: HashMap<Digest, Directory>,
     roots: Vec<RootChange>,
-    room: Room,
+    room: ReservedMemory,
 }
 
-impl Staged {
+impl MemoryStaged {
     /// Stages a change of a root.
     fn change(&mut self, change: RootChange) -> Result<(), Error> {
         self.room.grow(match &change {
@@ -339,7 +339,7 @@ impl Ingest for MemoryIngest {
     }
 
     fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
-        at_hand::missing_blobs(self, digests)
+        in_place::missing_blobs(self, digests)
     }
 
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
@@ -357,7 +357,7 @@ impl Ingest for MemoryIngest {
     fn blob_writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
         Ok(Box::new(MemoryWriter {
             staged: self.staged.clone(),
-            room: Room {
+            room: ReservedMemory {
                 shared: self.store.0.clone(),
                 bytes: 0,
             },
@@ -401,7 +401,7 @@ impl Ingest for MemoryIngest {
     /// There is no lock to release.
     fn release(&self) {}
 
-    fn commit(self: Box<Self>) -> Result<Added, Error> {
+    fn commit(self: Box<Self>) -> Result<AddedTotals, Error> {
         let mut staged = self.staged.lock();
         let staged = &mut *staged;
         let mut contents = self.store.0.contents.write();
@@ -410,7 +410,11 @@ impl Ingest for MemoryIngest {
         for change in std::mem::take(&mut staged.roots) {
             match change {
                 RootChange::Put(root, path_info) => {
-                    roots.insert(root.name.clone(), (root, path_info));
+                    let before = roots.get(&root.name).cloned();
+                    let same = before.filter(|(before, _)| before.node == root.node);
+                    let known = same.and_then(|(_, known)| known).map(|known| *known);
+                    let path_info = renew(known, path_info.map(|info| *info));
+                    roots.insert(root.name.clone(), (root, path_info.map(Box::new)));
                 }
                 RootChange::Add(root, path_info) => {
                     let before = roots.get(&root.name).cloned();
@@ -424,7 +428,7 @@ impl Ingest for MemoryIngest {
                 }
             }
         }
-        let bytes_of = |roots: &Roots| {
+        let bytes_of = |roots: &RootMap| {
             let roots = roots.values();
             let bytes = roots.map(|(root, info)| root_bytes(root, info.as_deref()));
             bytes.sum::<u64>()
@@ -435,7 +439,7 @@ impl Ingest for MemoryIngest {
             *self.store.0.used.lock() -= before.saturating_sub(after);
             contents.roots = roots;
         }
-        let mut added = Added::default();
+        let mut added = AddedTotals::default();
         for (digest, blob) in std::mem::take(&mut staged.blobs) {
             let length = blob.len() as u64;
             if contents.blobs.insert(digest, blob).is_none() {
@@ -461,8 +465,8 @@ impl Ingest for MemoryIngest {
 }
 
 struct MemoryWriter {
-    staged: Arc<Mutex<Staged>>,
-    room: Room,
+    staged: Arc<Mutex<MemoryStaged>>,
+    room: ReservedMemory,
     bytes: Vec<u8>,
 }
 

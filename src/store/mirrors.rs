@@ -42,17 +42,17 @@ use futures_util::future::try_join_all;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::budget::Budget;
-use self::member::{Change, Kind, Member, Standing};
-use self::round::{Asking, Round};
+use self::budget::HedgeBudget;
+use self::member::{MemberChange, MemberStanding, MirrorMember, RequestKind};
+use self::round::{MemberRequest, RequestRound};
 use super::root_versions::RootVersions;
-use super::{Answer, BackingFile, Error, Health, Ingest, Store, Usage};
+use super::{Answer, BackingFile, Error, Health, Ingest, Store, StoreUsage};
 use crate::castore::{Digest, Directory, GroupTable, Printable, Root};
 use crate::nix::PathInfo;
 
 /// Which member is asked first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Order {
+pub enum MemberOrder {
     /// The members in their order: the first as long as it is healthy.
     #[default]
     Listed,
@@ -64,14 +64,14 @@ pub enum Order {
 
 /// Several stores with the same content. Clones share everything.
 #[derive(Clone, Debug)]
-pub struct Mirrors(Arc<Shared>);
+pub struct Mirrors(Arc<MirrorsInner>);
 
 #[derive(Debug)]
-struct Shared {
+struct MirrorsInner {
     url: String,
-    members: Vec<Member>,
-    order: Order,
-    budget: Budget,
+    members: Vec<MirrorMember>,
+    order: MemberOrder,
+    budget: HedgeBudget,
     versions: RootVersions,
     /// How often a member came back: its list of roots may have changed.
     returns: AtomicU64,
@@ -83,17 +83,17 @@ impl Mirrors {
     /// The `members`, by name, with the same content. `url` names the whole in logs and errors.
     ///
     /// Requests that wait do so on the caller's runtime, which must have timers enabled.
-    pub fn new(url: String, members: Vec<(String, Arc<dyn Store>)>, order: Order) -> Self {
-        Self(Arc::new(Shared {
+    pub fn new(url: String, members: Vec<(String, Arc<dyn Store>)>, order: MemberOrder) -> Self {
+        Self(Arc::new(MirrorsInner {
             url,
             order,
-            budget: Budget::new(),
+            budget: HedgeBudget::new(),
             versions: RootVersions::new(members.len()),
             returns: AtomicU64::new(0),
             openings: watch::Sender::new(0),
             members: members
                 .into_iter()
-                .map(|(name, store)| Member::new(name, store))
+                .map(|(name, store)| MirrorMember::new(name, store))
                 .collect(),
         }))
     }
@@ -104,7 +104,7 @@ impl Mirrors {
 
     /// The first answer that a member has in place. Any other outcome (no member has it, a member
     /// failed) needs the async call.
-    fn at_hand<T>(
+    fn first_local<T>(
         &self,
         mut question: impl FnMut(&dyn Store) -> Result<Answer<T>, Error>,
     ) -> Answer<T> {
@@ -119,21 +119,21 @@ impl Mirrors {
     /// Sends `question` to the members until one has an answer. `request` describes it.
     async fn ask<T: Send + 'static>(
         &self,
-        kind: Kind,
+        kind: RequestKind,
         request: impl Fn() -> String + Send + Sync,
-        question: impl Fn(Arc<dyn Store>) -> Asking<T> + Send + Sync,
+        question: impl Fn(Arc<dyn Store>) -> MemberRequest<T> + Send + Sync,
     ) -> Result<Option<T>, Error> {
         let openings = self.0.openings.subscribe();
-        let round = Round::begin(&self.0, kind, &question);
+        let round = RequestRound::begin(&self.0, kind, &question);
         round.run(openings, request).await
     }
 
     /// As [`ask`](Self::ask), for requests that every member has an answer to.
     async fn ask_any<T: Send + 'static>(
         &self,
-        kind: Kind,
+        kind: RequestKind,
         request: impl Fn() -> String + Send + Sync,
-        question: impl Fn(Arc<dyn Store>) -> Asking<T> + Send + Sync,
+        question: impl Fn(Arc<dyn Store>) -> MemberRequest<T> + Send + Sync,
     ) -> Result<T, Error> {
         let answer = self.ask(kind, &request, question).await?;
         answer.ok_or_else(|| Error::Remote {
@@ -144,21 +144,21 @@ impl Mirrors {
     }
 }
 
-impl Shared {
+impl MirrorsInner {
     /// Members by state, best first: healthy ones, slow ones, those with an open breaker, those
     /// with corrupt responses.
-    fn standings(&self, kind: Kind, now: Instant) -> [Vec<usize>; 4] {
+    fn standings(&self, kind: RequestKind, now: Instant) -> [Vec<usize>; 4] {
         let mut standings = [const { Vec::new() }; 4];
         for (index, member) in self.members.iter().enumerate() {
             let place = match member.standing(now) {
-                Standing::Healthy => 0,
-                Standing::Slow => 1,
-                Standing::Out => 2,
-                Standing::Liar => 3,
+                MemberStanding::Healthy => 0,
+                MemberStanding::Slow => 1,
+                MemberStanding::Out => 2,
+                MemberStanding::Corrupt => 3,
             };
             standings[place].push(index);
         }
-        if self.order == Order::Fastest {
+        if self.order == MemberOrder::Fastest {
             // A member without answers has no median and comes first: otherwise it would never be
             // measured.
             standings[0].sort_by_cached_key(|&index| self.members[index].median(kind));
@@ -166,10 +166,10 @@ impl Shared {
         standings
     }
 
-    fn answered(&self, index: usize, kind: Kind, began: Instant) {
+    fn answered(&self, index: usize, kind: RequestKind, began: Instant) {
         let member = &self.members[index];
         let now = Instant::now();
-        if member.answered(kind, now - began, now) == Change::Closed {
+        if member.answered(kind, now - began, now) == MemberChange::Closed {
             self.returns.fetch_add(1, Ordering::Relaxed);
             tracing::info!(
                 STORE = self.url,
@@ -182,10 +182,10 @@ impl Shared {
     fn failed(&self, index: usize, began: Instant, error: &Error) {
         let member = &self.members[index];
         if member::is_proof(error) {
-            self.lied(index, error);
+            self.sent_corrupt(index, error);
         }
         let change = member.failed(error, began, Instant::now());
-        if change == Change::Opened {
+        if change == MemberChange::Opened {
             tracing::warn!(
                 STORE = self.url, MEMBER = member.name, %error,
                 "a mirror failed and gets no requests for a while"
@@ -196,7 +196,7 @@ impl Shared {
 
     fn overtaken(&self, index: usize) {
         let member = &self.members[index];
-        if member.overtaken(Instant::now()) == Change::Opened {
+        if member.overtaken(Instant::now()) == MemberChange::Opened {
             tracing::warn!(
                 STORE = self.url,
                 MEMBER = member.name,
@@ -206,9 +206,9 @@ impl Shared {
         }
     }
 
-    fn lied(&self, index: usize, error: &Error) {
+    fn sent_corrupt(&self, index: usize, error: &Error) {
         let member = &self.members[index];
-        let mark = member.lied(Instant::now());
+        let mark = member.sent_corrupt(Instant::now());
         tracing::error!(
             STORE = self.url, MEMBER = member.name, %error,
             "a mirror sent wrong bytes, which were discarded; it is avoided for {mark:?}"
@@ -229,7 +229,7 @@ impl Store for Mirrors {
     }
 
     fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
-        Ok(self.at_hand(|store| store.directory_now(digest)))
+        Ok(self.first_local(|store| store.directory_now(digest)))
     }
 
     fn read_now(
@@ -239,19 +239,19 @@ impl Store for Mirrors {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<Answer<usize>, Error> {
-        Ok(self.at_hand(|store| store.read_now(digest, size, offset, buffer)))
+        Ok(self.first_local(|store| store.read_now(digest, size, offset, buffer)))
     }
 
     /// Announces them to the member that will be asked first.
     fn will_need(&self, blobs: &[(Digest, u64)]) {
-        let standings = self.0.standings(Kind::Bulk, Instant::now());
+        let standings = self.0.standings(RequestKind::Bulk, Instant::now());
         if let Some(best) = standings.iter().flatten().next() {
             self.0.members[*best].store.will_need(blobs);
         }
     }
 
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
-        Ok(self.at_hand(|store| store.root_now(name)))
+        Ok(self.first_local(|store| store.root_now(name)))
     }
 
     fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
@@ -262,11 +262,15 @@ impl Store for Mirrors {
 
     async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
         let asked = *digest;
-        let question = move |store: Arc<dyn Store>| -> Asking<Directory> {
+        let question = move |store: Arc<dyn Store>| -> MemberRequest<Directory> {
             Box::pin(async move { store.directory(&asked).await })
         };
-        self.ask(Kind::Small, || of("reading directory", asked), question)
-            .await
+        self.ask(
+            RequestKind::Small,
+            || of("reading directory", asked),
+            question,
+        )
+        .await
     }
 
     async fn read(
@@ -277,32 +281,32 @@ impl Store for Mirrors {
         length: usize,
     ) -> Result<Option<Bytes>, Error> {
         let asked = *digest;
-        let question = move |store: Arc<dyn Store>| -> Asking<Bytes> {
+        let question = move |store: Arc<dyn Store>| -> MemberRequest<Bytes> {
             Box::pin(async move { store.read(&asked, size, offset, length).await })
         };
-        self.ask(Kind::Bulk, || of("reading blob", asked), question)
+        self.ask(RequestKind::Bulk, || of("reading blob", asked), question)
             .await
     }
 
     async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
         let asked = Bytes::copy_from_slice(name);
-        let question = move |store: Arc<dyn Store>| -> Asking<Root> {
+        let question = move |store: Arc<dyn Store>| -> MemberRequest<Root> {
             let asked = asked.clone();
             Box::pin(async move { store.root(&asked).await })
         };
         let request = || of("looking up root", Printable(name));
-        self.ask(Kind::Small, request, question).await
+        self.ask(RequestKind::Small, request, question).await
     }
 
     async fn roots(&self) -> Result<Vec<Root>, Error> {
-        let question = |store: Arc<dyn Store>| -> Asking<Vec<Root>> {
+        let question = |store: Arc<dyn Store>| -> MemberRequest<Vec<Root>> {
             Box::pin(async move { store.roots().await.map(Some) })
         };
-        self.ask_any(Kind::Bulk, || of("listing", "the roots"), question)
+        self.ask_any(RequestKind::Bulk, || of("listing", "the roots"), question)
             .await
     }
 
-    /// Of every member, since there is no such name only when all say so.
+    /// Of every member, since there is no such name only when all report that.
     async fn complete_roots(&self) -> Result<Vec<Root>, Error> {
         let lists = try_join_all(self.stores().map(|store| store.complete_roots())).await?;
         let mut all = lists.concat();
@@ -313,12 +317,12 @@ impl Store for Mirrors {
 
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
         let asked = Bytes::copy_from_slice(name);
-        let question = move |store: Arc<dyn Store>| -> Asking<PathInfo> {
+        let question = move |store: Arc<dyn Store>| -> MemberRequest<PathInfo> {
             let asked = asked.clone();
             Box::pin(async move { store.path_info(&asked).await })
         };
         let request = || of("asking about", Printable(name));
-        self.ask(Kind::Small, request, question).await
+        self.ask(RequestKind::Small, request, question).await
     }
 
     async fn incomplete_root(&self, _: &[u8]) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
@@ -331,29 +335,37 @@ impl Store for Mirrors {
 
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         let asked = *digest;
-        let question = move |store: Arc<dyn Store>| -> Asking<()> {
+        let question = move |store: Arc<dyn Store>| -> MemberRequest<()> {
             Box::pin(async move { Ok(store.has_blob(&asked).await?.then_some(())) })
         };
-        let found = self.ask(Kind::Small, || of("asking for blob", asked), question);
+        let found = self.ask(
+            RequestKind::Small,
+            || of("asking for blob", asked),
+            question,
+        );
         Ok(found.await?.is_some())
     }
 
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
         let asked = *digest;
-        let question = move |store: Arc<dyn Store>| -> Asking<u64> {
+        let question = move |store: Arc<dyn Store>| -> MemberRequest<u64> {
             Box::pin(async move { store.blob_size(&asked).await })
         };
-        self.ask(Kind::Small, || of("asking for blob", asked), question)
-            .await
+        self.ask(
+            RequestKind::Small,
+            || of("asking for blob", asked),
+            question,
+        )
+        .await
     }
 
     async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
         let asked = *digest;
-        let question = move |store: Arc<dyn Store>| -> Asking<Vec<(Digest, u64)>> {
+        let question = move |store: Arc<dyn Store>| -> MemberRequest<Vec<(Digest, u64)>> {
             Box::pin(async move { store.chunks(&asked).await })
         };
         self.ask(
-            Kind::Small,
+            RequestKind::Small,
             || of("asking for the chunks of blob", asked),
             question,
         )
@@ -362,15 +374,15 @@ impl Store for Mirrors {
 
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         let asked = *digest;
-        let question = move |store: Arc<dyn Store>| -> Asking<GroupTable> {
+        let question = move |store: Arc<dyn Store>| -> MemberRequest<GroupTable> {
             Box::pin(async move { store.group_table(&asked, size).await })
         };
-        self.ask(Kind::Bulk, || of("reading blob", asked), question)
+        self.ask(RequestKind::Bulk, || of("reading blob", asked), question)
             .await
     }
 
     /// The content of one of them: they have the same.
-    fn usage(&self) -> Result<Option<Usage>, Error> {
+    fn usage(&self) -> Result<Option<StoreUsage>, Error> {
         let mut usages = self.stores().map(|store| store.usage());
         Ok(usages.find_map(|usage| usage.ok().flatten()))
     }

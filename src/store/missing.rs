@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::failure::Failure;
+use super::failure::CallFailure;
 use crate::castore::Digest;
 
 /// Blobs that are checked at once.
@@ -21,13 +21,13 @@ pub(super) fn not_put(digests: &[Digest], put: &HashSet<Digest>) -> Vec<(usize, 
 pub(super) async fn missing<F>(
     wanted: Vec<(usize, Digest)>,
     has: impl Fn(Digest) -> F,
-) -> Result<Vec<usize>, Failure>
+) -> Result<Vec<usize>, CallFailure>
 where
-    F: Future<Output = Result<bool, Failure>>,
+    F: Future<Output = Result<bool, CallFailure>>,
 {
     let questions = wanted.into_iter().map(|(place, digest)| {
         let asked = has(digest);
-        async move { Ok::<_, Failure>((!asked.await?).then_some(place)) }
+        async move { Ok::<_, CallFailure>((!asked.await?).then_some(place)) }
     });
     let answers = stream::iter(questions).buffered(AT_ONCE);
     let answers: Vec<Option<usize>> = answers.try_collect().await?;

@@ -4,7 +4,7 @@
 //! The layout is the one of other implementations, byte by byte (`docs/protocol.md`), so that a
 //! bucket can be shared with them; roots, which that layout does not have, are beside it. Nothing
 //! read from a bucket is trusted: chunks are checked against their digests, and blobs, whole or by
-//! part, against theirs ([`super::segments`]).
+//! part, against theirs ([`super::extents`]).
 //!
 //! Credentials come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`), never from the URL.
 
@@ -26,9 +26,9 @@ use self::bucket::Bucket;
 use self::directories::ClosureDirectories;
 use self::ingest::ObjectIngest;
 use self::roots::BucketRoots;
-use super::failure::Failure;
-use super::far::{Behind, Far};
-use super::segments::Segments;
+use super::extents::Extents;
+use super::failure::CallFailure;
+use super::upstream::{UpstreamCalls, UpstreamStore};
 use super::{Error, Ingest, network};
 use crate::castore::{Digest, Directory, Root};
 use crate::nix::PathInfo;
@@ -40,14 +40,14 @@ const DIRECTORY_CACHE: usize = 64 << 20;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A store in an object store. Clones share everything.
-pub type ObjectStore = Far<BucketStore>;
+pub type ObjectStore = UpstreamStore<ObjectStoreCalls>;
 
 /// A bucket, and cached answers.
 #[derive(Debug)]
-pub struct BucketStore {
+pub struct ObjectStoreCalls {
     bucket: Arc<Bucket>,
     blobs: Arc<BucketBlobs>,
-    segments: Arc<Segments<BucketBlobs>>,
+    extents: Arc<Extents<BucketBlobs>>,
     directories: Arc<ClosureDirectories>,
     roots: Arc<BucketRoots>,
 }
@@ -66,8 +66,13 @@ impl ObjectStore {
             .clone();
         let bucket = Arc::new(Bucket::open(url, runtime).map_err(wrong)?);
         let blobs = BucketBlobs::new(bucket.clone());
-        Ok(Self::new(BucketStore {
-            segments: Segments::new(blobs.clone(), bucket.verify, BLOB_CACHE, bucket.spool),
+        Ok(Self::new(ObjectStoreCalls {
+            extents: Extents::new(
+                blobs.clone(),
+                bucket.verify,
+                BLOB_CACHE,
+                bucket.download_buffer,
+            ),
             blobs,
             directories: ClosureDirectories::new(bucket.clone(), DIRECTORY_CACHE),
             roots: BucketRoots::new(bucket.clone()),
@@ -82,12 +87,12 @@ impl ObjectStore {
 
     /// Requests made to the object store so far.
     pub fn calls(&self) -> u64 {
-        self.behind().bucket.calls()
+        self.upstream_calls().bucket.calls()
     }
 }
 
 #[async_trait]
-impl Behind for BucketStore {
+impl UpstreamCalls for ObjectStoreCalls {
     type Blobs = BucketBlobs;
 
     fn url(&self) -> &str {
@@ -98,31 +103,31 @@ impl Behind for BucketStore {
         &self.bucket.runtime
     }
 
-    fn segments(&self) -> &Arc<Segments<BucketBlobs>> {
-        &self.segments
+    fn extents(&self) -> &Arc<Extents<BucketBlobs>> {
+        &self.extents
     }
 
-    fn directory_here(&self, digest: &Digest) -> Option<Directory> {
-        self.directories.here(digest)
+    fn cached_directory(&self, digest: &Digest) -> Option<Directory> {
+        self.directories.cached(digest)
     }
 
     fn known_root(&self, name: &[u8]) -> Option<Option<Root>> {
         self.roots.known(name)
     }
 
-    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Failure> {
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, CallFailure> {
         self.directories.get(digest).await
     }
 
-    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Failure> {
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, CallFailure> {
         self.roots.get(name).await
     }
 
-    async fn roots(&self) -> Result<Vec<Root>, Failure> {
+    async fn roots(&self) -> Result<Vec<Root>, CallFailure> {
         self.roots.list().await
     }
 
-    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Failure> {
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, CallFailure> {
         Ok(self
             .roots
             .ask(name)
@@ -131,19 +136,19 @@ impl Behind for BucketStore {
     }
 
     /// Writers put what is below a Directory before it, and nothing else is known.
-    async fn has_tree(&self, digest: &Digest) -> Result<bool, Failure> {
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, CallFailure> {
         Ok(self.directory(digest).await?.is_some())
     }
 
-    async fn has_blob(&self, digest: &Digest) -> Result<bool, Failure> {
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, CallFailure> {
         self.blobs.has(digest).await
     }
 
-    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, CallFailure> {
         self.blobs.size(digest).await
     }
 
-    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Failure> {
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, CallFailure> {
         self.blobs.chunks(digest).await
     }
 
@@ -155,11 +160,11 @@ impl Behind for BucketStore {
         let deadline = Instant::now() + timeout;
         loop {
             let version = self.roots.version();
-            let left = deadline.saturating_duration_since(Instant::now());
-            if version != seen || left.is_zero() {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if version != seen || remaining.is_zero() {
                 return version;
             }
-            std::thread::sleep(left.min(LOOK));
+            std::thread::sleep(remaining.min(LOOK));
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::failure::Failure;
+use super::failure::CallFailure;
 
 /// Bytes that have to come in a second. A modem of 1998 was five times as fast; a link with a
 /// thousand calls at this rate has 1 MB/s.
@@ -30,7 +30,7 @@ pub(super) trait Payload {
 
 /// The progress of one answer.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct AnswerPace {
     stall: Duration,
     /// Time spent waiting since the last full measure of bytes, and the bytes that came in it.
     waited: Duration,
@@ -38,7 +38,7 @@ pub(super) struct Pace {
     empty: u32,
 }
 
-impl Pace {
+impl AnswerPace {
     /// An answer whose bytes may stop coming for `stall`.
     pub(super) fn new(stall: Duration) -> Self {
         Self {
@@ -54,23 +54,23 @@ impl Pace {
         &mut self,
         next: impl Future<Output = T>,
         bytes: impl FnOnce(&T) -> u64,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, CallFailure> {
         let mut next = pin!(next);
         loop {
-            let left = self.stall.saturating_sub(self.waited);
+            let remaining = self.stall.saturating_sub(self.waited);
             let began = Instant::now();
-            let came = tokio::time::timeout(left, next.as_mut()).await;
+            let came = tokio::time::timeout(remaining, next.as_mut()).await;
             self.waited += began.elapsed();
-            if let Ok(piece) = came {
-                self.note(bytes(&piece))?;
-                return Ok(piece);
+            if let Ok(buffer) = came {
+                self.note(bytes(&buffer))?;
+                return Ok(buffer);
             }
             self.measure()?;
         }
     }
 
     /// Records a piece of `bytes` bytes.
-    pub(super) fn note(&mut self, bytes: u64) -> Result<(), Failure> {
+    pub(super) fn note(&mut self, bytes: u64) -> Result<(), CallFailure> {
         self.came = self.came.saturating_add(bytes);
         if bytes > 0 {
             self.empty = 0;
@@ -78,7 +78,7 @@ impl Pace {
             self.empty += 1;
             if self.empty > MOST_EMPTY {
                 let why = format!("it sent {MOST_EMPTY} messages without content in a row");
-                return Err(Failure::Status(Code::DataLoss, why));
+                return Err(CallFailure::Status(Code::DataLoss, why));
             }
         }
         match self.waited >= self.stall {
@@ -88,10 +88,10 @@ impl Pace {
     }
 
     /// A stall deadline is over: starts the next if enough has come.
-    fn measure(&mut self) -> Result<(), Failure> {
+    fn measure(&mut self) -> Result<(), CallFailure> {
         let wanted = (self.stall.as_secs_f64() * LEAST_RATE as f64) as u64;
         if self.came < wanted.max(1) {
-            return Err(Failure::Timeout(self.stall));
+            return Err(CallFailure::Timeout(self.stall));
         }
         self.came = 0;
         self.waited = Duration::ZERO;
@@ -108,10 +108,10 @@ mod tests {
     /// Pieces of `bytes`, one each `pause`, until it fails; returns for how long that was.
     async fn fails_after(pause: Duration, bytes: u64, most: u32) -> Option<Duration> {
         let began = Instant::now();
-        let mut pace = Pace::new(STALL);
+        let mut pace = AnswerPace::new(STALL);
         for _ in 0..most {
-            let piece = tokio::time::sleep(pause);
-            if pace.wait(piece, |()| bytes).await.is_err() {
+            let buffer = tokio::time::sleep(pause);
+            if pace.wait(buffer, |()| bytes).await.is_err() {
                 return Some(began.elapsed());
             }
         }
@@ -131,8 +131,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn messages_without_content_do_not_go_on_for_ever_even_if_they_come_at_once() {
-        let mut pace = Pace::new(STALL);
+    async fn messages_without_content_end_even_if_they_come_at_once() {
+        let mut pace = AnswerPace::new(STALL);
         let mut came = 0;
         while pace.wait(std::future::ready(()), |()| 0).await.is_ok() {
             came += 1;

@@ -16,23 +16,25 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use prost::Message;
 
-use self::tables::{Failure, Tables};
+use self::tables::{OpenDatabase, RedbFailure};
 use super::local_url::local_path;
 use super::root_list::RootList;
 use super::shown_url::has_parameters;
-use super::{Answer, BackingFile, Damage, Error, Health, Ingest, Object, Store, Usage, at_hand};
-use super::{LocalStore, segments};
+use super::{
+    Answer, BackingFile, Damage, Error, Health, Ingest, Object, Store, StoreUsage, in_place,
+};
+use super::{LocalStore, extents};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::{self, PathInfo};
 
 /// A file of a snix store. Clones share everything.
 #[derive(Clone, Debug)]
-pub struct RedbFile(Arc<Inner>);
+pub struct RedbFile(Arc<RedbInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct RedbInner {
     url: String,
-    tables: Tables,
+    tables: OpenDatabase,
     /// Holds the lock.
     _file: File,
 }
@@ -71,26 +73,26 @@ impl RedbFile {
         if file.metadata().map_err(failed("look at"))?.len() == 0 {
             return Err(format(format!("{} is empty", path.display())));
         }
-        let unreadable = |source: Failure| Error::Index {
+        let unreadable = |source: RedbFailure| Error::Index {
             store: url.to_owned(),
             path: path.to_owned(),
             source,
         };
-        let tables = Tables::open(&file).map_err(unreadable)?;
+        let tables = OpenDatabase::open(&file).map_err(unreadable)?;
         if !tables.is_of_a_store().map_err(unreadable)? {
             return Err(format(format!(
                 "{} has neither the directories nor the path infos of a snix store",
                 path.display()
             )));
         }
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(RedbInner {
             url: url.to_owned(),
             tables,
             _file: file,
         })))
     }
 
-    /// The file that `url` names; says what is wrong otherwise.
+    /// The file that `url` names, or what is wrong with the URL.
     pub(crate) fn path(url: &str) -> Result<&Path, String> {
         let rest = url
             .strip_prefix("redb:")
@@ -103,7 +105,7 @@ impl RedbFile {
         Ok(Path::new(path))
     }
 
-    fn failed(&self, source: Failure) -> Error {
+    fn failed(&self, source: RedbFailure) -> Error {
         Error::Index {
             store: self.0.url.clone(),
             path: Self::path(&self.0.url).unwrap_or(Path::new("")).to_owned(),
@@ -112,7 +114,7 @@ impl RedbFile {
     }
 
     /// The root in an encoded PathInfo, and that.
-    fn known(&self, encoded: &[u8]) -> Result<(Root, PathInfo), Failure> {
+    fn known(&self, encoded: &[u8]) -> Result<(Root, PathInfo), RedbFailure> {
         let info = PathInfo::decode(encoded)?;
         let root = Root::try_from(info.entry.clone().unwrap_or_default())?;
         Ok((root, info))
@@ -162,15 +164,14 @@ impl Store for RedbFile {
         _: u64,
         _: &mut [u8],
     ) -> Result<Answer<usize>, Error> {
-        segments::check_claim(digest, size)
-            .map_err(|failure| failure.of(&self.0.url, "reading"))?;
+        extents::check_claim(digest, size).map_err(|failure| failure.of(&self.0.url, "reading"))?;
         Ok(match size {
             0 => Answer::Found(0),
             _ => Answer::Absent,
         })
     }
 
-    /// Everything that is here is at hand.
+    /// Everything is local, so in place.
     fn will_need(&self, _: &[(Digest, u64)]) {}
 
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
@@ -182,7 +183,7 @@ impl Store for RedbFile {
     }
 
     async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
-        at_hand::directory(self, digest)
+        in_place::directory(self, digest)
     }
 
     async fn read(
@@ -197,7 +198,7 @@ impl Store for RedbFile {
     }
 
     async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
-        at_hand::root(self, name)
+        in_place::root(self, name)
     }
 
     async fn roots(&self) -> Result<Vec<Root>, Error> {
@@ -247,7 +248,7 @@ impl Store for RedbFile {
         Ok(None)
     }
 
-    fn usage(&self) -> Result<Option<Usage>, Error> {
+    fn usage(&self) -> Result<Option<StoreUsage>, Error> {
         Ok(None)
     }
 
@@ -307,8 +308,8 @@ mod tests {
 
     /// Files with a table each, as the peers of a generation make them.
     macro_rules! write {
-        ($redb:ident, $folder:expr) => {{
-            let database = |name: &str| $redb::Database::create($folder.join(name)).unwrap();
+        ($redb:ident, $dir:expr) => {{
+            let database = |name: &str| $redb::Database::create($dir.join(name)).unwrap();
             let table = $redb::TableDefinition::<[u8; 32], Vec<u8>>::new("directory");
             let directories = database("directories");
             let transaction = directories.begin_write().unwrap();
@@ -340,19 +341,19 @@ mod tests {
         RedbFile::open(&format!("redb:{}", path.display()))
     }
 
-    /// Checks the files in `folder`, which stay as they are.
-    fn check(folder: &Path) {
+    /// Checks the files in `dir`, which stay as they are.
+    fn check(dir: &Path) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let read = |name| std::fs::read(folder.join(name)).unwrap();
+        let read = |name| std::fs::read(dir.join(name)).unwrap();
         let before = (read("directories"), read("path-infos"));
-        let directories = open(&folder.join("directories")).unwrap();
+        let directories = open(&dir.join("directories")).unwrap();
         let directory = directory();
         let found = directories.directory_now(&directory.digest()).unwrap();
         assert_eq!(found, Answer::Found(directory.clone()));
         let absent = Digest::of(b"absent");
         assert_eq!(directories.directory_now(&absent).unwrap(), Answer::Absent);
         assert!(runtime.block_on(directories.roots()).unwrap().is_empty());
-        let path_infos = open(&folder.join("path-infos")).unwrap();
+        let path_infos = open(&dir.join("path-infos")).unwrap();
         let roots = runtime.block_on(path_infos.roots()).unwrap();
         assert_eq!(roots.len(), 1);
         assert_eq!(roots[0].node, directory.node());
@@ -368,37 +369,37 @@ mod tests {
         let known = runtime.block_on(path_infos.path_info(NAME.as_bytes()));
         assert_eq!(known.unwrap(), Some(path_info()));
         // Two may read, and the peer waits for both.
-        open(&folder.join("path-infos")).unwrap();
-        assert!(redb3::Database::open(folder.join("path-infos")).is_err());
+        open(&dir.join("path-infos")).unwrap();
+        assert!(redb3::Database::open(dir.join("path-infos")).is_err());
         drop((directories, path_infos));
         assert!((read("directories"), read("path-infos")) == before);
     }
 
     #[test]
     fn files_of_both_formats_are_read_and_stay_as_they_are() {
-        let folder = tempfile::tempdir().unwrap();
-        let (current, older) = (folder.path().join("3"), folder.path().join("2"));
+        let dir = tempfile::tempdir().unwrap();
+        let (current, older) = (dir.path().join("3"), dir.path().join("2"));
         std::fs::create_dir(&current).unwrap();
         std::fs::create_dir(&older).unwrap();
         drop(write!(redb3, current));
         drop(write!(redb2, older));
-        for folder in [current, older] {
-            check(&folder);
+        for dir in [current, older] {
+            check(&dir);
         }
     }
 
     #[test]
     fn a_file_that_was_not_closed_is_repaired_in_memory() {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let copies = tempfile::tempdir().unwrap();
         let names = ["directories", "path-infos"];
-        let copy = |folder: &Path| {
+        let copy = |dir: &Path| {
             for name in names {
-                std::fs::copy(folder.join(name), copies.path().join(name)).unwrap();
+                std::fs::copy(dir.join(name), copies.path().join(name)).unwrap();
             }
             check(copies.path());
         };
-        let (current, older) = (folder.path().join("3"), folder.path().join("2"));
+        let (current, older) = (dir.path().join("3"), dir.path().join("2"));
         std::fs::create_dir(&current).unwrap();
         std::fs::create_dir(&older).unwrap();
         let _open = write!(redb3, current);
@@ -408,22 +409,22 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_opened_says_why() {
-        let folder = tempfile::tempdir().unwrap();
-        let said = |path: &Path| open(path).unwrap_err().to_string();
-        let peers = write!(redb3, folder.path());
-        let said_of = said(&folder.path().join("directories"));
-        assert!(said_of.contains("stop the peer first"), "{said_of}");
+    fn errors_about_what_cannot_be_opened_have_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let reported = |path: &Path| open(path).unwrap_err().to_string();
+        let peers = write!(redb3, dir.path());
+        let reported_of = reported(&dir.path().join("directories"));
+        assert!(reported_of.contains("stop the peer first"), "{reported_of}");
         drop(peers);
-        let path = folder.path().join("other");
-        assert!(said(&path).contains("cannot open"));
+        let path = dir.path().join("other");
+        assert!(reported(&path).contains("cannot open"));
         std::fs::write(&path, "").unwrap();
-        assert!(said(&path).contains("is empty"));
+        assert!(reported(&path).contains("is empty"));
         std::fs::write(&path, vec![1; 100_000]).unwrap();
-        assert!(said(&path).contains("the index"));
+        assert!(reported(&path).contains("the index"));
         std::fs::remove_file(&path).unwrap();
         drop(redb3::Database::create(&path).unwrap());
-        assert!(said(&path).contains("neither"), "{}", said(&path));
+        assert!(reported(&path).contains("neither"), "{}", reported(&path));
         let relative = RedbFile::open("redb:file").unwrap_err().to_string();
         assert!(relative.contains("absolute path"), "{relative}");
     }

@@ -1,7 +1,9 @@
 //! The changes of roots in an addition, applied at its commit.
 
+use std::collections::HashMap;
+
 use crate::castore::{Name, Node, Root};
-use crate::nix::{PathInfo, unite};
+use crate::nix::{PathInfo, StorePath, unite};
 use crate::store::Error;
 
 /// A change of a root.
@@ -13,6 +15,35 @@ pub(super) enum RootChange {
     Add(Root, Option<Box<PathInfo>>),
     /// It is removed, if it exists.
     Remove(Name),
+}
+
+/// What must hold at the commit of an addition, after its changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootCondition {
+    /// There is a root of this name.
+    Present(Name),
+    /// No other root refers to the Nix store path of this name, as far as the store knows their references.
+    NotReferred(Name),
+}
+
+/// Names of store paths, by their hashes, which is how PathInfos refer to them. Other names are left out.
+#[derive(Default)]
+pub(super) struct StorePathNames<'a>(HashMap<Vec<u8>, &'a Name>);
+
+impl<'a> StorePathNames<'a> {
+    pub(super) fn insert(&mut self, name: &'a Name) {
+        if let Ok(path) = StorePath::from_base_name(name) {
+            self.0.insert(path.hash().as_bytes().to_vec(), name);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn get(&self, hash: &[u8]) -> Option<&'a Name> {
+        self.0.get(hash).copied()
+    }
 }
 
 impl RootChange {

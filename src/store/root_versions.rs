@@ -45,11 +45,11 @@ impl RootVersions {
         let mut turns = self.0.iter().zip(stores).cycle();
         loop {
             let version = now();
-            let left = deadline.saturating_duration_since(Instant::now());
-            if version != seen || left.is_zero() {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if version != seen || remaining.is_zero() {
                 return version;
             }
-            let slice = slice.min(left);
+            let slice = slice.min(remaining);
             let waited = turns
                 .next()
                 .map(|(last, store)| store.wait_for_roots(last.load(Ordering::Relaxed), slice));

@@ -13,7 +13,7 @@ pub(super) struct StagedDirectories {
 }
 
 impl StagedDirectories {
-    /// Adds `directory`; returns false if it is here already.
+    /// Adds `directory`; returns false if it is staged already.
     pub(super) fn add(&mut self, directory: &Directory) -> bool {
         let digest = directory.digest();
         if self.directories.insert(digest, directory.clone()).is_some() {

@@ -55,6 +55,13 @@ pub(super) fn check(url: &str) -> Result<(), String> {
     parse(url).map(drop)
 }
 
+/// The files and directories that reading the cache at `url` takes.
+pub(super) fn files(url: &str) -> Vec<PathBuf> {
+    let parsed = parse(url).ok();
+    let files = parsed.iter().flat_map(|parsed| parsed.address.files());
+    files.map(Path::to_owned).collect()
+}
+
 /// The directories that `url` is unpacked into.
 pub(super) fn directory(url: &str) -> Result<PathBuf, String> {
     match parse(url)?.into {
@@ -71,34 +78,34 @@ pub(super) fn open(url: &str) -> Result<(Cache, BinaryCaches), Error> {
     };
     let parsed = parse(url).map_err(wrong)?;
     let directory = directory(url).map_err(wrong)?;
-    let near = LocalStore::open_near(&directory)?;
+    let local_store = LocalStore::open_cache_store(&directory)?;
     let options = CacheOptions::default();
     cache(
         vec![parsed.address],
-        near,
+        local_store,
         &directory,
         parsed.closure,
         options,
     )
 }
 
-/// The binary caches at `addresses`, unpacked into `near`, which is in `directory`.
+/// The binary caches at `addresses`, unpacked into `local_store`, which is in `directory`.
 pub(super) fn cache(
     addresses: Vec<CacheAddress>,
-    near: LocalStore,
+    local_store: LocalStore,
     directory: &Path,
     closure: ClosureMode,
     options: CacheOptions,
 ) -> Result<(Cache, BinaryCaches), Error> {
     let absent = directory.join(ABSENT);
-    let upstream = BinaryCaches::new(addresses, near.clone(), closure, Some(absent))?;
+    let upstream = BinaryCaches::new(addresses, local_store.clone(), closure, Some(absent))?;
     let options = CacheOptions {
         // A store path's contents never change.
         roots_max_age: Duration::MAX,
         keep_path_infos: true,
         ..options
     };
-    let cache = Cache::new(near, Arc::new(upstream.clone()), options)?;
+    let cache = Cache::new(local_store, Arc::new(upstream.clone()), options)?;
     Ok((cache, upstream))
 }
 
@@ -124,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_says_where_it_is_unpacked_and_each_has_a_directory_of_its_own() {
+    fn a_url_names_its_cache_and_each_has_a_directory_of_its_own() {
         let key = "k:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
         let url = format!("nix+https://h?trusted-public-keys={key}");
         let parsed = parse(&format!("{url}&into=/srv/x&closure=off")).unwrap();

@@ -31,9 +31,9 @@ const NETWORK_FILES: [&str; 5] = [
 
 /// The needs of reading a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Needs {
+pub struct StoreNeeds {
     /// The directories of the store: additions need write access to them.
-    pub folders: Vec<PathBuf>,
+    pub dirs: Vec<PathBuf>,
     /// Files and directories beside them.
     pub read: Vec<PathBuf>,
     /// Directories that it writes to even if it is only read.
@@ -42,7 +42,7 @@ pub struct Needs {
     pub network: bool,
 }
 
-impl Needs {
+impl StoreNeeds {
     /// The needs of a program that connects to services.
     pub(super) fn of_network() -> Self {
         Self {
@@ -54,29 +54,29 @@ impl Needs {
 }
 
 /// The needs of reading the store at `url`.
-pub fn needs(url: &str) -> Needs {
+pub fn needs(url: &str) -> StoreNeeds {
     if let Some(addresses) = combined::addresses(url) {
-        let mut all = Needs::default();
+        let mut all = StoreNeeds::default();
         for (_, address) in addresses {
             let needs = needs(address);
             all.network |= needs.network;
             // What is only read needs no more.
-            all.read.extend(needs.folders);
+            all.read.extend(needs.dirs);
             all.read.extend(needs.read);
             all.write.extend(needs.write);
         }
         return all;
     }
     if let Ok(path) = RedbFile::path(url) {
-        return Needs {
+        return StoreNeeds {
             read: vec![path.to_owned()],
-            ..Needs::default()
+            ..StoreNeeds::default()
         };
     }
     if let Some(path) = url.strip_prefix("local:").and_then(local_path) {
-        return Needs {
-            folders: vec![Path::new(path).to_owned()],
-            ..Needs::default()
+        return StoreNeeds {
+            dirs: vec![Path::new(path).to_owned()],
+            ..StoreNeeds::default()
         };
     }
     let bucket_in = |url: &str| {
@@ -86,13 +86,16 @@ pub fn needs(url: &str) -> Needs {
     };
     let scheme = url.split(':').next().unwrap_or_default();
     if scheme == "memory" {
-        return Needs::default();
+        return StoreNeeds::default();
     }
-    let mut needs = Needs::of_network();
+    let mut needs = StoreNeeds::of_network();
     needs.read.extend(named(url));
     match SCHEMES.contains(&scheme) {
-        true => needs.write.extend(binary_cache_url::directory(url)),
-        false => needs.folders.extend(bucket_in(url)),
+        true => {
+            needs.write.extend(binary_cache_url::directory(url));
+            needs.read.extend(binary_cache_url::files(url));
+        }
+        false => needs.dirs.extend(bucket_in(url)),
     }
     needs
 }
@@ -155,7 +158,7 @@ pub(super) fn used_files(url: &str) -> Vec<UsedFile> {
     // A local store can share its directory with what is not its own.
     let is_shared = url.starts_with("local:");
     let mut files = Vec::new();
-    for path in needs.folders.iter().chain(&needs.write) {
+    for path in needs.dirs.iter().chain(&needs.write) {
         files.push(of_store(path, !is_shared));
         if is_shared {
             files.extend(LOCAL_STORE_NAMES.map(|name| of_store(&path.join(name), true)));
@@ -193,17 +196,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_needs_itself_and_no_network() {
-        let folder = |path: &str| Needs {
-            folders: vec![path.into()],
-            ..Needs::default()
+    fn a_directory_needs_itself_and_no_network() {
+        let dir = |path: &str| StoreNeeds {
+            dirs: vec![path.into()],
+            ..StoreNeeds::default()
         };
-        assert_eq!(needs("local:/srv/store"), folder("/srv/store"));
-        assert_eq!(needs("local:///srv/store"), folder("/srv/store"));
-        assert_eq!(needs("memory:"), Needs::default());
+        assert_eq!(needs("local:/srv/store"), dir("/srv/store"));
+        assert_eq!(needs("local:///srv/store"), dir("/srv/store"));
+        assert_eq!(needs("memory:"), StoreNeeds::default());
         assert!(needs("grpc+https://example.org").network);
         let bucket = needs("objectstore+file:///srv/bucket?x=y");
-        assert_eq!(bucket.folders, [PathBuf::from("/srv/bucket")]);
+        assert_eq!(bucket.dirs, [PathBuf::from("/srv/bucket")]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! From a description to a store: URLs, and stores made of other stores.
 //!
-//! A [`Plan`] is the whole tree, down to URLs; equal plans are the same store. So opening the
+//! A [`StorePlan`] is the whole tree, down to URLs; equal plans are the same store. So opening the
 //! stores of a changed description ([`open_all`]) keeps those whose plan is unchanged, and opens
 //! the others; a store that several are made of is opened once.
 
@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::needs::{Needs, UsedFile, needs, used_files};
+use super::needs::{StoreNeeds, UsedFile, needs, used_files};
 use super::{binary_cache_url, url};
 use crate::binary_cache::{self, BinaryCaches, CacheAddress, ClosureMode};
-use crate::store::local_url::open_near;
+use crate::store::local_url::open_cache_store;
 use crate::store::{
-    Cache, CacheOptions, Error, Filter, Join, LocalStore, Measured, Mirrors, Order, Pattern, Store,
-    WithoutNear, open_local,
+    Cache, CacheOptions, Error, FilteredStore, JoinedStore, LocalStore, MeasuredStore, MemberOrder,
+    Mirrors, RootPattern, Store, WithoutCache, open_local,
 };
 
 /// Half of what upstreams cache in memory, unless their URL has another limit.
@@ -22,24 +22,24 @@ const MEMORY_AHEAD: u64 = 64 << 20;
 
 /// A store under the name that it has in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
+pub struct NamedStore {
     /// The name.
     pub name: String,
     /// Its description.
-    pub plan: Plan,
+    pub plan: StorePlan,
 }
 
 /// The description of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Plan {
+pub enum StorePlan {
     /// What [`open`](super::open) opens.
     Url(String),
     /// A cache.
     Cache {
         /// Its local store.
-        near: Box<Named>,
+        local_store: Box<NamedStore>,
         /// Its upstream.
-        far: Box<Named>,
+        upstream: Box<NamedStore>,
         /// Its limits.
         options: CacheOptions,
     },
@@ -48,7 +48,7 @@ pub enum Plan {
         /// Their addresses.
         caches: Vec<CacheAddress>,
         /// The local store that they are unpacked into.
-        into: Box<Named>,
+        into: Box<NamedStore>,
         /// What is prefetched of references.
         closure: ClosureMode,
         /// The limits. The age of roots does not matter.
@@ -57,78 +57,90 @@ pub enum Plan {
     /// Several with the same content.
     Mirrors {
         /// The members, best first.
-        members: Vec<Named>,
+        members: Vec<NamedStore>,
         /// The order in which they are asked.
-        order: Order,
+        order: MemberOrder,
     },
     /// Some of a store's roots.
     Filter {
         /// The store.
-        of: Box<Named>,
+        of: Box<NamedStore>,
         /// The names.
-        roots: Vec<Pattern>,
+        roots: Vec<RootPattern>,
     },
     /// Several as one.
     Join {
         /// The members; of roots of the same name the first's is shown.
-        members: Vec<Named>,
+        members: Vec<NamedStore>,
     },
 }
 
-impl Plan {
+impl StorePlan {
     /// Its kind, as in a configuration.
     pub fn kind(&self) -> &'static str {
         match self {
-            Plan::Url(_) => "url",
-            Plan::Cache { .. } => "cache",
-            Plan::BinaryCache { .. } => "binary-cache",
-            Plan::Mirrors { .. } => "mirrors",
-            Plan::Filter { .. } => "filter",
-            Plan::Join { .. } => "join",
+            StorePlan::Url(_) => "url",
+            StorePlan::Cache { .. } => "cache",
+            StorePlan::BinaryCache { .. } => "binary-cache",
+            StorePlan::Mirrors { .. } => "mirrors",
+            StorePlan::Filter { .. } => "filter",
+            StorePlan::Join { .. } => "join",
         }
     }
 
     /// Its direct members.
-    pub fn members(&self) -> Vec<&Named> {
+    pub fn members(&self) -> Vec<&NamedStore> {
         match self {
-            Plan::Url(_) => Vec::new(),
-            Plan::Mirrors { members, .. } | Plan::Join { members } => members.iter().collect(),
-            Plan::Filter { of, .. } => vec![of],
-            Plan::Cache { near, far, .. } => vec![near, far],
-            Plan::BinaryCache { into, .. } => vec![into],
+            StorePlan::Url(_) => Vec::new(),
+            StorePlan::Mirrors { members, .. } | StorePlan::Join { members } => {
+                members.iter().collect()
+            }
+            StorePlan::Filter { of, .. } => vec![of],
+            StorePlan::Cache {
+                local_store,
+                upstream,
+                ..
+            } => vec![local_store, upstream],
+            StorePlan::BinaryCache { into, .. } => vec![into],
         }
     }
 
     /// The names of the local stores of caches in it.
-    fn nears(&self) -> HashSet<String> {
+    fn local_stores(&self) -> HashSet<String> {
         let members = self.members().into_iter();
-        let mut nears: HashSet<_> = members.flat_map(|member| member.plan.nears()).collect();
-        if let Plan::Cache { near, .. } | Plan::BinaryCache { into: near, .. } = self {
-            nears.insert(near.name.clone());
+        let mut local_stores: HashSet<_> = members
+            .flat_map(|member| member.plan.local_stores())
+            .collect();
+        if let StorePlan::Cache { local_store, .. }
+        | StorePlan::BinaryCache {
+            into: local_store, ..
+        } = self
+        {
+            local_stores.insert(local_store.name.clone());
         }
-        nears
+        local_stores
     }
 
     /// The needs of reading it.
-    pub fn needs(&self) -> Needs {
-        if let Plan::Url(url) = self {
+    pub fn needs(&self) -> StoreNeeds {
+        if let StorePlan::Url(url) = self {
             return needs(url);
         }
-        let mut all = Needs::default();
+        let mut all = StoreNeeds::default();
         for member in self.members() {
             let needs = member.plan.needs();
             all.network |= needs.network;
-            all.folders.extend(needs.folders);
+            all.dirs.extend(needs.dirs);
             all.read.extend(needs.read);
             all.write.extend(needs.write);
         }
         match self {
-            Plan::Cache { near, .. } => all.write.extend(near.plan.needs().folders),
-            Plan::BinaryCache { caches, into, .. } => {
-                all.write.extend(into.plan.needs().folders);
+            StorePlan::Cache { local_store, .. } => all.write.extend(local_store.plan.needs().dirs),
+            StorePlan::BinaryCache { caches, into, .. } => {
+                all.write.extend(into.plan.needs().dirs);
                 let files = caches.iter().flat_map(CacheAddress::files);
                 all.read.extend(files.map(Path::to_owned));
-                all.read.extend(Needs::of_network().read);
+                all.read.extend(StoreNeeds::of_network().read);
                 all.network = true;
             }
             _ => {}
@@ -143,7 +155,7 @@ impl Plan {
     pub fn used_files(&self) -> Vec<UsedFile> {
         let urls = self.urls().into_iter();
         let mut files: Vec<UsedFile> = urls.flat_map(used_files).collect();
-        if let Plan::BinaryCache { caches, .. } = self {
+        if let StorePlan::BinaryCache { caches, .. } = self {
             for cache in caches {
                 files.extend(cache.files().into_iter().map(|path| UsedFile {
                     what: format!("a file of the binary cache {}", cache.shown),
@@ -153,26 +165,26 @@ impl Plan {
             }
         }
         let members = self.members().into_iter();
-        let below = members.filter(|member| !matches!(member.plan, Plan::Url(_)));
+        let below = members.filter(|member| !matches!(member.plan, StorePlan::Url(_)));
         files.extend(below.flat_map(|member| member.plan.used_files()));
         files
     }
 
     /// Identifies what it shows, without access and limits: two with the same text show the same.
     pub fn identity(&self) -> String {
-        let list = |members: &[Named]| {
+        let list = |members: &[NamedStore]| {
             let plans = members.iter().map(|named| named.plan.identity());
             plans.collect::<Vec<_>>().join(", ")
         };
         match self {
             // The query of other URLs may have a part of the address.
-            Plan::Url(url) if url.starts_with("grpc+") => url
+            StorePlan::Url(url) if url.starts_with("grpc+") => url
                 .split_once('?')
                 .map_or(url.as_str(), |(url, _)| url)
                 .to_owned(),
-            Plan::Url(url) => url.clone(),
-            Plan::Cache { far, .. } => format!("cache({})", far.plan.identity()),
-            Plan::BinaryCache { caches, .. } => {
+            StorePlan::Url(url) => url.clone(),
+            StorePlan::Cache { upstream, .. } => format!("cache({})", upstream.plan.identity()),
+            StorePlan::BinaryCache { caches, .. } => {
                 // A trusted key decides what is shown.
                 let shown = caches.iter().map(|cache| {
                     let keys = cache.trusted_public_keys.iter().map(ToString::to_string);
@@ -187,9 +199,9 @@ impl Plan {
                 let shown: Vec<String> = shown.collect();
                 format!("binary-cache({})", shown.join(", "))
             }
-            Plan::Mirrors { members, .. } => format!("mirrors({})", list(members)),
-            Plan::Filter { of, roots } => format!("filter({}, {roots:?})", of.plan.identity()),
-            Plan::Join { members } => format!("join({})", list(members)),
+            StorePlan::Mirrors { members, .. } => format!("mirrors({})", list(members)),
+            StorePlan::Filter { of, roots } => format!("filter({}, {roots:?})", of.plan.identity()),
+            StorePlan::Join { members } => format!("join({})", list(members)),
         }
     }
 
@@ -197,9 +209,9 @@ impl Plan {
     /// of a cache may be made.
     pub fn must_exist(&self) -> Result<(), Error> {
         match self {
-            Plan::Url(url) => url::must_exist(url),
-            Plan::Cache { far, .. } => far.plan.must_exist(),
-            Plan::BinaryCache { .. } => Ok(()),
+            StorePlan::Url(url) => url::must_exist(url),
+            StorePlan::Cache { upstream, .. } => upstream.plan.must_exist(),
+            StorePlan::BinaryCache { .. } => Ok(()),
             _ => {
                 let mut members = self.members().into_iter();
                 members.try_for_each(|member| member.plan.must_exist())
@@ -211,8 +223,8 @@ impl Plan {
     /// processes that have them open too, within a second.
     pub fn forget_absent_names(&self) -> std::io::Result<()> {
         let directory = match self {
-            Plan::Url(url) => binary_cache_url::directory(url).ok(),
-            Plan::BinaryCache { into, .. } => into.plan.needs().folders.into_iter().next(),
+            StorePlan::Url(url) => binary_cache_url::directory(url).ok(),
+            StorePlan::BinaryCache { into, .. } => into.plan.needs().dirs.into_iter().next(),
             _ => None,
         };
         if let Some(directory) = directory {
@@ -229,10 +241,10 @@ impl Plan {
     /// an upstream's memory cache without one.
     pub fn room_ahead(&self) -> u64 {
         match self {
-            Plan::Cache { options, .. } | Plan::BinaryCache { options, .. } => {
+            StorePlan::Cache { options, .. } | StorePlan::BinaryCache { options, .. } => {
                 options.size.map_or(u64::MAX, |size| size / 2)
             }
-            Plan::Url(_) => MEMORY_AHEAD,
+            StorePlan::Url(_) => MEMORY_AHEAD,
             _ => {
                 let members = self.members().into_iter();
                 let rooms = members.map(|member| member.plan.room_ahead());
@@ -244,7 +256,7 @@ impl Plan {
     /// The URLs that it comes down to.
     pub fn urls(&self) -> Vec<&str> {
         match self {
-            Plan::Url(url) => vec![url],
+            StorePlan::Url(url) => vec![url],
             _ => {
                 let members = self.members().into_iter();
                 members.flat_map(|member| member.plan.urls()).collect()
@@ -255,9 +267,9 @@ impl Plan {
 
 /// A store that is open.
 #[derive(Clone, Debug)]
-pub struct Opened {
+pub struct OpenedStore {
     /// Its description.
-    pub plan: Plan,
+    pub plan: StorePlan,
     /// The store.
     pub store: Arc<dyn Store>,
     /// The same, if it is a local one.
@@ -268,11 +280,11 @@ pub struct Opened {
     pub binary_caches: Option<BinaryCaches>,
     /// It is a cache whose local store could not be opened, so that nothing is kept. The next
     /// [`open_all`] tries again.
-    pub without_near: bool,
+    pub without_cache: bool,
 }
 
 /// Stores that are open, by name.
-pub type OpenStores = BTreeMap<String, Opened>;
+pub type OpenStores = BTreeMap<String, OpenedStore>;
 
 /// A store that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -286,7 +298,7 @@ pub struct OpenError {
 
 /// Opens the stores of `wanted` and their members. Those that are open in `before` with the same
 /// plan are taken from there.
-pub fn open_all(wanted: &[Named], before: &OpenStores) -> Result<OpenStores, OpenError> {
+pub fn open_all(wanted: &[NamedStore], before: &OpenStores) -> Result<OpenStores, OpenError> {
     let (now, failed) = open_each(wanted, before);
     match failed.into_iter().next() {
         None => Ok(now),
@@ -297,14 +309,17 @@ pub fn open_all(wanted: &[Named], before: &OpenStores) -> Result<OpenStores, Ope
 /// As [`open_all`], but stores that cannot be opened do not affect the others: those of `wanted`
 /// that are not open are returned by name, with the error.
 pub fn open_each(
-    wanted: &[Named],
+    wanted: &[NamedStore],
     before: &OpenStores,
 ) -> (OpenStores, BTreeMap<String, OpenError>) {
-    let nears = wanted.iter().flat_map(|named| named.plan.nears()).collect();
+    let local_stores = wanted
+        .iter()
+        .flat_map(|named| named.plan.local_stores())
+        .collect();
     let mut now = OpenStores::new();
     let mut failed = BTreeMap::new();
     for named in wanted {
-        if let Err(error) = open_named(named, &nears, before, &mut now) {
+        if let Err(error) = open_named(named, &local_stores, before, &mut now) {
             failed.insert(named.name.clone(), error);
         }
     }
@@ -312,28 +327,29 @@ pub fn open_each(
 }
 
 fn open_named(
-    named: &Named,
-    nears: &HashSet<String>,
+    named: &NamedStore,
+    local_stores: &HashSet<String>,
     before: &OpenStores,
     now: &mut OpenStores,
-) -> Result<Opened, OpenError> {
-    let Named { name, plan } = named;
+) -> Result<OpenedStore, OpenError> {
+    let NamedStore { name, plan } = named;
     if let Some(opened) = now.get(name) {
         return Ok(opened.clone());
     }
     // Its members as well, even if it has them already: they are stores of their own.
     for member in plan.members() {
         // A cache works without its local store, if need be.
-        if !matches!(plan, Plan::Cache { near, .. } if near.name == member.name) {
-            open_named(member, nears, before, now)?;
+        if !matches!(plan, StorePlan::Cache { local_store, .. } if local_store.name == member.name)
+        {
+            open_named(member, local_stores, before, now)?;
         }
     }
     let opened = match before.get(name) {
-        Some(opened) if opened.plan == *plan && !opened.without_near => opened.clone(),
+        Some(opened) if opened.plan == *plan && !opened.without_cache => opened.clone(),
         _ => {
-            let is_near = nears.contains(name);
-            let open = |member: &Named| open_named(member, nears, before, now);
-            let made = make(name, plan, is_near, open)?;
+            let is_local_side = local_stores.contains(name);
+            let open = |member: &NamedStore| open_named(member, local_stores, before, now);
+            let made = make(name, plan, is_local_side, open)?;
             tracing::info!(STORE = name, url = made.store.url(), "opened a store");
             made
         }
@@ -344,15 +360,15 @@ fn open_named(
 
 fn make(
     name: &str,
-    plan: &Plan,
-    is_near: bool,
-    mut open: impl FnMut(&Named) -> Result<Opened, OpenError>,
-) -> Result<Opened, OpenError> {
+    plan: &StorePlan,
+    is_local_side: bool,
+    mut open: impl FnMut(&NamedStore) -> Result<OpenedStore, OpenError>,
+) -> Result<OpenedStore, OpenError> {
     let failed = |source| OpenError {
         name: name.to_owned(),
         source: Box::new(source),
     };
-    let mut stores = |members: &[Named]| {
+    let mut stores = |members: &[NamedStore]| {
         let stores = members.iter();
         let stores = stores.map(|member| Ok((member.name.clone(), open(member)?.store)));
         stores.collect::<Result<Vec<_>, OpenError>>()
@@ -361,14 +377,14 @@ fn make(
     let called = format!("store:{name}");
     let (mut local, mut cache, mut binary_caches) = (None, None, None);
     let store: Arc<dyn Store> = match plan {
-        Plan::Url(url) if binary_cache::is_url(url) => {
+        StorePlan::Url(url) if binary_cache::is_url(url) => {
             let (made, caches) = binary_cache_url::open(url).map_err(failed)?;
             (cache, binary_caches) = (Some(made.clone()), Some(caches));
-            Arc::new(Measured::new(Arc::new(made)))
+            Arc::new(MeasuredStore::new(Arc::new(made)))
         }
-        Plan::Url(url) => {
-            local = match is_near {
-                true => open_near(url).map_err(failed)?,
+        StorePlan::Url(url) => {
+            local = match is_local_side {
+                true => open_cache_store(url).map_err(failed)?,
                 false => open_local(url).map_err(failed)?,
             };
             match &local {
@@ -376,16 +392,20 @@ fn make(
                 None => {
                     let store = url::open(url).map_err(failed)?;
                     match needs(url).network {
-                        true => Arc::new(Measured::new(store)),
+                        true => Arc::new(MeasuredStore::new(store)),
                         false => store,
                     }
                 }
             }
         }
-        Plan::Cache { near, far, options } => {
-            let far_store = open(far)?.store;
-            let near = match open(near) {
-                Ok(near) => near,
+        StorePlan::Cache {
+            local_store,
+            upstream,
+            options,
+        } => {
+            let upstream_store = open(upstream)?.store;
+            let local_store = match open(local_store) {
+                Ok(local_store) => local_store,
                 Err(error) if matches!(*error.source, Error::Url { .. }) => return Err(error),
                 Err(error) => {
                     tracing::error!(
@@ -394,58 +414,67 @@ fn make(
                          not shown, until that can be opened and the configuration is read again: \
                          {error}"
                     );
-                    let store = WithoutNear::new(called, far_store, *error.source);
-                    return Ok(Opened {
+                    let store = WithoutCache::new(called, upstream_store, *error.source);
+                    return Ok(OpenedStore {
                         plan: plan.clone(),
                         store: Arc::new(store),
                         local: None,
                         cache: None,
                         binary_caches: None,
-                        without_near: true,
+                        without_cache: true,
                     });
                 }
             };
             let not_local = || Error::Url {
-                url: near.plan.identity(),
+                url: local_store.plan.identity(),
                 why: "a cache needs a local store: its near store has to be local:PATH".to_owned(),
             };
-            let near = near.local.clone().ok_or_else(|| failed(not_local()))?;
-            let made = Cache::new(near, far_store, options.clone()).map_err(failed)?;
+            let local_store = local_store
+                .local
+                .clone()
+                .ok_or_else(|| failed(not_local()))?;
+            let made = Cache::new(local_store, upstream_store, options.clone()).map_err(failed)?;
             cache = Some(made.clone());
             Arc::new(made)
         }
-        Plan::BinaryCache {
+        StorePlan::BinaryCache {
             caches,
             into,
             closure,
             options,
         } => {
-            let near = open(into)?;
+            let local_store = open(into)?;
             let not_local = || Error::Url {
-                url: near.plan.identity(),
+                url: local_store.plan.identity(),
                 why: "binary caches are unpacked into a directory: the store has to be local:PATH"
                     .to_owned(),
             };
-            let near = near.local.clone().ok_or_else(|| failed(not_local()))?;
-            let directory = near.folder().to_owned();
+            let local_store = local_store
+                .local
+                .clone()
+                .ok_or_else(|| failed(not_local()))?;
+            let directory = local_store.dir().to_owned();
             let options = options.clone();
-            let made = binary_cache_url::cache(caches.clone(), near, &directory, *closure, options);
+            let made =
+                binary_cache_url::cache(caches.clone(), local_store, &directory, *closure, options);
             let (made, caches) = made.map_err(failed)?;
             (cache, binary_caches) = (Some(made.clone()), Some(caches));
             Arc::new(made)
         }
-        Plan::Mirrors { members, order } => {
+        StorePlan::Mirrors { members, order } => {
             Arc::new(Mirrors::new(called, stores(members)?, *order))
         }
-        Plan::Filter { of, roots } => Arc::new(Filter::new(called, open(of)?.store, roots.clone())),
-        Plan::Join { members } => Arc::new(Join::new(called, stores(members)?)),
+        StorePlan::Filter { of, roots } => {
+            Arc::new(FilteredStore::new(called, open(of)?.store, roots.clone()))
+        }
+        StorePlan::Join { members } => Arc::new(JoinedStore::new(called, stores(members)?)),
     };
-    Ok(Opened {
+    Ok(OpenedStore {
         plan: plan.clone(),
         store,
         local,
         cache,
         binary_caches,
-        without_near: false,
+        without_cache: false,
     })
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::binary_cache_url;
 use crate::binary_cache;
 use crate::store::combined;
-use crate::store::local_url::{check_folder, check_local};
+use crate::store::local_url::{check_dir, check_local};
 use crate::store::{
-    Combined, Error, GrpcStore, LocalStore, MemoryStore, ObjectStore, RedbFile, Store,
-    local_folder, open_local, shown_url,
+    CombinedStore, Error, GrpcStore, LocalStore, MemoryStore, ObjectStore, RedbFile, Store,
+    local_dir, open_local, shown_url,
 };
 
 /// Opens the store at `url`.
@@ -22,6 +22,17 @@ use crate::store::{
 /// | `nix+{https,http,file}://…` | a Nix binary cache, unpacked into a local store |
 /// | `redb:/PATH` | a snix store's file of Directories or path infos, only read |
 /// | `blobs=URL&directories=URL&path-infos=URL` | three of these as one, only read |
+///
+/// ```
+/// use castore_fs::stores;
+///
+/// let dir = tempfile::tempdir()?;
+/// let url = format!("local:{}", dir.path().join("store").display());
+/// let store = stores::open(&url)?;
+/// assert_eq!(store.url(), url);
+/// assert!(stores::open("nowhere").is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
     if let Some(three) = combined::three(url) {
         let three = three.map_err(|why| Error::Url {
@@ -30,7 +41,7 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
         })?;
         let [blobs, directories, path_infos] = three.map(open);
         let parts = [blobs?, directories?, path_infos?];
-        return Ok(Arc::new(Combined::new(shown_url(url), parts)));
+        return Ok(Arc::new(CombinedStore::new(shown_url(url), parts)));
     }
     if let Some(store) = open_local(url)? {
         return Ok(Arc::new(store));
@@ -75,7 +86,7 @@ fn peers_only(scheme: &str) -> Option<String> {
         }
         "lru" => "it is a cache in snix's memory: give the store that it stands before",
         "keyfile-signing" => {
-            "it signs what snix puts into the store behind it: give that store, the signatures are in it"
+            "it signs what snix puts into its inner store: give that store, the signatures are in it"
         }
         _ => return None,
     };
@@ -92,7 +103,7 @@ pub fn check_url(url: &str) -> Result<(), String> {
         return three?.into_iter().try_for_each(check_url);
     }
     match url.split_once(':') {
-        Some(("local", rest)) => check_folder(rest).map(drop).map_err(str::to_owned),
+        Some(("local", rest)) => check_dir(rest).map(drop).map_err(str::to_owned),
         Some(("memory", "" | "//")) => Ok(()),
         Some(("memory", _)) => Err("nothing can follow memory:".to_owned()),
         Some(("grpc+http" | "grpc+https" | "grpc+unix", _)) => GrpcStore::check_url(url),
@@ -126,7 +137,7 @@ pub fn must_exist(url: &str) -> Result<(), Error> {
         return three.into_iter().try_for_each(must_exist);
     }
     check_local(url)?;
-    match local_folder(url) {
+    match local_dir(url) {
         Some(path) if !LocalStore::may_be_in(path) => Err(Error::Format {
             store: url.to_owned(),
             why: "there is no store yet; `castore-fs import` makes one".to_owned(),

@@ -68,7 +68,7 @@ const WANTED: u64 = flag::ASYNC_READ
 
 /// The peer, which determines what the transport can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peer {
+pub(super) enum KernelPeer {
     /// This machine's kernel: it accepts notifications of stale entries, and sends unanswered
     /// requests again on demand.
     Kernel {
@@ -81,10 +81,10 @@ pub enum Peer {
     Guest,
 }
 
-impl Peer {
+impl KernelPeer {
     fn wanted(self) -> u64 {
         match self {
-            Peer::Kernel {
+            KernelPeer::Kernel {
                 passthrough,
                 default_permissions,
             } => {
@@ -96,18 +96,18 @@ impl Peer {
                     | when(default_permissions, flag::ALLOW_IDMAP)
             }
             // The kernel's virtiofs always checks permissions by itself.
-            Peer::Guest => WANTED | flag::AUTO_INVAL_DATA | flag::ALLOW_IDMAP,
+            KernelPeer::Guest => WANTED | flag::AUTO_INVAL_DATA | flag::ALLOW_IDMAP,
         }
     }
 }
 
 /// Whether a request is INIT.
-pub fn is_init(header: &InHeader) -> bool {
+pub(super) fn is_init(header: &InHeader) -> bool {
     header.opcode == Opcode::Init as u32
 }
 
 /// The reply to the kernel, and what of it matters here.
-pub struct Agreement {
+pub(super) struct InitAnswer {
     /// The reply.
     pub reply: InitOut,
     /// Whether OPEN can name a backing file.
@@ -115,7 +115,7 @@ pub struct Agreement {
 }
 
 /// The answer to the INIT request of `peer` whose body is `body`, or why there can be none.
-pub fn answer(body: &[u8], peer: Peer) -> Result<Agreement, String> {
+pub(super) fn answer(body: &[u8], peer: KernelPeer) -> Result<InitAnswer, String> {
     let word = |index: usize| {
         let bytes = body.get(index * 4..index * 4 + 4)?;
         Some(u32::from_ne_bytes(bytes.try_into().ok()?))
@@ -128,7 +128,7 @@ pub fn answer(body: &[u8], peer: Peer) -> Result<Agreement, String> {
             minor: MINOR,
             ..InitOut::default()
         };
-        return Ok(Agreement {
+        return Ok(InitAnswer {
             reply,
             passthrough: false,
         });
@@ -161,18 +161,18 @@ pub fn answer(body: &[u8], peer: Peer) -> Result<Agreement, String> {
         // `max_stack_depth`: 1 allows backing files on any file system that is not stacked itself.
         reply.unused[0] = 1;
     }
-    Ok(Agreement { reply, passthrough })
+    Ok(InitAnswer { reply, passthrough })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PLAIN: Peer = Peer::Kernel {
+    const PLAIN: KernelPeer = KernelPeer::Kernel {
         passthrough: false,
         default_permissions: true,
     };
-    const BACKED: Peer = Peer::Kernel {
+    const BACKED: KernelPeer = KernelPeer::Kernel {
         passthrough: true,
         default_permissions: true,
     };
@@ -217,7 +217,7 @@ mod tests {
     /// A kernel ends a connection that allows id-mapped mounts without checking permissions itself.
     #[test]
     fn id_mapped_mounts_are_allowed_only_where_the_kernel_checks_permissions() {
-        let given = Peer::Kernel {
+        let given = KernelPeer::Kernel {
             passthrough: false,
             default_permissions: false,
         };
@@ -226,7 +226,7 @@ mod tests {
             u64::from(reply.flags2) << 32 & flag::ALLOW_IDMAP != 0
         };
         assert_eq!(
-            [PLAIN, BACKED, Peer::Guest, given].map(allows),
+            [PLAIN, BACKED, KernelPeer::Guest, given].map(allows),
             [true, true, true, false]
         );
     }
@@ -234,7 +234,9 @@ mod tests {
     /// No notifications reach a guest: what is cached must expire, or change its mtime.
     #[test]
     fn a_guest_is_promised_only_what_virtiofs_can_do() {
-        let reply = answer(&request(45, u64::MAX), Peer::Guest).unwrap().reply;
+        let reply = answer(&request(45, u64::MAX), KernelPeer::Guest)
+            .unwrap()
+            .reply;
         let flags = u64::from(reply.flags2) << 32 | u64::from(reply.flags);
         assert_ne!(flags & flag::AUTO_INVAL_DATA, 0);
         let never = flag::EXPLICIT_INVAL_DATA | flag::PASSTHROUGH | flag::HAS_RESEND;

@@ -17,7 +17,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Room for a reply: the largest READ and the header.
-pub const REPLY_BYTES: usize = (1 << 20) + 4096;
+pub(super) const REPLY_BYTES: usize = (1 << 20) + 4096;
 
 /// Where the descriptor lies, and below it the two rings of a queue.
 const TABLE: GuestAddress = GuestAddress(0);
@@ -33,17 +33,17 @@ const WRITABLE: u16 = 2;
 /// There is no memory for a reply.
 #[derive(Debug, Error)]
 #[error("cannot make a reply buffer of {REPLY_BYTES} bytes: {0}")]
-pub struct NoBuffer(String);
+pub(super) struct NoBuffer(String);
 
 /// Memory for one reply at a time.
-pub struct ReplyBuffer {
+pub(super) struct ReplyBuffer {
     memory: Arc<GuestMemoryMmap>,
     chain: DescriptorChain<Arc<GuestMemoryMmap>>,
 }
 
 impl ReplyBuffer {
     /// Maps the memory; pages are allocated once they are written to.
-    pub fn new() -> Result<Self, NoBuffer> {
+    pub(super) fn new() -> Result<Self, NoBuffer> {
         let size = REPLY.0 as usize + REPLY_BYTES;
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(TABLE, size)])
             .map_err(|error| NoBuffer(error.to_string()))?;
@@ -70,7 +70,7 @@ impl ReplyBuffer {
     }
 
     /// A writer of replies of up to `room` bytes, but of no more than the buffer has.
-    pub fn writer(&mut self, room: usize) -> Result<Writer<'_>, NoBuffer> {
+    pub(super) fn writer(&mut self, room: usize) -> Result<Writer<'_>, NoBuffer> {
         let length = room.min(REPLY_BYTES) as u32;
         let failed = |error: String| NoBuffer(error);
         let mut descriptor = [0; 16];
@@ -90,7 +90,7 @@ impl ReplyBuffer {
     }
 
     /// The finished reply, of the length that its header states; nothing if there is none.
-    pub fn reply(&self) -> &[u8] {
+    pub(super) fn reply(&self) -> &[u8] {
         let header: OutHeader = self.memory.read_obj(REPLY).unwrap_or_default();
         let length = (header.len as usize).min(REPLY_BYTES);
         let Ok(slice) = vm_memory::GuestMemory::get_slice(&*self.memory, REPLY, length) else {

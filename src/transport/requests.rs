@@ -20,18 +20,18 @@ const FIRST_BUCKET: u32 = 13;
 
 /// Requests since the mount began, by opcode.
 #[derive(Debug)]
-pub struct Counters([Counter; KINDS]);
+pub(super) struct RequestCounters([OpcodeCounter; KINDS]);
 
 #[derive(Debug)]
-struct Counter {
+struct OpcodeCounter {
     begun: AtomicU64,
     nanos: AtomicU64,
     buckets: [AtomicU64; BUCKETS],
 }
 
-impl Default for Counters {
+impl Default for RequestCounters {
     fn default() -> Self {
-        let counter = || Counter {
+        let counter = || OpcodeCounter {
             begun: AtomicU64::new(0),
             nanos: AtomicU64::new(0),
             buckets: [const { AtomicU64::new(0) }; BUCKETS],
@@ -41,19 +41,19 @@ impl Default for Counters {
 }
 
 /// A request that is being answered; it is over when this is dropped.
-pub struct Answering<'a> {
-    counter: &'a Counter,
+pub(super) struct CountedRequest<'a> {
+    counter: &'a OpcodeCounter,
     began: Instant,
 }
 
-impl Answering<'_> {
-    /// When a request began that ends later: to be passed to [`Counters::ended`].
-    pub fn pause(self) -> Instant {
+impl CountedRequest<'_> {
+    /// When a request began that ends later: to be passed to [`RequestCounters::ended`].
+    pub(super) fn pause(self) -> Instant {
         std::mem::ManuallyDrop::new(self).began
     }
 }
 
-impl Drop for Answering<'_> {
+impl Drop for CountedRequest<'_> {
     fn drop(&mut self) {
         let nanos = self.began.elapsed().as_nanos() as u64;
         self.counter.nanos.fetch_add(nanos, Ordering::Relaxed);
@@ -95,7 +95,7 @@ impl RequestTimes {
         Self::bound(reached?)
     }
 
-    fn add(&mut self, counter: &Counter) {
+    fn add(&mut self, counter: &OpcodeCounter) {
         self.total += Duration::from_nanos(counter.nanos.load(Ordering::Relaxed));
         self.buckets.resize(BUCKETS, 0);
         for (sum, bucket) in self.buckets.iter_mut().zip(&counter.buckets) {
@@ -131,25 +131,25 @@ impl RequestCounts {
     }
 }
 
-impl Counters {
+impl RequestCounters {
     /// Counts a request, which ends when the returned value is dropped.
-    pub fn begin(&self, header: &InHeader) -> Answering<'_> {
+    pub(super) fn begin(&self, header: &InHeader) -> CountedRequest<'_> {
         let counter = &self.0[(header.opcode as usize).min(KINDS - 1)];
         counter.begun.fetch_add(1, Ordering::Relaxed);
-        Answering {
+        CountedRequest {
             counter,
             began: Instant::now(),
         }
     }
 
     /// Times a request that is over now and began at `began`.
-    pub fn ended(&self, header: &InHeader, began: Instant) {
+    pub(super) fn ended(&self, header: &InHeader, began: Instant) {
         let counter = &self.0[(header.opcode as usize).min(KINDS - 1)];
-        drop(Answering { counter, began });
+        drop(CountedRequest { counter, began });
     }
 
     /// How long requests took, by kind.
-    pub fn times(&self) -> BTreeMap<&'static str, RequestTimes> {
+    pub(super) fn times(&self) -> BTreeMap<&'static str, RequestTimes> {
         let mut times = BTreeMap::<_, RequestTimes>::new();
         for (opcode, counter) in self.0.iter().enumerate() {
             if counter.begun.load(Ordering::Relaxed) > 0 {
@@ -160,7 +160,7 @@ impl Counters {
     }
 
     /// The counts now.
-    pub fn now(&self) -> RequestCounts {
+    pub(super) fn now(&self) -> RequestCounts {
         let mut counts = BTreeMap::new();
         for (opcode, count) in self.0.iter().enumerate() {
             let count = count.begun.load(Ordering::Relaxed);
@@ -173,7 +173,7 @@ impl Counters {
 }
 
 /// The name of requests of this kind in the kernel's `fuse.h`.
-pub fn name(opcode: usize) -> &'static str {
+pub(super) fn name(opcode: usize) -> &'static str {
     match opcode {
         1 => "LOOKUP",
         2 => "FORGET",
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_request_is_counted_when_it_begins_and_timed_when_it_ends() {
-        let counters = Counters::default();
+        let counters = RequestCounters::default();
         let header = InHeader {
             opcode: 15,
             ..InHeader::default()

@@ -5,9 +5,9 @@
 //! requests into rings in its memory, and they are answered there.
 //!
 //! ```text
-//! socket ── endpoint ── connection ── device ── ring (a queue) ── crew (its threads)
+//! socket ── endpoint ── connection ── device ── ring (a queue) ── queue threads
 //!                         │             └ guest: session (INIT to DESTROY): CastoreFs, as a mount's
-//!                         └ record: the hand-over state for the next process, held by a keeper
+//!                         └ record: the hand-over state for the next process, held by another process
 //! ```
 //!
 //! **The guest is hostile.** It writes everything that `chain` and the crate's rings read, and
@@ -25,13 +25,14 @@
 
 mod chain;
 mod connection;
-mod crew;
 mod device;
 mod endpoint;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod inflight;
 mod message;
+mod queue_events;
+mod queue_worker;
 mod record;
 mod ring;
 mod session;
@@ -40,11 +41,10 @@ mod warm_up;
 
 use std::time::Duration;
 
-pub use endpoint::{
-    DeviceOptions, Endpoint, EndpointStatus, GuestStatus, MOST_QUEUES, Tag, TagError,
-};
-pub use record::{Keeper, Left, LeftError};
-pub use socket::{Access, Socket, SocketError};
+pub use device::{DeviceTag, TagError};
+pub use endpoint::{DeviceOptions, EndpointStatus, GuestStatus, MOST_QUEUES, VirtiofsEndpoint};
+pub use record::{DescriptorHolder, PreviousGuest, PreviousGuestError};
+pub use socket::{DeviceSocketError, Socket, SocketAccess};
 
 /// Directories that a guest may know at once: about 250 MB of this process if it never forgets.
 /// Linux forgets when its memory is short, and needs more than that for as many; beyond it a lookup

@@ -1,6 +1,6 @@
 //! The contents of one file, from its beginning to its end.
 
-use super::{Error, TreePath};
+use super::{TreeError, TreePath};
 use crate::castore::Digest;
 use crate::store::{self, Blocking, Damage, Object};
 
@@ -15,8 +15,8 @@ pub fn copy_blob(
     digest: &Digest,
     size: u64,
     path: &TreePath,
-    sink: impl FnMut(u64, &[u8]) -> Result<(), Error>,
-) -> Result<(), Error> {
+    sink: impl FnMut(u64, &[u8]) -> Result<(), TreeError>,
+) -> Result<(), TreeError> {
     copy_range(store, digest, size, 0..size, path, sink)
 }
 
@@ -27,8 +27,8 @@ pub(super) fn copy_range(
     size: u64,
     range: std::ops::Range<u64>,
     path: &TreePath,
-    mut sink: impl FnMut(u64, &[u8]) -> Result<(), Error>,
-) -> Result<(), Error> {
+    mut sink: impl FnMut(u64, &[u8]) -> Result<(), TreeError>,
+) -> Result<(), TreeError> {
     let mut buffer = vec![0; READ_SIZE.min((range.end - range.start) as usize)];
     let mut offset = range.start;
     // An empty blob is read once too, so that a missing one is noticed.
@@ -36,15 +36,15 @@ pub(super) fn copy_range(
         let wanted = buffer.len().min((range.end - offset) as usize);
         let length = store
             .read(digest, size, offset, &mut buffer[..wanted])
-            .map_err(Error::at(path))?
-            .ok_or_else(|| Error::Absent {
+            .map_err(TreeError::at(path))?
+            .ok_or_else(|| TreeError::Absent {
                 path: path.clone(),
                 store: store.url().to_owned(),
                 object: Object::Blob,
                 digest: *digest,
             })?;
         if length == 0 && offset < range.end {
-            return Err(Error::at(path)(store::Error::Damaged {
+            return Err(TreeError::at(path)(store::Error::Damaged {
                 store: store.url().to_owned(),
                 object: Object::Blob,
                 digest: *digest,

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::nar::hash_nar;
-use super::place::Place;
-use super::{Error, TreePath};
+use super::node_path::NodePath;
+use super::{TreeError, TreePath};
 use crate::castore::{Digest, Directory, Node, NodeRef, Root};
 use crate::nix::{NarHash, NarMismatch, NarinfoFile, PathInfo};
-use crate::store::{Added, Blocking, Ingest, Object};
+use crate::store::{AddedTotals, Blocking, Ingest, Object};
 
 /// Small blobs that are checked, read and sent together, in number and bytes.
 const BATCH: usize = 1024;
@@ -25,7 +25,7 @@ const BATCH_BYTES: u64 = 16 << 20;
 /// Bytes from which a blob is sent alone, piece by piece.
 const LARGE: u64 = 1 << 20;
 /// Bytes of a large blob that are read at once.
-const PIECE: usize = 1 << 20;
+const BUFFER_BYTES: usize = 1 << 20;
 /// Bytes after which what was sent is committed.
 const SLICE: u64 = 256 << 20;
 /// Size of a Directory's node (twice the entries below) from which it is checked whether the
@@ -34,7 +34,7 @@ const WORTH_ASKING: u64 = 128;
 
 /// The progress of a copy; other threads may read it, and may stop the copy.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct CopyProgress {
     /// Directories sent.
     pub directories: AtomicU64,
     /// Blobs sent.
@@ -43,7 +43,7 @@ pub struct Progress {
     pub bytes: AtomicU64,
     /// Blobs that were there already.
     pub skipped: AtomicU64,
-    /// Set it to end the copy with [`Error::Interrupted`].
+    /// Set it to end the copy with [`TreeError::Interrupted`].
     pub stop: Arc<AtomicBool>,
 }
 
@@ -52,32 +52,32 @@ pub fn copy(
     from: &Blocking,
     to: &Blocking,
     roots: &[Root],
-    progress: &Progress,
-) -> Result<Added, Error> {
+    progress: &CopyProgress,
+) -> Result<AddedTotals, TreeError> {
     copy_in_slices(from, to, roots, progress, SLICE)
 }
 
 /// Copies the paths of a closure, each with what `closure` knows of it: references, signatures and
 /// deriver. Its NARs are those that the other store knows, or they are hashed: none of the names is there
 /// unless all are what is described.
-pub fn copy_closure(
+pub fn copy_graph(
     from: &Blocking,
     to: &Blocking,
     closure: &[NarinfoFile],
-    progress: &Progress,
-) -> Result<Added, Error> {
+    progress: &CopyProgress,
+) -> Result<AddedTotals, TreeError> {
     let mut roots = Vec::with_capacity(closure.len());
     for path in closure {
         let name = path.root_name();
-        roots.push(from.root(&name)?.ok_or_else(|| Error::NoRoot {
+        roots.push(from.root(&name)?.ok_or_else(|| TreeError::NoRoot {
             store: from.url().to_owned(),
             name: name.to_string(),
         })?);
     }
-    let mut copy = Copy::new(from, to, progress);
+    let mut copy = TreeCopy::new(from, to, progress);
     copy.check_names(&roots)?;
     for root in &roots {
-        copy.tree(&Place::root(&root.name), &root.node)?;
+        copy.tree(&NodePath::root(&root.name), &root.node)?;
     }
     copy.flush()?;
     let mut infos = Vec::with_capacity(closure.len());
@@ -96,8 +96,8 @@ fn described(
     from: &Blocking,
     root: &Root,
     path: &NarinfoFile,
-    progress: &Progress,
-) -> Result<PathInfo, Error> {
+    progress: &CopyProgress,
+) -> Result<PathInfo, TreeError> {
     let narinfo = from.path_info(&root.name)?.and_then(|known| known.narinfo);
     let known = narinfo.as_ref().and_then(|narinfo| {
         let sha256 = narinfo.nar_sha256[..].try_into().ok()?;
@@ -116,7 +116,7 @@ fn described(
     if actual != path.nar {
         return Err(NarMismatch {
             path: path.path.to_string(),
-            said: path.nar,
+            stated: path.nar,
             actual,
         }
         .into());
@@ -136,16 +136,16 @@ fn copy_in_slices(
     from: &Blocking,
     to: &Blocking,
     roots: &[Root],
-    progress: &Progress,
+    progress: &CopyProgress,
     slice: u64,
-) -> Result<Added, Error> {
-    let mut copy = Copy {
+) -> Result<AddedTotals, TreeError> {
+    let mut copy = TreeCopy {
         slice,
-        ..Copy::new(from, to, progress)
+        ..TreeCopy::new(from, to, progress)
     };
     copy.check_names(roots)?;
     for root in roots {
-        copy.tree(&Place::root(&root.name), &root.node)?;
+        copy.tree(&NodePath::root(&root.name), &root.node)?;
     }
     copy.flush()?;
     for root in roots {
@@ -157,17 +157,17 @@ fn copy_in_slices(
 }
 
 /// A copy under way.
-pub(super) struct Copy<'a> {
+pub(super) struct TreeCopy<'a> {
     from: &'a Blocking,
     to: &'a Blocking,
-    progress: &'a Progress,
+    progress: &'a CopyProgress,
     /// The current slice.
     ingest: Option<Box<dyn Ingest>>,
-    added: Added,
+    added: AddedTotals,
     /// Objects that are done.
     seen: HashSet<(bool, Digest)>,
     /// Objects to send: small blobs, then Directories, each with the place where it was found.
-    blobs: Vec<(Digest, u64, Place)>,
+    blobs: Vec<(Digest, u64, NodePath)>,
     blob_bytes: u64,
     directories: Vec<Directory>,
     /// Bytes since the last commit, and after how many there is the next.
@@ -176,21 +176,21 @@ pub(super) struct Copy<'a> {
 }
 
 /// A directory on the way down.
-struct Level {
+struct CopyLevel {
     directory: Directory,
-    place: Place,
+    place: NodePath,
     next: usize,
 }
 
-impl<'a> Copy<'a> {
+impl<'a> TreeCopy<'a> {
     /// A copy of nothing yet.
-    pub(super) fn new(from: &'a Blocking, to: &'a Blocking, progress: &'a Progress) -> Self {
+    pub(super) fn new(from: &'a Blocking, to: &'a Blocking, progress: &'a CopyProgress) -> Self {
         Self {
             from,
             to,
             progress,
             ingest: None,
-            added: Added::default(),
+            added: AddedTotals::default(),
             seen: HashSet::new(),
             blobs: Vec::new(),
             blob_bytes: 0,
@@ -201,7 +201,7 @@ impl<'a> Copy<'a> {
     }
 
     /// Fails before anything is sent if the other store does not take all of these names.
-    fn check_names(&mut self, roots: &[Root]) -> Result<(), Error> {
+    fn check_names(&mut self, roots: &[Root]) -> Result<(), TreeError> {
         use crate::store::Error::Refused;
         let ingest = self.ingest()?;
         let check = |root: &Root| ingest.check_root_name(&root.name).err();
@@ -217,21 +217,21 @@ impl<'a> Copy<'a> {
     }
 
     /// Sends and commits the rest.
-    pub(super) fn end(mut self) -> Result<(), Error> {
+    pub(super) fn end(mut self) -> Result<(), TreeError> {
         self.flush()?;
         self.commit()
     }
 
     /// Copies a node and everything below it that is missing at the destination.
-    pub(super) fn tree(&mut self, place: &Place, node: &Node) -> Result<(), Error> {
+    pub(super) fn tree(&mut self, place: &NodePath, node: &Node) -> Result<(), TreeError> {
         let mut levels = Vec::new();
         levels.extend(self.node(place, node.borrow())?);
         while let Some(level) = levels.last_mut() {
             if self.progress.stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
+                return Err(TreeError::Interrupted);
             }
             let Some(entry) = level.directory.get(level.next) else {
-                if let Some(Level { directory, .. }) = levels.pop() {
+                if let Some(CopyLevel { directory, .. }) = levels.pop() {
                     self.directories.push(directory);
                     self.progress.directories.fetch_add(1, Ordering::Relaxed);
                 }
@@ -243,7 +243,7 @@ impl<'a> Copy<'a> {
             level.next += 1;
             let place = level.place.join(entry.name);
             // The entry borrows the level, which stays in place while another is pushed on top.
-            let node = entry.node.to_owned().map_err(|error| Error::Object {
+            let node = entry.node.to_owned().map_err(|error| TreeError::Object {
                 path: place.path(),
                 source: crate::store::Error::Refused {
                     store: self.from.url().to_owned(),
@@ -258,7 +258,11 @@ impl<'a> Copy<'a> {
     }
 
     /// Handles a node; returns the directory to descend into, if it is one that is missing.
-    fn node(&mut self, place: &Place, node: NodeRef<'_>) -> Result<Option<Level>, Error> {
+    fn node(
+        &mut self,
+        place: &NodePath,
+        node: NodeRef<'_>,
+    ) -> Result<Option<CopyLevel>, TreeError> {
         match node {
             NodeRef::Symlink { .. } => Ok(None),
             NodeRef::File { digest, size, .. } => {
@@ -277,7 +281,7 @@ impl<'a> Copy<'a> {
                 let directory = self.from.directory(&digest).map_err(error_at(place))?;
                 let directory =
                     directory.ok_or_else(|| self.absent(place, Object::Directory, digest))?;
-                Ok(Some(Level {
+                Ok(Some(CopyLevel {
                     directory,
                     place: place.clone(),
                     next: 0,
@@ -286,7 +290,7 @@ impl<'a> Copy<'a> {
         }
     }
 
-    fn blob(&mut self, digest: Digest, size: u64, place: &Place) -> Result<(), Error> {
+    fn blob(&mut self, digest: Digest, size: u64, place: &NodePath) -> Result<(), TreeError> {
         if size >= LARGE {
             return self.large(digest, size, place);
         }
@@ -298,17 +302,17 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    fn large(&mut self, digest: Digest, size: u64, place: &Place) -> Result<(), Error> {
+    fn large(&mut self, digest: Digest, size: u64, place: &NodePath) -> Result<(), TreeError> {
         if self.ingest()?.has_blob(&digest)? {
             self.progress.skipped.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
         let mut writer = self.ingest()?.blob_writer()?;
-        let mut buffer = vec![0; PIECE];
+        let mut buffer = vec![0; BUFFER_BYTES];
         let mut at = 0;
         while at < size {
             if self.progress.stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
+                return Err(TreeError::Interrupted);
             }
             let read = self.from.read(&digest, size, at, &mut buffer);
             let read = read.map_err(error_at(place))?.filter(|&read| read > 0);
@@ -325,7 +329,7 @@ impl<'a> Copy<'a> {
     }
 
     /// Sends the waiting objects, blobs first.
-    pub(super) fn flush(&mut self) -> Result<(), Error> {
+    pub(super) fn flush(&mut self) -> Result<(), TreeError> {
         let blobs = std::mem::take(&mut self.blobs);
         self.blob_bytes = 0;
         let digests: Vec<_> = blobs.iter().map(|(digest, ..)| *digest).collect();
@@ -360,7 +364,7 @@ impl<'a> Copy<'a> {
         self.sent(bytes)
     }
 
-    fn sent(&mut self, bytes: u64) -> Result<(), Error> {
+    fn sent(&mut self, bytes: u64) -> Result<(), TreeError> {
         self.uncommitted += bytes;
         if self.uncommitted >= self.slice {
             self.commit()?;
@@ -368,7 +372,7 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    fn ingest(&mut self) -> Result<&dyn Ingest, Error> {
+    fn ingest(&mut self) -> Result<&dyn Ingest, TreeError> {
         let ingest = match self.ingest.take() {
             Some(ingest) => ingest,
             None => self.to.ingest()?,
@@ -376,7 +380,7 @@ impl<'a> Copy<'a> {
         Ok(&**self.ingest.insert(ingest))
     }
 
-    fn commit(&mut self) -> Result<(), Error> {
+    fn commit(&mut self) -> Result<(), TreeError> {
         self.uncommitted = 0;
         if let Some(ingest) = self.ingest.take() {
             let added = ingest.commit()?;
@@ -387,8 +391,8 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    fn absent(&self, place: &Place, object: Object, digest: Digest) -> Error {
-        Error::Absent {
+    fn absent(&self, place: &NodePath, object: Object, digest: Digest) -> TreeError {
+        TreeError::Absent {
             path: place.path(),
             store: self.from.url().to_owned(),
             object,
@@ -398,8 +402,8 @@ impl<'a> Copy<'a> {
 }
 
 /// Turns a store's error into one at `place`.
-fn error_at(place: &Place) -> impl FnOnce(crate::store::Error) -> Error + '_ {
-    move |error| Error::at(&place.path())(error)
+fn error_at(place: &NodePath) -> impl FnOnce(crate::store::Error) -> TreeError + '_ {
+    move |error| TreeError::at(&place.path())(error)
 }
 
 #[cfg(test)]
@@ -439,7 +443,7 @@ mod tests {
         };
         put(&blobs[..2]);
         let copy = |slice| {
-            let progress = Progress::default();
+            let progress = CopyProgress::default();
             let copied = copy_in_slices(&from, &to, std::slice::from_ref(&root), &progress, slice);
             let counts = [&progress.blobs, &progress.skipped, &progress.directories];
             (copied, counts.map(|count| count.load(Ordering::Relaxed)))

@@ -12,7 +12,7 @@ use crate::store::{self, Object};
 
 /// Why an operation on a tree failed.
 #[derive(Debug, Error)]
-pub enum Error {
+pub enum TreeError {
     /// The text can be neither a root's name and path nor a digest.
     #[error("{text} is no NAME[/PATH] and no digest: {why}")]
     Target {
@@ -53,6 +53,15 @@ pub enum Error {
         /// A hint, for a symbolic link: its target.
         hint: String,
     },
+    /// What is to be a mount root is no directory.
+    #[error(
+        "{path} is not a directory, and only a directory can be a mount root; a mount of all roots shows it by \
+         its name"
+    )]
+    NoMountRoot {
+        /// Its path.
+        path: TreePath,
+    },
     /// An object that a node refers to is not in the store.
     #[error("{path}: {store} does not have the {object} {digest}")]
     Absent {
@@ -87,7 +96,7 @@ pub enum Error {
     Exists(PathBuf),
     /// The export's parent directory does not exist.
     #[error("the directory {} does not exist; make it first", Printable::path(.0))]
-    NoFolder(PathBuf),
+    NoDirectory(PathBuf),
     /// An operation on a local file failed.
     #[error("cannot {action} {}: {source}", Printable::path(path))]
     Io {
@@ -115,10 +124,10 @@ fn how_found(store: &str) -> &'static str {
     }
 }
 
-impl Error {
+impl TreeError {
     /// Adds the path to a store's error.
-    pub(super) fn at(path: &TreePath) -> impl FnOnce(store::Error) -> Error + '_ {
-        move |source| Error::Object {
+    pub(super) fn at(path: &TreePath) -> impl FnOnce(store::Error) -> TreeError + '_ {
+        move |source| TreeError::Object {
             path: path.clone(),
             source,
         }

@@ -35,8 +35,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::unfinished::Unfinished;
-use super::{Error, TreePath, Walk, copy_blob};
+use super::unfinished::UnfinishedTarget;
+use super::{TreeError, TreePath, TreeWalk, copy_blob};
 use crate::castore::{Digest, Node, NodeRef};
 use crate::descent::{Descent, DescentError, open_files_limit};
 use crate::store::Blocking;
@@ -52,20 +52,20 @@ const MAX_WINDOW: usize = 256;
 
 /// The progress of an export; other threads may read it, and may stop the export.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct ExportProgress {
     /// Files, directories and symbolic links made.
     pub nodes: AtomicU64,
     /// Bytes of files.
     pub bytes: AtomicU64,
-    /// Set it to end the export with [`Error::Interrupted`].
+    /// Set it to end the export with [`TreeError::Interrupted`].
     pub stop: AtomicBool,
 }
 
-impl Progress {
+impl ExportProgress {
     /// Counts bytes that were read, unless the export is stopped.
-    pub(super) fn take(&self, bytes: usize) -> Result<(), Error> {
+    pub(super) fn take(&self, bytes: usize) -> Result<(), TreeError> {
         if self.stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
+            return Err(TreeError::Interrupted);
         }
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(())
@@ -78,19 +78,19 @@ pub fn to_directory(
     path: &TreePath,
     node: &Node,
     target: &Path,
-    progress: &Progress,
-) -> Result<(), Error> {
+    progress: &ExportProgress,
+) -> Result<(), TreeError> {
     let name = match (target.file_name(), target.symlink_metadata()) {
         (Some(name), Err(error)) if error.kind() == io::ErrorKind::NotFound => name,
         (Some(_), Err(error)) => return Err(failed("look at", target)(error)),
-        _ => return Err(Error::Exists(target.to_owned())),
+        _ => return Err(TreeError::Exists(target.to_owned())),
     };
     let parent = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let (_unfinished, folder) = make_unfinished(parent, name)?;
-    let export = Export {
+    let (_unfinished, dir) = make_unfinished(parent, name)?;
+    let export = TreeExport {
         store,
         target,
         inside: path.as_bytes().len(),
@@ -98,24 +98,24 @@ pub fn to_directory(
         failure: Mutex::new(None),
         failed: AtomicBool::new(false),
     };
-    export.run(folder.as_fd(), name.as_bytes(), path, node)?;
-    place(&folder, name, target)
+    export.run(dir.as_fd(), name.as_bytes(), path, node)?;
+    place(&dir, name, target)
 }
 
 /// A directory that files are written into.
-struct Folder<'e> {
+struct OutputDirectory<'e> {
     fd: OwnedFd,
-    export: &'e Export<'e>,
+    export: &'e TreeExport<'e>,
     path: TreePath,
 }
 
-impl AsFd for Folder<'_> {
+impl AsFd for OutputDirectory<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl Drop for Folder<'_> {
+impl Drop for OutputDirectory<'_> {
     /// The last writer is done, so the time stays as it is set.
     fn drop(&mut self) {
         if let Err(error) = futimens(&self.fd, &times()) {
@@ -126,9 +126,9 @@ impl Drop for Folder<'_> {
 }
 
 /// A file that is to be written.
-struct Job<'e> {
+struct ExportJob<'e> {
     /// Nothing if the export is of this one file.
-    folder: Option<Arc<Folder<'e>>>,
+    dir: Option<Arc<OutputDirectory<'e>>>,
     name: Vec<u8>,
     path: TreePath,
     digest: Digest,
@@ -136,24 +136,24 @@ struct Job<'e> {
     executable: bool,
 }
 
-struct Export<'e> {
+struct TreeExport<'e> {
     store: &'e Blocking,
     target: &'e Path,
     /// Bytes of the path, in the store, of the node that is exported.
     inside: usize,
-    progress: &'e Progress,
-    failure: Mutex<Option<Error>>,
+    progress: &'e ExportProgress,
+    failure: Mutex<Option<TreeError>>,
     failed: AtomicBool,
 }
 
-impl Export<'_> {
+impl TreeExport<'_> {
     fn run(
         &self,
         parent: BorrowedFd<'_>,
         name: &[u8],
         path: &TreePath,
         node: &Node,
-    ) -> Result<(), Error> {
+    ) -> Result<(), TreeError> {
         let open_files = open_files_limit();
         let (sender, receiver) = sync_channel((open_files / 8).clamp(1, QUEUE));
         let receiver = Mutex::new(receiver);
@@ -182,26 +182,26 @@ impl Export<'_> {
         path: &TreePath,
         node: &Node,
         window: usize,
-        jobs: SyncSender<Job<'e>>,
-    ) -> Result<(), Error> {
-        let mut folders: Descent<Arc<Folder<'e>>> = Descent::new(window);
-        let mut walk = Walk::new(self.store, path.clone(), node.clone());
+        jobs: SyncSender<ExportJob<'e>>,
+    ) -> Result<(), TreeError> {
+        let mut dirs: Descent<Arc<OutputDirectory<'e>>> = Descent::new(window);
+        let mut walk = TreeWalk::new(self.store, path.clone(), node.clone());
         while let Some(step) = walk.step()? {
-            self.go_on()?;
-            while folders.depth() > step.depth {
-                self.leave(&mut folders)?;
+            self.proceed()?;
+            while dirs.depth() > step.depth {
+                self.leave(&mut dirs)?;
             }
-            let folder = folders.here();
-            let fd = folder.map_or(parent, |folder| folder.fd.as_fd());
-            let name = if folder.is_some() { step.name } else { name };
+            let dir = dirs.innermost();
+            let fd = dir.map_or(parent, |dir| dir.fd.as_fd());
+            let name = if dir.is_some() { step.name } else { name };
             match step.node {
                 NodeRef::Directory { .. } => {
-                    let folder = Arc::new(Folder {
-                        fd: self.make_folder(fd, name, step.path)?,
+                    let dir = Arc::new(OutputDirectory {
+                        fd: self.make_dir(fd, name, step.path)?,
                         export: self,
                         path: step.path.clone(),
                     });
-                    let entered = folders.enter(folder);
+                    let entered = dirs.enter(dir);
                     entered.map_err(self.io("look at the directory", step.path))?;
                     self.progress.nodes.fetch_add(1, Ordering::Relaxed);
                 }
@@ -218,8 +218,8 @@ impl Export<'_> {
                     size,
                     executable,
                 } => {
-                    let job = Job {
-                        folder: folder.cloned(),
+                    let job = ExportJob {
+                        dir: dir.cloned(),
                         name: name.to_vec(),
                         path: step.path.clone(),
                         digest,
@@ -236,16 +236,16 @@ impl Export<'_> {
     }
 
     /// Goes back up from the directory that the walk is in.
-    fn leave<'e>(&'e self, folders: &mut Descent<Arc<Folder<'e>>>) -> Result<(), Error> {
-        let left = folders.leave(|fd, below| {
+    fn leave<'e>(&'e self, dirs: &mut Descent<Arc<OutputDirectory<'e>>>) -> Result<(), TreeError> {
+        let remaining = dirs.leave(|fd, below| {
             let path = below.path.parent();
-            Arc::new(Folder {
+            Arc::new(OutputDirectory {
                 fd,
                 export: self,
                 path,
             })
         });
-        left.map(drop).map_err(|error| Error::Io {
+        remaining.map(drop).map_err(|error| TreeError::Io {
             action: "go back up in",
             path: self.target.to_owned(),
             source: match error {
@@ -255,12 +255,12 @@ impl Export<'_> {
         })
     }
 
-    fn make_folder(
+    fn make_dir(
         &self,
         parent: BorrowedFd<'_>,
         name: &[u8],
         path: &TreePath,
-    ) -> Result<OwnedFd, Error> {
+    ) -> Result<OwnedFd, TreeError> {
         let name = OsStr::from_bytes(name);
         mkdirat(parent, name, Mode::from_raw_mode(0o700))
             .map_err(self.io("make the directory", path))?;
@@ -273,25 +273,25 @@ impl Export<'_> {
 
     /// Writes files until there are no more. After a failure it only empties the queue, so that
     /// the walk never waits for it.
-    fn write_files(&self, parent: BorrowedFd<'_>, jobs: &Mutex<Receiver<Job<'_>>>) {
+    fn write_files(&self, parent: BorrowedFd<'_>, jobs: &Mutex<Receiver<ExportJob<'_>>>) {
         loop {
             let Ok(job) = jobs.lock().recv() else { return };
             if self.failed.load(Ordering::Relaxed) {
                 continue;
             }
-            let fd = job.folder.as_ref();
-            let fd = fd.map_or(parent, |folder| folder.fd.as_fd());
+            let fd = job.dir.as_ref();
+            let fd = fd.map_or(parent, |dir| dir.fd.as_fd());
             if let Err(error) = self.write_file(fd, &job) {
                 self.fail(error);
             }
         }
     }
 
-    fn write_file(&self, folder: BorrowedFd<'_>, job: &Job<'_>) -> Result<(), Error> {
+    fn write_file(&self, dir: BorrowedFd<'_>, job: &ExportJob<'_>) -> Result<(), TreeError> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let name = OsStr::from_bytes(&job.name);
-        let fd = openat(folder, name, flags, Mode::from_raw_mode(0o600))
+        let fd = openat(dir, name, flags, Mode::from_raw_mode(0o600))
             .map_err(self.io("make the file", &job.path))?;
         let file = std::fs::File::from(fd);
         let mut written = 0;
@@ -301,7 +301,7 @@ impl Export<'_> {
             job.size,
             &job.path,
             |offset, bytes| {
-                self.go_on()?;
+                self.proceed()?;
                 self.progress.take(bytes.len())?;
                 for (index, part) in bytes.chunks(HOLE).enumerate() {
                     if part.len() == HOLE && part.iter().all(|&byte| byte == 0) {
@@ -326,19 +326,19 @@ impl Export<'_> {
         Ok(())
     }
 
-    fn go_on(&self) -> Result<(), Error> {
+    fn proceed(&self) -> Result<(), TreeError> {
         if self.progress.stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
+            return Err(TreeError::Interrupted);
         }
         if self.failed.load(Ordering::Relaxed) {
             // The failure is recorded already.
-            return Err(Error::Interrupted);
+            return Err(TreeError::Interrupted);
         }
         Ok(())
     }
 
     /// Records the first failure and ends the export.
-    fn fail(&self, error: Error) {
+    fn fail(&self, error: TreeError) {
         self.failure.lock().get_or_insert(error);
         self.failed.store(true, Ordering::Relaxed);
     }
@@ -349,13 +349,13 @@ impl Export<'_> {
         &self,
         action: &'static str,
         path: &TreePath,
-    ) -> impl FnOnce(E) -> Error {
+    ) -> impl FnOnce(E) -> TreeError {
         let below = path.as_bytes().get(self.inside..).unwrap_or_default();
         let path = match below.strip_prefix(b"/") {
             Some(below) => self.target.join(OsStr::from_bytes(below)),
             None => self.target.to_owned(),
         };
-        move |source| Error::Io {
+        move |source| TreeError::Io {
             action,
             path,
             source: source.into(),
@@ -364,7 +364,7 @@ impl Export<'_> {
 }
 
 /// Makes the directory to build the tree in, beside the target `name`.
-fn make_unfinished(parent: &Path, name: &OsStr) -> Result<(Unfinished, OwnedFd), Error> {
+fn make_unfinished(parent: &Path, name: &OsStr) -> Result<(UnfinishedTarget, OwnedFd), TreeError> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
     let make = |path: &Path| {
         mkdirat(CWD, path, Mode::from_raw_mode(0o700))?;
@@ -373,28 +373,28 @@ fn make_unfinished(parent: &Path, name: &OsStr) -> Result<(Unfinished, OwnedFd),
             let _ = std::fs::remove_dir(path);
         })
     };
-    Unfinished::make(parent, name, make).map_err(|(path, error)| match error {
-        Errno::NOENT => Error::NoFolder(parent.to_owned()),
+    UnfinishedTarget::make(parent, name, make).map_err(|(path, error)| match error {
+        Errno::NOENT => TreeError::NoDirectory(parent.to_owned()),
         error => failed("make the directory", &path)(error),
     })
 }
 
-/// Gives the tree that was built in `folder` its place.
-fn place(folder: &OwnedFd, name: &OsStr, target: &Path) -> Result<(), Error> {
-    match renameat_with(folder, name, CWD, target, RenameFlags::NOREPLACE) {
+/// Gives the tree that was built in `dir` its place.
+fn place(dir: &OwnedFd, name: &OsStr, target: &Path) -> Result<(), TreeError> {
+    match renameat_with(dir, name, CWD, target, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
-        Err(Errno::EXIST) => Err(Error::Exists(target.to_owned())),
+        Err(Errno::EXIST) => Err(TreeError::Exists(target.to_owned())),
         // File systems without that flag (NFS, some FUSE): what is left is to look first.
         Err(Errno::INVAL) if target.symlink_metadata().is_err() => {
-            renameat(folder, name, CWD, target).map_err(failed("rename to", target))
+            renameat(dir, name, CWD, target).map_err(failed("rename to", target))
         }
-        Err(Errno::INVAL) => Err(Error::Exists(target.to_owned())),
+        Err(Errno::INVAL) => Err(TreeError::Exists(target.to_owned())),
         Err(error) => Err(failed("rename to", target)(error)),
     }
 }
 
-fn failed<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> Error {
-    move |source| Error::Io {
+fn failed<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> TreeError {
+    move |source| TreeError::Io {
         action,
         path: path.to_owned(),
         source: source.into(),

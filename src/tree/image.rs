@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 
 use crate::castore::{Digest, Directory, NodeRef, Root};
 use crate::image::{
-    DirectorySource, ImageError, ImageLayout, ImageLocation, ImagePiece, ImageTop, ImageVersion,
+    DirectorySource, ImageError, ImageExtent, ImageLayout, ImageLocation, ImageRoot, ImageVersion,
 };
 use crate::store::{self, Answer, Bounded, Object, Store};
 
@@ -34,21 +34,21 @@ const DIRECTORY_BYTES: usize = 16 << 20;
 const AT_ONCE: usize = 32;
 
 /// How a thread waits for a store.
-pub trait Waits {
+pub trait StoreWaiter {
     /// The outcome of `work`; blocks until there is one, or there is no time left for it.
     fn wait<T>(&self, work: impl Future<Output = T>) -> Option<T>;
 }
 
-impl Waits for Handle {
+impl StoreWaiter for Handle {
     fn wait<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         Some(self.block_on(work))
     }
 }
 
-/// Has no time at all: only what is at hand can be read.
+/// Has no time at all: only what is cached can be read.
 pub struct NoTime;
 
-impl Waits for NoTime {
+impl StoreWaiter for NoTime {
     fn wait<T>(&self, _: impl Future<Output = T>) -> Option<T> {
         None
     }
@@ -91,38 +91,38 @@ impl From<ImageError<ImageFileError>> for ImageFileError {
 pub struct ImageFile {
     store: Arc<dyn Store>,
     layout: ImageLayout,
-    directories: Directories,
+    directories: ImageDirectories,
 }
 
 /// The cached Directories of an image.
-struct Directories {
+struct ImageDirectories {
     /// The Directories of the roots: an object store finds those below only once it has read these.
-    tops: Vec<Digest>,
+    image_roots: Vec<Digest>,
     kept: Mutex<Bounded<Digest, Directory>>,
 }
 
 impl ImageFile {
-    /// The image of `top` in `store`, in layout `version`. Waits for every Directory.
+    /// The image of `image_root` in `store`, in layout `version`. Waits for every Directory.
     pub fn new(
         store: Arc<dyn Store>,
-        top: ImageTop,
+        image_root: ImageRoot,
         version: ImageVersion,
-        waiter: &impl Waits,
+        waiter: &impl StoreWaiter,
     ) -> Result<Self, ImageFileError> {
-        let tops = match &top {
-            ImageTop::Directory(digest) => vec![*digest],
-            ImageTop::Roots(directory) => subdirectories(directory).collect(),
+        let image_roots = match &image_root {
+            ImageRoot::Directory(digest) => vec![*digest],
+            ImageRoot::Roots(directory) => subdirectories(directory).collect(),
         };
-        let directories = Directories {
-            tops,
+        let directories = ImageDirectories {
+            image_roots,
             kept: Mutex::new(Bounded::new(DIRECTORY_BYTES)),
         };
-        let source = Fetch {
+        let source = ImageFetch {
             store: &store,
             directories: &directories,
             waiter,
         };
-        let layout = ImageLayout::new(top, version, &source)?;
+        let layout = ImageLayout::new(image_root, version, &source)?;
         Ok(Self {
             store,
             layout,
@@ -148,92 +148,92 @@ impl ImageFile {
         &self,
         offset: u64,
         buffer: &mut [u8],
-        waiter: &impl Waits,
+        waiter: &impl StoreWaiter,
     ) -> Result<usize, ImageFileError> {
         let length = self.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
         let buffer = &mut buffer[..length];
         let source = self.source(waiter);
-        let pieces = self.pieces(offset, length as u64, &source)?;
-        if pieces.len() > 1 {
-            self.announce(&pieces);
+        let extents = self.extents(offset, length as u64, &source)?;
+        if extents.len() > 1 {
+            self.announce(&extents);
         }
         let mut done = 0;
-        for piece in pieces {
-            let part = &mut buffer[done..done + piece.length() as usize];
-            match piece {
-                ImagePiece::Metadata(_) => {
+        for extent in extents {
+            let part = &mut buffer[done..done + extent.length() as usize];
+            match extent {
+                ImageExtent::Metadata(_) => {
                     let at = offset + done as u64;
                     self.layout.read_metadata(at, part, &source)?;
                 }
-                ImagePiece::Zeros(_) => part.fill(0),
-                ImagePiece::Blob {
+                ImageExtent::Zeros(_) => part.fill(0),
+                ImageExtent::Blob {
                     digest,
                     size,
                     offset,
                     ..
                 } => self.read_blob(&digest, size, offset, part, waiter)?,
             }
-            done += piece.length() as usize;
+            done += extent.length() as usize;
         }
         Ok(length)
     }
 
-    /// Makes the store fetch the blobs behind `length` bytes at `offset`, and returns at once
+    /// Makes the store fetch the blobs of `length` bytes at `offset`, and returns at once
     /// unless a Directory has to be waited for.
     pub fn will_need(
         &self,
         offset: u64,
         length: u64,
-        waiter: &impl Waits,
+        waiter: &impl StoreWaiter,
     ) -> Result<(), ImageFileError> {
         let length = self.size().saturating_sub(offset).min(length);
-        let pieces = self.pieces(offset, length, &self.source(waiter))?;
-        self.announce(&pieces);
+        let extents = self.extents(offset, length, &self.source(waiter))?;
+        self.announce(&extents);
         Ok(())
     }
 
     /// What is at `offset`, if that is known without waiting. For logs.
     pub fn location(&self, offset: u64) -> Option<ImageLocation> {
-        let source = AtHand {
+        let source = CachedDirectorySource {
             store: &self.store,
             directories: &self.directories,
         };
         self.layout.location(offset, &source).ok()
     }
 
-    fn source<'a, W>(&'a self, waiter: &'a W) -> Fetch<'a, W> {
-        Fetch {
+    fn source<'a, W>(&'a self, waiter: &'a W) -> ImageFetch<'a, W> {
+        ImageFetch {
             store: &self.store,
             directories: &self.directories,
             waiter,
         }
     }
 
-    /// The pieces of `length` bytes at `offset`, which are within the image.
-    fn pieces<W: Waits>(
+    /// The extents of `length` bytes at `offset`, which are within the image.
+    fn extents<W: StoreWaiter>(
         &self,
         offset: u64,
         length: u64,
-        source: &Fetch<'_, W>,
-    ) -> Result<Vec<ImagePiece>, ImageFileError> {
-        let mut pieces = Vec::new();
+        source: &ImageFetch<'_, W>,
+    ) -> Result<Vec<ImageExtent>, ImageFileError> {
+        let mut extents = Vec::new();
         let mut done = 0;
         while done < length
-            && let Some(piece) = self.layout.piece_at(offset + done, source)?
+            && let Some(extent) = self.layout.extent_at(offset + done, source)?
         {
-            let piece = piece.first(length - done);
-            done += piece.length();
-            pieces.push(piece);
+            let extent = extent.first(length - done);
+            done += extent.length();
+            extents.push(extent);
         }
-        Ok(pieces)
+        Ok(extents)
     }
 
-    fn announce(&self, pieces: &[ImagePiece]) {
-        let blob = |piece: &ImagePiece| match piece {
-            ImagePiece::Blob { digest, size, .. } => Some((*digest, *size)),
+    fn announce(&self, extents: &[ImageExtent]) {
+        let blob = |extent: &ImageExtent| match extent {
+            ImageExtent::Blob { digest, size, .. } => Some((*digest, *size)),
             _ => None,
         };
-        let blobs: Vec<_> = pieces.iter().filter_map(blob).collect();
+        let blobs: Vec<_> = extents.iter().filter_map(blob).collect();
         if !blobs.is_empty() {
             self.store.will_need(&blobs);
         }
@@ -245,7 +245,7 @@ impl ImageFile {
         size: u64,
         offset: u64,
         buffer: &mut [u8],
-        waiter: &impl Waits,
+        waiter: &impl StoreWaiter,
     ) -> Result<(), ImageFileError> {
         let read = match self.store.read_now(digest, size, offset, buffer)? {
             Answer::Found(length) => Some(length),
@@ -276,23 +276,23 @@ impl ImageFile {
 /// that is a directory, otherwise a list of their names.
 ///
 /// Fails if two roots have the same name.
-pub fn image_top(roots: &[Root]) -> Result<ImageTop, ImageFileError> {
+pub fn image_root(roots: &[Root]) -> Result<ImageRoot, ImageFileError> {
     if let [root] = roots
         && let NodeRef::Directory { digest, .. } = root.node.borrow()
     {
-        return Ok(ImageTop::Directory(digest));
+        return Ok(ImageRoot::Directory(digest));
     }
-    ImageTop::roots(roots).map_err(|error| ImageFileError::TooLarge(error.to_string()))
+    ImageRoot::roots(roots).map_err(|error| ImageFileError::TooLarge(error.to_string()))
 }
 
 /// Directories from the cache or from a store.
-struct Fetch<'a, W> {
+struct ImageFetch<'a, W> {
     store: &'a Arc<dyn Store>,
-    directories: &'a Directories,
+    directories: &'a ImageDirectories,
     waiter: &'a W,
 }
 
-impl<W: Waits> Fetch<'_, W> {
+impl<W: StoreWaiter> ImageFetch<'_, W> {
     fn find(&self, digest: &Digest) -> Result<Option<Directory>, ImageFileError> {
         if let Some(directory) = self.directories.kept.lock().get(digest) {
             return Ok(Some(directory));
@@ -320,15 +320,15 @@ impl<W: Waits> Fetch<'_, W> {
     }
 }
 
-impl<W: Waits> DirectorySource for Fetch<'_, W> {
+impl<W: StoreWaiter> DirectorySource for ImageFetch<'_, W> {
     type Error = ImageFileError;
 
     fn directory(&self, digest: &Digest) -> Result<Directory, ImageFileError> {
         if let Some(directory) = self.find(digest)? {
             return Ok(directory);
         }
-        for top in &self.directories.tops {
-            self.wait(self.store.directory(top))??;
+        for image_root in &self.directories.image_roots {
+            self.wait(self.store.directory(image_root))??;
             if let Some(directory) = self.find(digest)? {
                 return Ok(directory);
             }
@@ -341,18 +341,18 @@ impl<W: Waits> DirectorySource for Fetch<'_, W> {
     }
 
     fn directories(&self, digests: &[Digest]) -> Result<Vec<Directory>, ImageFileError> {
-        let mut far = Vec::new();
+        let mut upstream = Vec::new();
         let mut found = HashMap::new();
         for digest in digests {
             match self.store.directory_now(digest)? {
                 Answer::Found(directory) => drop(found.insert(*digest, directory)),
-                Answer::Wait => far.push(*digest),
+                Answer::Wait => upstream.push(*digest),
                 Answer::Absent => {}
             }
         }
-        let asked = far.iter().map(|digest| self.store.directory(digest));
+        let asked = upstream.iter().map(|digest| self.store.directory(digest));
         let asked = stream::iter(asked).buffered(AT_ONCE).collect::<Vec<_>>();
-        if !far.is_empty() {
+        if !upstream.is_empty() {
             for directory in self.wait(asked)? {
                 found.extend(directory?.map(|directory| (directory.digest(), directory)));
             }
@@ -366,12 +366,12 @@ impl<W: Waits> DirectorySource for Fetch<'_, W> {
 }
 
 /// Directories from the cache only.
-struct AtHand<'a> {
+struct CachedDirectorySource<'a> {
     store: &'a Arc<dyn Store>,
-    directories: &'a Directories,
+    directories: &'a ImageDirectories,
 }
 
-impl DirectorySource for AtHand<'_> {
+impl DirectorySource for CachedDirectorySource<'_> {
     type Error = ();
 
     fn directory(&self, digest: &Digest) -> Result<Directory, ()> {

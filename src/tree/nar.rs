@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
-use super::export::Progress;
-use super::{Error, TreePath, Walk, copy_blob};
+use super::export::ExportProgress;
+use super::{TreeError, TreePath, TreeWalk, copy_blob};
 use crate::castore::{Node, NodeRef};
-use crate::nar::Writer;
+use crate::nar::NarWriter;
 use crate::nix::NarHash;
 use crate::store::Blocking;
 
@@ -18,41 +18,45 @@ pub fn write_nar(
     path: &TreePath,
     node: &Node,
     out: impl Write,
-    progress: &Progress,
-) -> Result<(), Error> {
-    let mut writer = Writer::new(out);
+    progress: &ExportProgress,
+) -> Result<(), TreeError> {
+    let mut writer = NarWriter::new(out);
     let mut open = 0;
-    let mut walk = Walk::new(store, path.clone(), node.clone());
+    let mut walk = TreeWalk::new(store, path.clone(), node.clone());
     while let Some(step) = walk.step()? {
         while open > step.depth {
-            writer.end_directory().map_err(Error::Output)?;
+            writer.end_directory().map_err(TreeError::Output)?;
             open -= 1;
         }
         let name = (step.depth > 0).then_some(step.name);
         match step.node {
             NodeRef::Directory { .. } => {
-                writer.directory(name).map_err(Error::Output)?;
+                writer.directory(name).map_err(TreeError::Output)?;
                 open += 1;
             }
-            NodeRef::Symlink { target } => writer.symlink(name, target).map_err(Error::Output)?,
+            NodeRef::Symlink { target } => {
+                writer.symlink(name, target).map_err(TreeError::Output)?
+            }
             NodeRef::File {
                 digest,
                 size,
                 executable,
             } => {
-                writer.file(name, executable, size).map_err(Error::Output)?;
+                writer
+                    .file(name, executable, size)
+                    .map_err(TreeError::Output)?;
                 copy_blob(store, &digest, size, step.path, |_, bytes| {
                     progress.take(bytes.len())?;
-                    writer.contents(bytes).map_err(Error::Output)
+                    writer.contents(bytes).map_err(TreeError::Output)
                 })?;
             }
         }
         progress.nodes.fetch_add(1, Ordering::Relaxed);
     }
     for _ in 0..open {
-        writer.end_directory().map_err(Error::Output)?;
+        writer.end_directory().map_err(TreeError::Output)?;
     }
-    writer.finish().map_err(Error::Output)?;
+    writer.finish().map_err(TreeError::Output)?;
     Ok(())
 }
 
@@ -62,15 +66,15 @@ pub(super) fn hash_nar(
     path: &TreePath,
     node: &Node,
     stop: &AtomicBool,
-) -> Result<NarHash, Error> {
-    let mut sink = HashingSink {
+) -> Result<NarHash, TreeError> {
+    let mut sink = NarHashingSink {
         size: 0,
         hasher: Sha256::new(),
         stop,
     };
-    let written = write_nar(store, path, node, &mut sink, &Progress::default());
+    let written = write_nar(store, path, node, &mut sink, &ExportProgress::default());
     if stop.load(Ordering::Relaxed) {
-        return Err(Error::Interrupted);
+        return Err(TreeError::Interrupted);
     }
     written?;
     Ok(NarHash {
@@ -79,13 +83,13 @@ pub(super) fn hash_nar(
     })
 }
 
-struct HashingSink<'s> {
+struct NarHashingSink<'s> {
     size: u64,
     hasher: Sha256,
     stop: &'s AtomicBool,
 }
 
-impl Write for HashingSink<'_> {
+impl Write for NarHashingSink<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::Other.into());

@@ -5,14 +5,14 @@
 //! ```
 //!
 //! `executable` is there if it is true; `narOffset` is where the contents begin in the NAR. Names and
-//! targets that are no UTF-8 cannot be said in JSON: what is none of it is written as U+FFFD.
+//! targets that are no UTF-8 cannot be written in JSON: what is none of it is written as U+FFFD.
 
 use std::io::Write;
 
 use bytes::Bytes;
 
 use super::nar_stream::{NarStep, NarWalk, after_file};
-use super::{Error, TreePath};
+use super::{TreeError, TreePath};
 use crate::castore::Node;
 use crate::store::Blocking;
 
@@ -43,7 +43,7 @@ impl NarListing {
     }
 
     /// The next bytes, about `most`; nothing at the end. Blocks.
-    pub fn next(&mut self, most: usize) -> Result<Option<Bytes>, Error> {
+    pub fn next(&mut self, most: usize) -> Result<Option<Bytes>, TreeError> {
         let mut out = Vec::new();
         if !self.begun {
             self.begun = true;
@@ -55,7 +55,7 @@ impl NarListing {
         Ok((!out.is_empty()).then(|| Bytes::from(out)))
     }
 
-    fn step(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
+    fn step(&mut self, out: &mut Vec<u8>) -> Result<(), TreeError> {
         let depth = self.walk.depth();
         let Some(step) = self.walk.step()? else {
             self.ended = true;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::walk::open;
-use super::{Error, TreePath};
+use super::{TreeError, TreePath};
 use crate::castore::{Digest, Directory, Node, NodeRef};
 use crate::nar::framing;
 use crate::store::{Blocking, Damage, Object};
@@ -50,13 +50,13 @@ pub struct NarWalk {
     path: TreePath,
     root: Node,
     begun: bool,
-    stack: Vec<Level>,
+    stack: Vec<NarStreamLevel>,
     /// The directory that began last and was not opened yet.
     pending: Option<Digest>,
 }
 
 #[derive(Debug)]
-struct Level {
+struct NarStreamLevel {
     directory: Directory,
     next: usize,
     /// Bytes of the path of this directory.
@@ -81,8 +81,8 @@ impl NarWalk {
         self.stack.len() + usize::from(self.pending.is_some())
     }
 
-    /// What comes next; nothing behind the end.
-    pub fn step(&mut self) -> Result<Option<NarStep<'_>>, Error> {
+    /// What comes next; nothing after the end.
+    pub fn step(&mut self) -> Result<Option<NarStep<'_>>, TreeError> {
         if !self.begun {
             self.begun = true;
             let node = self.root.borrow();
@@ -94,7 +94,7 @@ impl NarWalk {
         if let Some(digest) = self.pending.take() {
             let directory = open(&self.store, &self.path, &digest)?;
             self.announce(&directory);
-            self.stack.push(Level {
+            self.stack.push(NarStreamLevel {
                 directory,
                 next: 0,
                 path_length: self.path.as_bytes().len(),
@@ -118,7 +118,7 @@ impl NarWalk {
         Ok(Some(NarStep::of(Some(entry.name), entry.node)))
     }
 
-    /// Tells the store which files come next.
+    /// Announces the next files to the store.
     fn announce(&self, directory: &Directory) {
         let files = directory.iter().filter_map(|entry| match entry.node {
             NodeRef::File { digest, size, .. } => Some((digest, size)),
@@ -181,8 +181,8 @@ impl<'a> NarStep<'a> {
     }
 }
 
-/// Appends to `out` what the NAR has behind the contents of a file of `size` bytes.
-pub fn after_file(out: &mut Vec<u8>, size: u64, in_directory: bool) {
+/// Appends to `out` what the NAR has after the contents of a file of `size` bytes.
+pub(super) fn after_file(out: &mut Vec<u8>, size: u64, in_directory: bool) {
     framing::after_contents(out, size)
         .and_then(|()| framing::end_node(out, in_directory))
         .expect("memory takes all that is written to it");
@@ -195,16 +195,16 @@ pub struct NarStream {
     /// Bytes of the NAR before what is given out next.
     skip: u64,
     /// Bytes still to be given out.
-    left: u64,
-    /// What is to be given out before the walk goes on.
+    remaining: u64,
+    /// What is to be returned before the walk continues.
     frame: Vec<u8>,
     frame_offset: usize,
-    file: Option<OpenFile>,
+    file: Option<StreamedFile>,
 }
 
 /// A file whose contents are being given out.
 #[derive(Debug)]
-struct OpenFile {
+struct StreamedFile {
     digest: Digest,
     size: u64,
     offset: u64,
@@ -217,7 +217,7 @@ impl NarStream {
         Self {
             walk: NarWalk::new(store, path, node),
             skip: range.start,
-            left: range.end.saturating_sub(range.start),
+            remaining: range.end.saturating_sub(range.start),
             frame: Vec::new(),
             frame_offset: 0,
             file: None,
@@ -225,13 +225,13 @@ impl NarStream {
     }
 
     /// Bytes that are still to come.
-    pub fn left(&self) -> u64 {
-        self.left
+    pub fn remaining(&self) -> u64 {
+        self.remaining
     }
 
     /// The next bytes, at most `most`; nothing at the end. Blocks.
-    pub fn next(&mut self, most: usize) -> Result<Option<Bytes>, Error> {
-        let most = self.left.min(most as u64) as usize;
+    pub fn next(&mut self, most: usize) -> Result<Option<Bytes>, TreeError> {
+        let most = self.remaining.min(most as u64) as usize;
         let mut out = Vec::with_capacity(most);
         while out.len() < most {
             if self.frame_offset < self.frame.len() {
@@ -244,17 +244,17 @@ impl NarStream {
                 self.frame_offset += skipped + taken;
             } else if self.file.is_some() {
                 self.read_file(&mut out, most)?;
-            } else if !self.go_on()? {
+            } else if !self.proceed()? {
                 // The caller knows the NAR's size, and takes more than there is for a failure.
                 break;
             }
         }
-        self.left -= out.len() as u64;
+        self.remaining -= out.len() as u64;
         Ok((!out.is_empty()).then(|| Bytes::from(out)))
     }
 
     /// Takes one step of the walk; false at its end.
-    fn go_on(&mut self) -> Result<bool, Error> {
+    fn proceed(&mut self) -> Result<bool, TreeError> {
         self.frame.clear();
         self.frame_offset = 0;
         let depth = self.walk.depth();
@@ -266,7 +266,7 @@ impl NarStream {
             name, digest, size, ..
         } = step
         {
-            self.file = Some(OpenFile {
+            self.file = Some(StreamedFile {
                 digest,
                 size,
                 offset: 0,
@@ -277,7 +277,7 @@ impl NarStream {
     }
 
     /// Appends contents of the file that is open to `out`, up to `most` bytes of `out`.
-    fn read_file(&mut self, out: &mut Vec<u8>, most: usize) -> Result<(), Error> {
+    fn read_file(&mut self, out: &mut Vec<u8>, most: usize) -> Result<(), TreeError> {
         let Some(file) = &mut self.file else {
             return Ok(());
         };
@@ -287,28 +287,30 @@ impl NarStream {
         let wanted = (file.size - file.offset).min((most - out.len()) as u64) as usize;
         if wanted > 0 {
             let store = &self.walk.store;
-            let failed = Error::at(&self.walk.path);
+            let failed = TreeError::at(&self.walk.path);
             let start = out.len();
             out.resize(start + wanted, 0);
             let read = store
                 .read(&file.digest, file.size, file.offset, &mut out[start..])
                 .map_err(failed)?;
-            let read = read.ok_or_else(|| Error::Absent {
+            let read = read.ok_or_else(|| TreeError::Absent {
                 path: self.walk.path.clone(),
                 store: store.url().to_owned(),
                 object: Object::Blob,
                 digest: file.digest,
             })?;
             if read == 0 {
-                return Err(Error::at(&self.walk.path)(crate::store::Error::Damaged {
-                    store: store.url().to_owned(),
-                    object: Object::Blob,
-                    digest: file.digest,
-                    damage: Box::new(Damage::WrongSize {
-                        expected: file.size,
-                        actual: file.offset,
-                    }),
-                }));
+                return Err(TreeError::at(&self.walk.path)(
+                    crate::store::Error::Damaged {
+                        store: store.url().to_owned(),
+                        object: Object::Blob,
+                        digest: file.digest,
+                        damage: Box::new(Damage::WrongSize {
+                            expected: file.size,
+                            actual: file.offset,
+                        }),
+                    },
+                ));
             }
             out.truncate(start + read);
             file.offset += read as u64;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat, renameat_with};
 use rustix::io::Errno;
 
-use super::Error;
-use super::unfinished::Unfinished;
+use super::TreeError;
+use super::unfinished::UnfinishedTarget;
 
 /// A file that gets its name when it is complete ([`NewFile::place`]).
 ///
@@ -21,26 +21,26 @@ pub struct NewFile {
     file: File,
     target: PathBuf,
     /// The hidden name.
-    hidden: Option<Unfinished>,
+    hidden: Option<UnfinishedTarget>,
 }
 
 impl NewFile {
     /// Makes a file for `target`, which must not exist.
-    pub fn make(target: &Path) -> Result<Self, Error> {
+    pub fn make(target: &Path) -> Result<Self, TreeError> {
         let name = match (target.file_name(), target.symlink_metadata()) {
             (Some(name), Err(error)) if error.kind() == io::ErrorKind::NotFound => name,
             (Some(_), Err(error)) => return Err(failed("look at", target, error)),
-            _ => return Err(Error::Exists(target.to_owned())),
+            _ => return Err(TreeError::Exists(target.to_owned())),
         };
-        let folder = match target.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
+        let dir = match target.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
             _ => Path::new("."),
         };
         let mode = Mode::from_raw_mode(0o666);
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         // Without /proc a file cannot get a name later.
         let can_be_named = Path::new("/proc/self/fd").exists();
-        if can_be_named && let Ok(fd) = openat(CWD, folder, flags | OFlags::TMPFILE, mode) {
+        if can_be_named && let Ok(fd) = openat(CWD, dir, flags | OFlags::TMPFILE, mode) {
             return Ok(Self {
                 file: fd.into(),
                 target: target.to_owned(),
@@ -49,9 +49,9 @@ impl NewFile {
         }
         let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let make = |path: &Path| openat(CWD, path, flags, mode);
-        let made = Unfinished::make(folder, name, make);
+        let made = UnfinishedTarget::make(dir, name, make);
         let (hidden, fd) = made.map_err(|(_, error)| match error {
-            Errno::NOENT => Error::NoFolder(folder.to_owned()),
+            Errno::NOENT => TreeError::NoDirectory(dir.to_owned()),
             _ => failed("make the file", target, error),
         })?;
         Ok(Self {
@@ -67,7 +67,7 @@ impl NewFile {
     }
 
     /// Gives the file its name, unless that is taken meanwhile.
-    pub fn place(mut self) -> Result<(), Error> {
+    pub fn place(mut self) -> Result<(), TreeError> {
         let placed = match self.hidden.take() {
             None => {
                 let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
@@ -84,14 +84,14 @@ impl NewFile {
         };
         match placed {
             Ok(()) => Ok(()),
-            Err(Errno::EXIST) => Err(Error::Exists(self.target.clone())),
+            Err(Errno::EXIST) => Err(TreeError::Exists(self.target.clone())),
             Err(error) => Err(failed("give its name to", &self.target, error)),
         }
     }
 }
 
-fn failed(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Error {
-    Error::Io {
+fn failed(action: &'static str, path: &Path, source: impl Into<io::Error>) -> TreeError {
+    TreeError::Io {
         action,
         path: path.to_owned(),
         source: source.into(),
@@ -107,9 +107,9 @@ mod tests {
 
     #[test]
     fn a_file_gets_its_name_when_it_is_complete_and_replaces_no_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("file");
-        let count = || fs::read_dir(folder.path()).unwrap().count();
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("file");
+        let count = || fs::read_dir(dir.path()).unwrap().count();
         let new = NewFile::make(&target).unwrap();
         new.file().write_all(b"half").unwrap();
         drop(new);
@@ -122,7 +122,7 @@ mod tests {
                     openat(CWD, path, flags, Mode::RWXU)
                 };
                 let name = target.file_name().unwrap();
-                let (path, fd) = Unfinished::make(folder.path(), name, make).unwrap();
+                let (path, fd) = UnfinishedTarget::make(dir.path(), name, make).unwrap();
                 new.file = fd.into();
                 new.hidden = Some(path);
             }
@@ -130,11 +130,11 @@ mod tests {
             new.place().unwrap();
             assert_eq!(fs::read(&target).unwrap(), b"whole");
             assert_eq!(count(), 1);
-            assert!(matches!(NewFile::make(&target), Err(Error::Exists(_))));
+            assert!(matches!(NewFile::make(&target), Err(TreeError::Exists(_))));
             fs::remove_file(&target).unwrap();
             let new = NewFile::make(&target).unwrap();
             fs::write(&target, "another's").unwrap();
-            assert!(matches!(new.place(), Err(Error::Exists(_))));
+            assert!(matches!(new.place(), Err(TreeError::Exists(_))));
             assert_eq!(fs::read(&target).unwrap(), b"another's");
             fs::remove_file(&target).unwrap();
         }

@@ -19,7 +19,7 @@ const LISTING: usize = 32 << 10;
 /// Removes the directory at `path` and everything below it; symbolic links are not followed. What
 /// cannot be removed does not prevent the rest; the first error is returned.
 pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
-    let mut removal = Removal {
+    let mut removal = TreeRemoval {
         error: None,
         buffer: vec![MaybeUninit::uninit(); LISTING],
     };
@@ -28,9 +28,9 @@ pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
     // For each directory that the removal is in, its name, and its remaining subdirectories.
     let mut levels = vec![(CString::default(), removal.clear(top.as_fd())?)];
     descent.enter(top)?;
-    while let (Some((_, rest)), Some(here)) = (levels.last_mut(), descent.here()) {
+    while let (Some((_, rest)), Some(innermost)) = (levels.last_mut(), descent.innermost()) {
         if let Some(name) = rest.pop() {
-            match open(here.as_fd(), &name) {
+            match open(innermost.as_fd(), &name) {
                 Ok(below) => {
                     let rest = removal.clear(below.as_fd())?;
                     descent.enter(below)?;
@@ -40,13 +40,13 @@ pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
             }
             continue;
         }
-        let left = levels.pop();
-        let left_folder = descent.leave(|fd, _| fd).map_err(|error| match error {
+        let departed = levels.pop();
+        let departed_dir = descent.leave(|fd, _| fd).map_err(|error| match error {
             DescentError::Io(error) => error,
             DescentError::Moved => io::Error::other(error),
         })?;
-        drop(left_folder);
-        if let (Some((name, _)), Some(above)) = (left, descent.here()) {
+        drop(departed_dir);
+        if let (Some((name, _)), Some(above)) = (departed, descent.innermost()) {
             let removed = unlinkat(above, &name, AtFlags::REMOVEDIR);
             removal.note_unless_gone(removed);
         }
@@ -56,18 +56,18 @@ pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
     removal.error.map_or(Ok(()), Err)
 }
 
-struct Removal {
+struct TreeRemoval {
     /// The first one.
     error: Option<io::Error>,
     buffer: Vec<MaybeUninit<u8>>,
 }
 
-impl Removal {
+impl TreeRemoval {
     /// Removes everything in a directory but its subdirectories; returns their names.
-    fn clear(&mut self, folder: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
+    fn clear(&mut self, dir: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
         let mut directories = Vec::new();
         let mut others = Vec::new();
-        let mut listing = RawDir::new(folder, &mut self.buffer);
+        let mut listing = RawDir::new(dir, &mut self.buffer);
         while let Some(entry) = listing.next() {
             let entry = entry?;
             let name = entry.file_name();
@@ -75,7 +75,7 @@ impl Removal {
                 continue;
             }
             let kind = match entry.file_type() {
-                FileType::Unknown => kind_of(folder, name),
+                FileType::Unknown => kind_of(dir, name),
                 kind => kind,
             };
             match kind {
@@ -84,7 +84,7 @@ impl Removal {
             }
         }
         for name in others {
-            let removed = unlinkat(folder, &name, AtFlags::empty());
+            let removed = unlinkat(dir, &name, AtFlags::empty());
             self.note_unless_gone(removed);
         }
         Ok(directories)
@@ -102,14 +102,14 @@ impl Removal {
     }
 }
 
-fn open(folder: impl AsFd, name: impl rustix::path::Arg) -> io::Result<OwnedFd> {
+fn open(dir: impl AsFd, name: impl rustix::path::Arg) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(openat(folder, name, flags, Mode::empty())?)
+    Ok(openat(dir, name, flags, Mode::empty())?)
 }
 
-/// What `name` is, on file systems whose listings do not say.
-fn kind_of(folder: BorrowedFd<'_>, name: &CStr) -> FileType {
-    let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW);
+/// What `name` is, on file systems whose listings do not have the kind.
+fn kind_of(dir: BorrowedFd<'_>, name: &CStr) -> FileType {
+    let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
     stat.map_or(FileType::Unknown, |stat| {
         FileType::from_raw_mode(stat.st_mode)
     })
@@ -124,11 +124,11 @@ mod tests {
 
     #[test]
     fn a_deep_tree_is_removed_and_the_targets_of_its_links_are_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let outside = folder.path().join("outside");
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("kept"), "x").unwrap();
-        let tree = folder.path().join("tree");
+        let tree = dir.path().join("tree");
         fs::create_dir(&tree).unwrap();
         let mut at = open(CWD, &tree).unwrap();
         for _ in 0..3000 {

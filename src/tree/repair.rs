@@ -2,16 +2,16 @@
 
 use std::collections::HashSet;
 
-use super::copy::{self, Copy};
-use super::place::Place;
-use super::verify::{Fault, Why};
-use super::{Error, TreePath};
+use super::copy::{self, TreeCopy};
+use super::node_path::NodePath;
+use super::verify::{FaultCause, TreeFault};
+use super::{TreeError, TreePath};
 use crate::castore::Node;
 use crate::store::{Blocking, Object};
 
 /// The result of a repair.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fetched {
+pub struct RepairResult {
     /// Damaged or missing objects that were fetched from the other store, with what is below them.
     pub objects: u64,
     /// Objects that the other store does not have or could not return, and why.
@@ -25,14 +25,16 @@ pub struct Fetched {
 pub fn repair(
     from: &Blocking,
     to: &Blocking,
-    faults: &[Fault],
-    progress: &copy::Progress,
-) -> Result<Fetched, Error> {
-    let mut fetched = Fetched::default();
-    let mut copy = Copy::new(from, to, progress);
+    faults: &[TreeFault],
+    progress: &copy::CopyProgress,
+) -> Result<RepairResult, TreeError> {
+    let mut fetched = RepairResult::default();
+    let mut copy = TreeCopy::new(from, to, progress);
     let mut seen = HashSet::new();
     for fault in faults {
-        if matches!(fault.why, Why::NodeSize { .. }) || !seen.insert((fault.object, fault.digest)) {
+        if matches!(fault.why, FaultCause::NodeSize { .. })
+            || !seen.insert((fault.object, fault.digest))
+        {
             continue;
         }
         let path = fault.paths.first().cloned().unwrap_or_default();
@@ -44,7 +46,7 @@ pub fn repair(
                 fault.digest,
                 from.url()
             )),
-            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(TreeError::Interrupted) => return Err(TreeError::Interrupted),
             // A failure does not prevent the others.
             Err(error) => fetched.failed.push(error.to_string()),
         }
@@ -55,17 +57,17 @@ pub fn repair(
 
 fn fetch(
     from: &Blocking,
-    copy: &mut Copy<'_>,
-    fault: &Fault,
+    copy: &mut TreeCopy<'_>,
+    fault: &TreeFault,
     path: &TreePath,
-) -> Result<bool, Error> {
+) -> Result<bool, TreeError> {
     let (digest, node) = match fault.object {
         Object::Directory => {
-            let found = from.directory(&fault.digest).map_err(Error::at(path))?;
+            let found = from.directory(&fault.digest).map_err(TreeError::at(path))?;
             (fault.digest, found.map(|directory| directory.node()))
         }
         Object::Blob => {
-            let size = from.blob_size(&fault.digest).map_err(Error::at(path))?;
+            let size = from.blob_size(&fault.digest).map_err(TreeError::at(path))?;
             let node = size.map(|size| Node::File {
                 digest: fault.digest,
                 size,
@@ -77,7 +79,7 @@ fn fetch(
     let Some(node) = node.filter(|node| node.digest() == Some(digest)) else {
         return Ok(false);
     };
-    copy.tree(&Place::root(path.as_bytes()), &node)?;
+    copy.tree(&NodePath::root(path.as_bytes()), &node)?;
     copy.flush()?;
     Ok(true)
 }

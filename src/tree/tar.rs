@@ -14,8 +14,8 @@
 use std::io::Write;
 use std::sync::atomic::Ordering;
 
-use super::export::{MTIME, Progress};
-use super::{Error, TreePath, Walk, copy_blob};
+use super::export::{ExportProgress, MTIME};
+use super::{TreeError, TreePath, TreeWalk, copy_blob};
 use crate::castore::{Node, NodeRef};
 use crate::store::Blocking;
 
@@ -34,10 +34,10 @@ pub fn write_tar(
     node: &Node,
     name: &[u8],
     out: &mut dyn Write,
-    progress: &Progress,
-) -> Result<(), Error> {
+    progress: &ExportProgress,
+) -> Result<(), TreeError> {
     let base = path.as_bytes().len();
-    let mut walk = Walk::new(store, path.clone(), node.clone());
+    let mut walk = TreeWalk::new(store, path.clone(), node.clone());
     while let Some(step) = walk.step()? {
         progress.take(0)?;
         let below = step.path.as_bytes().get(base..).unwrap_or_default();
@@ -59,19 +59,19 @@ pub fn write_tar(
             } => (b'0', 0o755, size, b""),
             NodeRef::File { size, .. } => (b'0', 0o644, size, b""),
         };
-        write_headers(out, &member, kind, mode, size, link).map_err(Error::Output)?;
+        write_headers(out, &member, kind, mode, size, link).map_err(TreeError::Output)?;
         if let NodeRef::File { digest, size, .. } = step.node {
             copy_blob(store, &digest, size, step.path, |_, bytes| {
                 progress.take(bytes.len())?;
-                out.write_all(bytes).map_err(Error::Output)
+                out.write_all(bytes).map_err(TreeError::Output)
             })?;
-            pad(out, size).map_err(Error::Output)?;
+            pad(out, size).map_err(TreeError::Output)?;
         }
         progress.nodes.fetch_add(1, Ordering::Relaxed);
     }
     // The end: two empty blocks.
-    out.write_all(&[0; 2 * BLOCK]).map_err(Error::Output)?;
-    out.flush().map_err(Error::Output)
+    out.write_all(&[0; 2 * BLOCK]).map_err(TreeError::Output)?;
+    out.flush().map_err(TreeError::Output)
 }
 
 fn write_headers(

@@ -4,11 +4,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::walk::open;
-use super::{Error, TreePath};
+use super::{TreeError, TreePath};
 use crate::castore::{Digest, Directory, Name, Node, Printable, Root, SymlinkTarget};
 use crate::store::Blocking;
 
-/// Characters of `blake3-` and the base64 form of a digest behind it. That form may hold slashes,
+/// Characters of `blake3-` and the base64 form of a digest after it. That form may hold slashes,
 /// so a path cannot be split off at the first one.
 const SRI_LENGTH: usize = 7 + 44;
 
@@ -19,12 +19,12 @@ const SRI_LENGTH: usize = 7 + 44;
 /// components and `.` are skipped; symbolic links are not followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    start: Start,
+    start: TargetStart,
     below: Vec<Name>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Start {
+enum TargetStart {
     Root(Name),
     Digest(Digest),
 }
@@ -32,7 +32,7 @@ enum Start {
 /// Which object a digest means that names both a Directory and a blob: the empty one, or a file
 /// that holds an encoded Directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Preference {
+pub enum KindPreference {
     /// The Directory.
     Directory,
     /// The blob.
@@ -41,7 +41,7 @@ pub enum Preference {
 
 /// The node of a target.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct ResolvedTarget {
     /// Its path.
     pub path: TreePath,
     /// The node. A blob found by its digest alone is a file that is not executable.
@@ -57,14 +57,14 @@ impl Target {
     /// The address of the root `name`.
     pub fn root(name: Name) -> Self {
         Self {
-            start: Start::Root(name),
+            start: TargetStart::Root(name),
             below: Vec::new(),
         }
     }
 
     /// Reads an address from the bytes of an argument.
-    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let wrong = |why: String| Error::Target {
+    pub fn parse(bytes: &[u8]) -> Result<Self, TreeError> {
+        let wrong = |why: String| TreeError::Target {
             text: format!("\"{}\"", Printable(bytes)),
             why,
         };
@@ -76,7 +76,7 @@ impl Target {
                 let end = path.iter().position(|&byte| byte == b'/');
                 let (name, rest) = path.split_at(end.unwrap_or(path.len()));
                 let name = Name::new(name).map_err(|error| wrong(error.to_string()))?;
-                (Start::Root(name), rest)
+                (TargetStart::Root(name), rest)
             }
         };
         let below = rest
@@ -89,21 +89,25 @@ impl Target {
     }
 
     /// Finds the node.
-    pub fn resolve(&self, store: &Blocking, preference: Preference) -> Result<Found, Error> {
+    pub fn resolve(
+        &self,
+        store: &Blocking,
+        preference: KindPreference,
+    ) -> Result<ResolvedTarget, TreeError> {
         let (mut path, mut node, root, mut name) = match &self.start {
-            Start::Root(name) => {
-                let root = store.root(name)?.ok_or_else(|| Error::NoRoot {
+            TargetStart::Root(name) => {
+                let root = store.root(name)?.ok_or_else(|| TreeError::NoRoot {
                     store: store.url().to_owned(),
                     name: name.to_string(),
                 })?;
                 let path = TreePath::new(name);
                 (path, root.node.clone(), Some(root), name.clone())
             }
-            Start::Digest(digest) => {
+            TargetStart::Digest(digest) => {
                 // Below a digest there can only be a Directory.
                 let preference = match self.below.is_empty() {
                     true => preference,
-                    false => Preference::Directory,
+                    false => KindPreference::Directory,
                 };
                 let path = TreePath::new(digest.to_string().as_bytes());
                 let node = object(store, digest, preference)?;
@@ -115,14 +119,14 @@ impl Target {
             let digest = match &node {
                 Node::Directory { digest, .. } => *digest,
                 Node::File { .. } => {
-                    return Err(Error::NotADirectory {
+                    return Err(TreeError::NotADirectory {
                         path,
                         kind: "file",
                         hint: String::new(),
                     });
                 }
                 Node::Symlink { target } => {
-                    return Err(Error::NotADirectory {
+                    return Err(TreeError::NotADirectory {
                         path,
                         kind: "symbolic link",
                         hint: not_followed(target),
@@ -133,22 +137,33 @@ impl Target {
             path.push(part);
             let entry = directory
                 .lookup(part)
-                .ok_or_else(|| Error::NoEntry { path: path.clone() })?;
+                .ok_or_else(|| TreeError::NoEntry { path: path.clone() })?;
             node = entry
                 .to_owned()
                 .expect("a Directory's symlink targets were checked when it was decoded");
             name = part.clone();
         }
-        Ok(Found {
+        Ok(ResolvedTarget {
             path,
             node,
             root,
             name,
         })
     }
+
+    /// The digest and size of the Directory that is to be a mount root.
+    pub fn resolve_mount_root(&self, store: &Blocking) -> Result<(Digest, u64), TreeError> {
+        let found = self.resolve(store, KindPreference::Directory)?;
+        match found.node {
+            Node::Directory { digest, size } => Ok((digest, size)),
+            Node::File { .. } | Node::Symlink { .. } => {
+                Err(TreeError::NoMountRoot { path: found.path })
+            }
+        }
+    }
 }
 
-impl Found {
+impl ResolvedTarget {
     /// Whether this is a root itself, and not a path below one.
     pub fn is_root(&self) -> bool {
         let root = self.root.as_ref();
@@ -156,7 +171,7 @@ impl Found {
     }
 
     /// The Directory, if it is one.
-    pub fn directory(&self, store: &Blocking) -> Result<Option<Directory>, Error> {
+    pub fn directory(&self, store: &Blocking) -> Result<Option<Directory>, TreeError> {
         match &self.node {
             Node::Directory { digest, .. } => open(store, &self.path, digest).map(Some),
             Node::File { .. } | Node::Symlink { .. } => Ok(None),
@@ -165,9 +180,9 @@ impl Found {
 }
 
 impl TryFrom<&Path> for Target {
-    type Error = Error;
+    type Error = TreeError;
 
-    fn try_from(path: &Path) -> Result<Self, Error> {
+    fn try_from(path: &Path) -> Result<Self, TreeError> {
         Self::parse(path.as_os_str().as_bytes())
     }
 }
@@ -184,7 +199,9 @@ fn trim_slashes(bytes: &[u8]) -> &[u8] {
 }
 
 /// The digest that `bytes` start with and the rest; none if they do not look like one.
-fn digest_in_front(bytes: &[u8]) -> Option<Result<(Start, &[u8]), crate::castore::DigestError>> {
+fn digest_in_front(
+    bytes: &[u8],
+) -> Option<Result<(TargetStart, &[u8]), crate::castore::DigestError>> {
     let slash = |bytes: &[u8]| bytes.iter().position(|&byte| byte == b'/');
     let end = if bytes.starts_with(b"blake3-") {
         // A text that is too short is a name, unless it can only be meant as a digest.
@@ -204,11 +221,15 @@ fn digest_in_front(bytes: &[u8]) -> Option<Result<(Start, &[u8]), crate::castore
     };
     let (digest, rest) = bytes.split_at(end);
     let digest = String::from_utf8_lossy(digest).parse::<Digest>();
-    Some(digest.map(|digest| (Start::Digest(digest), rest)))
+    Some(digest.map(|digest| (TargetStart::Digest(digest), rest)))
 }
 
 /// The node for the object that `digest` names.
-fn object(store: &Blocking, digest: &Digest, preference: Preference) -> Result<Node, Error> {
+fn object(
+    store: &Blocking,
+    digest: &Digest,
+    preference: KindPreference,
+) -> Result<Node, TreeError> {
     let directory = || {
         store
             .directory(digest)
@@ -224,16 +245,16 @@ fn object(store: &Blocking, digest: &Digest, preference: Preference) -> Result<N
         })
     };
     let found = match preference {
-        Preference::Directory => match directory()? {
+        KindPreference::Directory => match directory()? {
             None => blob()?,
             found => found,
         },
-        Preference::Blob => match blob()? {
+        KindPreference::Blob => match blob()? {
             None => directory()?,
             found => found,
         },
     };
-    found.ok_or_else(|| Error::NoObject {
+    found.ok_or_else(|| TreeError::NoObject {
         store: store.url().to_owned(),
         digest: *digest,
     })

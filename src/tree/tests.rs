@@ -11,24 +11,24 @@ use proptest::prelude::*;
 use tokio::runtime::Runtime;
 
 use super::copy;
-use super::export::{Progress, to_directory};
+use super::export::{ExportProgress, to_directory};
 use super::nar::write_nar;
 use super::tar::write_tar;
 use super::verify;
-use super::{Error, NarListing, NarStream, Preference, Target, TreePath, Walk};
+use super::{KindPreference, NarListing, NarStream, Target, TreeError, TreePath, TreeWalk};
 use crate::castore::{Digest, Directory, Name, Node, Root, SymlinkTarget};
 use crate::fixtures::{Tree, any_tree};
 use crate::store::{Blocking, Ingest, MemoryStore, Store};
 
 /// A store with `tree` as its root `tree`, and the runtime that it waits on.
-struct Kept {
+struct StoredTree {
     _runtime: Runtime,
     memory: MemoryStore,
     store: Blocking,
     node: Node,
 }
 
-impl Kept {
+impl StoredTree {
     fn new(tree: &Tree) -> Self {
         let memory = MemoryStore::new();
         let ingest = memory.ingest().unwrap();
@@ -49,21 +49,27 @@ impl Kept {
         }
     }
 
-    fn resolve(&self, target: &str) -> Result<Node, Error> {
+    fn resolve(&self, target: &str) -> Result<Node, TreeError> {
         let target = Target::parse(target.as_bytes())?;
-        let found = target.resolve(&self.store, Preference::Directory)?;
+        let found = target.resolve(&self.store, KindPreference::Directory)?;
         Ok(found.node)
     }
 
-    fn export(&self, to: &Path) -> Result<(), Error> {
+    fn export(&self, to: &Path) -> Result<(), TreeError> {
         let path = TreePath::new(b"tree");
-        to_directory(&self.store, &path, &self.node, to, &Progress::default())
+        to_directory(
+            &self.store,
+            &path,
+            &self.node,
+            to,
+            &ExportProgress::default(),
+        )
     }
 
     fn tar(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let path = TreePath::new(b"tree");
-        let progress = Progress::default();
+        let progress = ExportProgress::default();
         write_tar(&self.store, &path, &self.node, b"tree", &mut out, &progress).unwrap();
         out
     }
@@ -142,9 +148,9 @@ fn read(path: &Path) -> Tree {
 /// The tree that GNU tar unpacks from an archive. (The `tar` crate, of version 0.4.46, ends pax
 /// records at the first newline.)
 fn untar(archive: &[u8]) -> Tree {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("archive"), archive).unwrap();
-    let out = folder.path().join("out");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("archive"), archive).unwrap();
+    let out = dir.path().join("out");
     fs::create_dir(&out).unwrap();
     let run = std::process::Command::new("tar")
         .args(["-xpf", "../archive"])
@@ -165,14 +171,14 @@ proptest! {
 
     #[test]
     fn whatever_goes_in_comes_out(tree in any_tree()) {
-        let kept = Kept::new(&tree);
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("out");
+        let kept = StoredTree::new(&tree);
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
         kept.export(&target).unwrap();
         prop_assert_eq!(&read(&target), &tree);
         prop_assert_eq!(&untar(&kept.tar()), &tree);
         let mut nar = Vec::new();
-        let (path, progress) = (TreePath::default(), Progress::default());
+        let (path, progress) = (TreePath::default(), ExportProgress::default());
         write_nar(&kept.store, &path, &kept.node, &mut nar, &progress).unwrap();
         prop_assert_eq!(nar, tree.nar());
     }
@@ -187,7 +193,7 @@ proptest! {
         to in any::<prop::sample::Index>(),
         most in 1usize..5000,
     ) {
-        let kept = Kept::new(&tree);
+        let kept = StoredTree::new(&tree);
         let nar = tree.nar();
         let (from, to) = (from.index(nar.len() + 1), to.index(nar.len() + 1));
         let (from, to) = (from.min(to), from.max(to));
@@ -199,12 +205,12 @@ proptest! {
             prop_assert!(bytes.len() <= most);
             read.extend_from_slice(&bytes);
         }
-        prop_assert_eq!(stream.left(), 0);
+        prop_assert_eq!(stream.remaining(), 0);
         prop_assert_eq!(&read, &nar[from..to]);
     }
 }
 
-/// Whether a listing of `tree` says where each file's contents are in `nar`.
+/// Whether a listing of `tree` has the offset of each file's contents in `nar`.
 fn assert_listed(tree: &Tree, listed: &serde_json::Value, nar: &[u8]) {
     match tree {
         Tree::Directory(entries) => {
@@ -230,7 +236,7 @@ fn assert_listed(tree: &Tree, listed: &serde_json::Value, nar: &[u8]) {
 }
 
 #[test]
-fn a_listing_says_where_contents_are_in_the_nar() {
+fn a_listing_has_the_offset_of_contents_in_the_nar() {
     let inner = [("empty", file(b"")), ("odd", program(b"123456789"))];
     let tree = directory([
         ("a \"quoted\" name", link("odd")),
@@ -239,7 +245,7 @@ fn a_listing_says_where_contents_are_in_the_nar() {
         ("d", file(b"last")),
     ]);
     for tree in [tree, file(b"alone"), link("x")] {
-        let kept = Kept::new(&tree);
+        let kept = StoredTree::new(&tree);
         let path = TreePath::new(b"tree");
         let mut listing = NarListing::new(kept.store.clone(), path, kept.node.clone());
         let mut text = Vec::new();
@@ -259,9 +265,9 @@ fn a_walk_is_in_pre_order_and_skips_on_request() {
         ("a.b", file(b"2")),
         ("c", directory([])),
     ]);
-    let kept = Kept::new(&tree);
+    let kept = StoredTree::new(&tree);
     let mut paths = Vec::new();
-    let mut walk = Walk::new(&kept.store, TreePath::new(b"tree"), kept.node.clone());
+    let mut walk = TreeWalk::new(&kept.store, TreePath::new(b"tree"), kept.node.clone());
     while let Some(step) = walk.step().unwrap() {
         paths.push((step.path.to_string(), step.depth));
     }
@@ -279,7 +285,7 @@ fn a_walk_is_in_pre_order_and_skips_on_request() {
     );
 
     let mut count = 0;
-    let mut walk = Walk::new(&kept.store, TreePath::new(b"tree"), kept.node.clone());
+    let mut walk = TreeWalk::new(&kept.store, TreePath::new(b"tree"), kept.node.clone());
     while let Some(step) = walk.step().unwrap() {
         count += 1;
         if step.depth == 1 {
@@ -293,7 +299,7 @@ fn a_walk_is_in_pre_order_and_skips_on_request() {
 fn targets_are_names_or_digests_with_paths() {
     let inner = directory([("sh", program(b"#!"))]);
     let tree = directory([("bin", inner.clone()), ("lib", link("bin"))]);
-    let kept = Kept::new(&tree);
+    let kept = StoredTree::new(&tree);
     let digest = inner.node().digest().unwrap();
     let sh = Node::File {
         digest: Digest::of(b"#!"),
@@ -325,9 +331,9 @@ fn targets_are_names_or_digests_with_paths() {
 }
 
 #[test]
-fn wrong_targets_say_what_is_wrong() {
+fn errors_about_wrong_targets_have_the_reason() {
     let tree = directory([("link", link("x")), ("file", file(b""))]);
-    let kept = Kept::new(&tree);
+    let kept = StoredTree::new(&tree);
     let nothing = Digest::of(b"nothing");
     for (target, message) in [
         (
@@ -365,6 +371,23 @@ fn wrong_targets_say_what_is_wrong() {
 }
 
 #[test]
+fn only_a_directory_can_be_a_mount_root() {
+    let tree = directory([("d", directory([("file", file(b""))]))]);
+    let kept = StoredTree::new(&tree);
+    let mount_root = |target: &str| {
+        let target = Target::parse(target.as_bytes()).unwrap();
+        target.resolve_mount_root(&kept.store)
+    };
+    let (digest, _) = mount_root("tree/d").unwrap();
+    assert_eq!(kept.resolve("tree/d").unwrap().digest(), Some(digest));
+    let refused = mount_root("tree/d/file").unwrap_err().to_string();
+    assert!(
+        refused.starts_with("tree/d/file is not a directory"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn a_digest_of_both_kinds_is_what_is_preferred() {
     // An encoded Directory that is also in a file.
     let encoded = Directory::from_entries(vec![(name("x"), file(b"").node())]).unwrap();
@@ -372,50 +395,52 @@ fn a_digest_of_both_kinds_is_what_is_preferred() {
         ("d", directory([("x", file(b""))])),
         ("f", file(encoded.as_bytes())),
     ]);
-    let kept = Kept::new(&tree);
+    let kept = StoredTree::new(&tree);
     let target = Target::parse(encoded.digest().to_hex().as_bytes()).unwrap();
-    let found = target.resolve(&kept.store, Preference::Directory).unwrap();
+    let found = target
+        .resolve(&kept.store, KindPreference::Directory)
+        .unwrap();
     assert!(matches!(found.node, Node::Directory { .. }));
-    let found = target.resolve(&kept.store, Preference::Blob).unwrap();
+    let found = target.resolve(&kept.store, KindPreference::Blob).unwrap();
     assert!(matches!(found.node, Node::File { .. }));
 }
 
 #[test]
 fn an_export_touches_nothing_that_is_there() {
-    let kept = Kept::new(&directory([("a", file(b"new"))]));
-    let folder = tempfile::tempdir().unwrap();
-    let full = folder.path().join("full");
+    let kept = StoredTree::new(&directory([("a", file(b"new"))]));
+    let dir = tempfile::tempdir().unwrap();
+    let full = dir.path().join("full");
     fs::create_dir(&full).unwrap();
     fs::write(full.join("a"), "old").unwrap();
-    let dangling = folder.path().join("dangling");
+    let dangling = dir.path().join("dangling");
     std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
-    let empty = folder.path().join("empty");
+    let empty = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
     for target in [&full, &full.join("a"), &dangling, &empty] {
-        assert!(matches!(kept.export(target), Err(Error::Exists(_))));
+        assert!(matches!(kept.export(target), Err(TreeError::Exists(_))));
     }
     assert_eq!(fs::read(full.join("a")).unwrap(), b"old");
     assert_eq!(fs::read_link(&dangling).unwrap(), Path::new("nowhere"));
-    let error = kept.export(&folder.path().join("no/where")).unwrap_err();
+    let error = kept.export(&dir.path().join("no/where")).unwrap_err();
     assert!(
         error
             .to_string()
             .ends_with("no does not exist; make it first"),
         "{error}"
     );
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
 }
 
 #[test]
 fn zeros_become_holes() {
     let mut bytes = vec![0; 4 << 20];
     bytes[2 << 20] = 1;
-    let kept = Kept::new(&directory([
+    let kept = StoredTree::new(&directory([
         ("sparse", file(&bytes)),
         ("zeros", file(&[0; 1 << 20])),
     ]));
-    let folder = tempfile::tempdir().unwrap();
-    let target = folder.path().join("out");
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
     kept.export(&target).unwrap();
     assert_eq!(fs::read(target.join("sparse")).unwrap(), bytes);
     let sparse = fs::metadata(target.join("sparse")).unwrap();
@@ -438,11 +463,11 @@ fn names_of_any_bytes_and_length_survive_tar() {
     );
     entries.insert(name(&"m".repeat(98)), file(b"just fits"));
     let tree = Tree::Directory(entries);
-    let kept = Kept::new(&tree);
+    let kept = StoredTree::new(&tree);
     let archive = kept.tar();
     assert_eq!(untar(&archive), tree);
     assert_eq!(archive.len() % 512, 0);
-    assert_eq!(archive, Kept::new(&tree).tar());
+    assert_eq!(archive, StoredTree::new(&tree).tar());
 
     for entry in ::tar::Archive::new(&archive[..]).entries().unwrap() {
         let entry = entry.unwrap();
@@ -461,7 +486,7 @@ fn verify_finds_nodes_with_wrong_sizes() {
     let Node::Directory { digest, .. } = inner.node() else {
         panic!()
     };
-    let kept = Kept::new(&inner);
+    let kept = StoredTree::new(&inner);
     let ingest = kept.memory.ingest().unwrap();
     let lying = Directory::from_entries(vec![
         (name("d"), Node::Directory { digest, size: 77 }),
@@ -478,15 +503,21 @@ fn verify_finds_nodes_with_wrong_sizes() {
     ingest.put_directory(&lying).unwrap();
     ingest.commit().unwrap();
     let roots = [(TreePath::new(b"lying"), lying.node())];
-    let report = verify::verify(&kept.store, &roots, &verify::Progress::default()).unwrap();
-    let said: Vec<_> = report
+    let report = verify::verify(&kept.store, &roots, &verify::VerifyProgress::default()).unwrap();
+    let stated: Vec<_> = report
         .faults
         .iter()
         .map(|fault| format!("{}: {}", fault.paths[0], fault.why))
         .collect();
-    assert_eq!(said.len(), 2);
-    assert_eq!(said[0], "lying/d: the node says size 77, it is 2");
-    assert_eq!(said[1], "lying/f: the node says size 4, it is 5");
+    assert_eq!(stated.len(), 2);
+    assert_eq!(
+        stated[0],
+        "lying/d: the node states the size 77, and the object has the size 2"
+    );
+    assert_eq!(
+        stated[1],
+        "lying/f: the node states the size 4, and the object has the size 5"
+    );
 }
 
 /// The paths of every level and of every waiting blob would take 20 GB.
@@ -520,7 +551,7 @@ fn a_very_deep_tree_is_copied_in_memory_by_its_depth() {
     ingest.commit().unwrap();
     let runtime = Runtime::new().unwrap();
     let blocking = |store: MemoryStore| Blocking::new(Arc::new(store), runtime.handle().clone());
-    let progress = copy::Progress::default();
+    let progress = copy::CopyProgress::default();
     let added = copy::copy(&blocking(from), &blocking(to), &[root], &progress).unwrap();
     assert_eq!(added.directories, DEPTH as u64 + 1);
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -550,7 +581,7 @@ fn verify_ends_though_a_tree_has_more_paths_than_there_is_time_for() {
     let runtime = Runtime::new().unwrap();
     let store = Blocking::new(Arc::new(memory), runtime.handle().clone());
     let roots = [(TreePath::new(b"tree"), node)];
-    let report = verify::verify(&store, &roots, &verify::Progress::default()).unwrap();
+    let report = verify::verify(&store, &roots, &verify::VerifyProgress::default()).unwrap();
     assert_eq!((report.directories, report.blobs), (60, 1));
     let [fault] = &report.faults[..] else {
         panic!()

@@ -36,23 +36,23 @@ static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// A hidden name, and the file or directory that has it. Removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct Unfinished {
+pub(super) struct UnfinishedTarget {
     path: PathBuf,
 }
 
-impl Unfinished {
-    /// Makes something by `make` under a name that nothing has, in `folder`, for a target called `name`;
+impl UnfinishedTarget {
+    /// Makes something by `make` under a name that nothing has, in `dir`, for a target called `name`;
     /// what earlier processes have left there of that target is removed. An error comes with the path.
     pub(super) fn make(
-        folder: &Path,
+        dir: &Path,
         name: &OsStr,
         make: impl Fn(&Path) -> Result<OwnedFd, Errno>,
     ) -> Result<(Self, OwnedFd), (PathBuf, Errno)> {
-        remove_abandoned(folder, name);
+        remove_abandoned(dir, name);
         for attempt in 0u32.. {
             let end = format!("{}-{attempt}", std::process::id());
             let hidden = [start(name).as_slice(), end.as_bytes()].concat();
-            let path = folder.join(OsStr::from_bytes(&hidden));
+            let path = dir.join(OsStr::from_bytes(&hidden));
             let fd = match make(&path) {
                 Ok(fd) => fd,
                 Err(Errno::EXIST) => continue,
@@ -81,7 +81,7 @@ impl Unfinished {
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for UnfinishedTarget {
     fn drop(&mut self) {
         if let Err(error) = remove_whole(&self.path) {
             tracing::warn!(path = %Printable::path(&self.path), %error, "cannot remove the unfinished export");
@@ -148,12 +148,12 @@ fn is_hidden_name(name: &[u8], start: &[u8]) -> bool {
     numbers.clone().count() == 2 && numbers.all(is_number)
 }
 
-/// Removes what exports to `name` in `folder` have left whose processes are gone. What cannot be looked
+/// Removes what exports to `name` in `dir` have left whose processes are gone. What cannot be looked
 /// at or removed stays: that is no reason not to export.
-fn remove_abandoned(folder: &Path, name: &OsStr) {
+fn remove_abandoned(dir: &Path, name: &OsStr) {
     let start = start(name);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(listed) = openat(CWD, folder, flags, Mode::empty()) else {
+    let Ok(listed) = openat(CWD, dir, flags, Mode::empty()) else {
         return;
     };
     let mut buffer = vec![MaybeUninit::uninit(); LISTING];
@@ -163,7 +163,7 @@ fn remove_abandoned(folder: &Path, name: &OsStr) {
         if !is_hidden_name(name.to_bytes(), &start) || !is_abandoned(&listed, name) {
             continue;
         }
-        let path = folder.join(OsStr::from_bytes(name.to_bytes()));
+        let path = dir.join(OsStr::from_bytes(name.to_bytes()));
         let shown = Printable::path(&path);
         match remove(&path) {
             Ok(()) => {
@@ -177,9 +177,9 @@ fn remove_abandoned(folder: &Path, name: &OsStr) {
 }
 
 /// Whether `name` is a file or directory of this user on which no process holds a lock.
-fn is_abandoned(folder: impl AsFd, name: &std::ffi::CStr) -> bool {
+fn is_abandoned(dir: impl AsFd, name: &std::ffi::CStr) -> bool {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(fd) = openat(folder, name, flags, Mode::empty()) else {
+    let Ok(fd) = openat(dir, name, flags, Mode::empty()) else {
         return false;
     };
     let is_ours = fstat(&fd).is_ok_and(|found| {
@@ -196,18 +196,18 @@ mod tests {
 
     use super::*;
 
-    fn make(folder: &Path) -> (Unfinished, OwnedFd) {
+    fn make(dir: &Path) -> (UnfinishedTarget, OwnedFd) {
         let make = |path: &Path| {
             rustix::fs::mkdir(path, Mode::RWXU)?;
             openat(CWD, path, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())
         };
-        Unfinished::make(folder, OsStr::new("copy"), make).unwrap()
+        UnfinishedTarget::make(dir, OsStr::new("copy"), make).unwrap()
     }
 
     #[test]
     fn what_has_no_lock_is_removed_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
         fs::create_dir_all(at(".copy.castore-fs-1-0/copy/deep")).unwrap();
         fs::write(at(".copy.castore-fs-1-0/copy/file"), "x").unwrap();
         fs::write(at(".copy.castore-fs-2-13"), "an archive").unwrap();
@@ -222,8 +222,8 @@ mod tests {
             fs::write(at(other), "x").unwrap();
         }
         std::os::unix::fs::symlink("elsewhere", at(".copy.castore-fs-3-0")).unwrap();
-        let (first, first_fd) = make(folder.path());
-        let (second, _second_fd) = make(folder.path());
+        let (first, first_fd) = make(dir.path());
+        let (second, _second_fd) = make(dir.path());
         assert!(first.path().exists() && second.path() != first.path());
         assert!(!at(".copy.castore-fs-1-0").exists() && !at(".copy.castore-fs-2-13").exists());
         assert!(others.iter().all(|other| at(other).exists()));
@@ -234,7 +234,7 @@ mod tests {
         drop(first_fd);
         assert!(path.exists());
         drop(second);
-        remove_abandoned(folder.path(), OsStr::new("copy"));
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 6);
+        remove_abandoned(dir.path(), OsStr::new("copy"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 6);
     }
 }

@@ -8,13 +8,13 @@
 use std::collections::{HashMap, HashSet};
 
 use super::walk::open;
-use super::{Error, TreePath};
+use super::{TreeError, TreePath};
 use crate::castore::{Digest, Directory, Node, NodeRef};
 use crate::store::Blocking;
 
 /// The space of one tree, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Usage {
+pub struct TreeUsage {
     /// Bytes of its files, each path counted. At most `u64::MAX`: a small tree of Directories can claim
     /// more.
     pub size: u64,
@@ -26,22 +26,22 @@ pub struct Usage {
 
 /// The space of several trees.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Usages {
+pub struct TreeUsages {
     /// Of each tree, in the order of the question.
-    pub trees: Vec<Usage>,
+    pub trees: Vec<TreeUsage>,
     /// Bytes of the distinct objects of all of them.
     pub stored: u64,
 }
 
 /// Which trees refer to an object.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Users {
+enum ObjectUsers {
     One(usize),
     Several,
 }
 
 /// A Directory on the way down.
-struct Level {
+struct UsageLevel {
     digest: Digest,
     directory: Directory,
     next: usize,
@@ -52,12 +52,12 @@ struct Level {
 
 /// Measures each of `trees`: where it stands, and its node. Objects that several of them refer to are
 /// unshared in none.
-pub fn usage(store: &Blocking, trees: &[(TreePath, Node)]) -> Result<Usages, Error> {
-    let mut measured = Measured::default();
-    let mut usages = Usages::default();
+pub fn usage(store: &Blocking, trees: &[(TreePath, Node)]) -> Result<TreeUsages, TreeError> {
+    let mut measured = MeasuredTrees::default();
+    let mut usages = TreeUsages::default();
     for (index, (path, node)) in trees.iter().enumerate() {
         let mut seen = HashSet::new();
-        let mut usage = Usage::default();
+        let mut usage = TreeUsage::default();
         usage.size = measured.tree(
             store,
             path,
@@ -70,7 +70,7 @@ pub fn usage(store: &Blocking, trees: &[(TreePath, Node)]) -> Result<Usages, Err
     }
     for (bytes, users) in measured.objects.values() {
         usages.stored += bytes;
-        if let Users::One(index) = users {
+        if let ObjectUsers::One(index) = users {
             usages.trees[*index].unshared += bytes;
         }
     }
@@ -78,14 +78,14 @@ pub fn usage(store: &Blocking, trees: &[(TreePath, Node)]) -> Result<Usages, Err
 }
 
 #[derive(Default)]
-struct Measured {
+struct MeasuredTrees {
     /// Bytes and users of each object. A Directory and a blob of the same bytes are two objects.
-    objects: HashMap<(bool, Digest), (u64, Users)>,
+    objects: HashMap<(bool, Digest), (u64, ObjectUsers)>,
     /// Bytes of the files below each Directory that was walked to its end.
     sizes: HashMap<Digest, u64>,
 }
 
-impl Measured {
+impl MeasuredTrees {
     /// Counts an object of the tree `index`; whether it is the tree's first sight of it.
     fn count(
         &mut self,
@@ -102,9 +102,9 @@ impl Measured {
         let (_, users) = self
             .objects
             .entry(object)
-            .or_insert((bytes, Users::One(index)));
-        if *users != Users::One(index) {
-            *users = Users::Several;
+            .or_insert((bytes, ObjectUsers::One(index)));
+        if *users != ObjectUsers::One(index) {
+            *users = ObjectUsers::Several;
         }
         true
     }
@@ -118,7 +118,7 @@ impl Measured {
         index: usize,
         seen: &mut HashSet<(bool, Digest)>,
         stored: &mut u64,
-    ) -> Result<u64, Error> {
+    ) -> Result<u64, TreeError> {
         let top = match node {
             NodeRef::Directory { digest, .. } => digest,
             NodeRef::File { digest, size, .. } => {
@@ -129,13 +129,13 @@ impl Measured {
         };
         let mut path = path.clone();
         let mut enter = Some(top);
-        let mut stack: Vec<Level> = Vec::new();
+        let mut stack: Vec<UsageLevel> = Vec::new();
         loop {
             if let Some(digest) = enter.take() {
                 let directory = open(store, &path, &digest)?;
                 let bytes = directory.as_bytes().len() as u64;
                 self.count((true, digest), bytes, index, seen, stored);
-                stack.push(Level {
+                stack.push(UsageLevel {
                     digest,
                     directory,
                     next: 0,

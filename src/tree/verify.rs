@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Condvar, Mutex};
 
 use super::blob::copy_range;
-use super::{Error, TreePath};
+use super::{TreeError, TreePath};
 use crate::castore::{Digest, Directory, Node, NodeRef};
 use crate::store::{self, Blocking, Object};
 
@@ -32,24 +32,24 @@ const RANGE: u64 = 32 << 20;
 /// Paths reported for one damaged object; its other places are only counted.
 const MAX_PATHS: usize = 100;
 /// How often, in all, the search for paths enters a Directory again.
-const MAX_REPEATS: u64 = 100_000;
+const MAX_REVISITS: u64 = 100_000;
 
 /// The progress of a verification; other threads may read it, and may stop the verification.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct VerifyProgress {
     /// Directories read, each once.
     pub directories: AtomicU64,
     /// Blobs read to their end, each once.
     pub blobs: AtomicU64,
     /// Bytes of blobs read.
     pub bytes: AtomicU64,
-    /// Set it to end the verification with [`Error::Interrupted`].
+    /// Set it to end the verification with [`TreeError::Interrupted`].
     pub stop: Arc<AtomicBool>,
 }
 
 /// The result of a verification.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct VerifyReport {
     /// Directories checked, each once.
     pub directories: u64,
     /// Blobs checked, each once.
@@ -57,18 +57,18 @@ pub struct Report {
     /// Bytes of blobs read.
     pub blob_bytes: u64,
     /// The faults, in the order of the first path of each.
-    pub faults: Vec<Fault>,
+    pub faults: Vec<TreeFault>,
 }
 
 /// An object that is missing or damaged in the store, or whose node is wrong.
 #[derive(Debug)]
-pub struct Fault {
+pub struct TreeFault {
     /// What kind of object.
     pub object: Object,
     /// Its digest.
     pub digest: Digest,
     /// The fault.
-    pub why: Why,
+    pub why: FaultCause,
     /// The paths of nodes that refer to it, in the order of a walk; the first hundred.
     pub paths: Vec<TreePath>,
     /// Further paths, as far as they were counted.
@@ -77,7 +77,7 @@ pub struct Fault {
 
 /// The fault of an object.
 #[derive(Debug, thiserror::Error)]
-pub enum Why {
+pub enum FaultCause {
     /// It is missing.
     #[error("missing")]
     Missing,
@@ -85,10 +85,10 @@ pub enum Why {
     #[error("{0}")]
     Store(#[source] store::Error),
     /// The object is sound; the nodes at these paths state another size.
-    #[error("the node says size {said}, it is {actual}")]
+    #[error("the node states the size {stated}, and the object has the size {actual}")]
     NodeSize {
         /// The size in the nodes.
-        said: u64,
+        stated: u64,
         /// The sum of the Directory's entries.
         actual: u64,
     },
@@ -96,7 +96,7 @@ pub enum Why {
 
 /// An object and the size that a node states: the unit of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Claim {
+struct CheckedClaim {
     object: Object,
     digest: Digest,
     size: u64,
@@ -105,14 +105,14 @@ struct Claim {
 /// Reads and hashes everything that is reachable from `roots`.
 ///
 /// Fails only when it is stopped, or when the store does not report which object is at fault;
-/// damage is no failure but a [`Fault`].
+/// damage is no failure but a [`TreeFault`].
 pub fn verify(
     store: &Blocking,
     roots: &[(TreePath, Node)],
-    progress: &Progress,
-) -> Result<Report, Error> {
+    progress: &VerifyProgress,
+) -> Result<VerifyReport, TreeError> {
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let check = Check {
+    let check = ObjectCheck {
         store,
         progress,
         state: Mutex::default(),
@@ -122,7 +122,7 @@ pub fn verify(
         roots
             .iter()
             .rev()
-            .filter_map(|(_, node)| Claim::of(node.borrow())),
+            .filter_map(|(_, node)| CheckedClaim::of(node.borrow())),
     );
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -130,12 +130,12 @@ pub fn verify(
         }
     });
     if progress.stop.load(Ordering::Relaxed) {
-        return Err(Error::Interrupted);
+        return Err(TreeError::Interrupted);
     }
     let state = check.state.into_inner();
-    let mut report = Report {
+    let mut report = VerifyReport {
         blob_bytes: progress.bytes.load(Ordering::Relaxed),
-        ..Report::default()
+        ..VerifyReport::default()
     };
     for (object, _) in state.seen.keys() {
         match object {
@@ -145,36 +145,36 @@ pub fn verify(
     }
     let wrong = state.judge(store);
     if !wrong.is_empty() {
-        report.faults = Search::new(store, wrong).run(roots);
+        report.faults = FaultSearch::new(store, wrong).run(roots);
     }
     Ok(report)
 }
 
 /// What names an object.
-type Key = (Object, Digest);
+type ObjectKey = (Object, Digest);
 
 /// The fault of an object, and the nodes with it: those that state another size than the `right`
 /// one, or all.
 #[derive(Debug)]
-struct Wrong {
-    why: Why,
+struct WrongObject {
+    why: FaultCause,
     right: Option<u64>,
 }
 
-impl Claim {
-    fn key(&self) -> Key {
+impl CheckedClaim {
+    fn key(&self) -> ObjectKey {
         (self.object, self.digest)
     }
 
     /// What `node` states; a symbolic link states nothing.
     fn of(node: NodeRef<'_>) -> Option<Self> {
         match node {
-            NodeRef::Directory { digest, size } => Some(Claim {
+            NodeRef::Directory { digest, size } => Some(CheckedClaim {
                 object: Object::Directory,
                 digest,
                 size,
             }),
-            NodeRef::File { digest, size, .. } => Some(Claim {
+            NodeRef::File { digest, size, .. } => Some(CheckedClaim {
                 object: Object::Blob,
                 digest,
                 size,
@@ -185,28 +185,28 @@ impl Claim {
 }
 
 /// The first pass: every object once.
-struct Check<'c> {
+struct ObjectCheck<'c> {
     store: &'c Blocking,
-    progress: &'c Progress,
-    state: Mutex<State>,
+    progress: &'c VerifyProgress,
+    state: Mutex<SeenObjects>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct SeenObjects {
     /// The size by which each object is read.
-    seen: HashMap<Key, u64>,
+    seen: HashMap<ObjectKey, u64>,
     /// Other sizes that nodes state for it.
-    disputed: HashMap<Key, BTreeSet<u64>>,
-    stack: Vec<Work>,
+    disputed: HashMap<ObjectKey, BTreeSet<u64>>,
+    stack: Vec<VerifyTask>,
     /// Threads that hold work, and may add more.
     busy: usize,
-    faults: HashMap<Key, Why>,
+    faults: HashMap<ObjectKey, FaultCause>,
 }
 
-impl State {
+impl SeenObjects {
     /// The faults, once every object was read.
-    fn judge(mut self, store: &Blocking) -> HashMap<Key, Wrong> {
+    fn judge(mut self, store: &Blocking) -> HashMap<ObjectKey, WrongObject> {
         let mut wrong = HashMap::new();
         for (key, others) in &self.disputed {
             let Some(&first) = self.seen.get(key) else {
@@ -214,35 +214,39 @@ impl State {
             };
             let right = match self.faults.get(key) {
                 None => Some(first),
-                Some(Why::NodeSize { actual, .. }) => Some(*actual),
+                Some(FaultCause::NodeSize { actual, .. }) => Some(*actual),
                 // The size in the first node may have been wrong.
-                Some(Why::Missing | Why::Store(_)) => sound_size(store, key, others),
+                Some(FaultCause::Missing | FaultCause::Store(_)) => sound_size(store, key, others),
             };
             let Some(right) = right else { continue };
-            let said = others.iter().copied().chain([first]);
-            if let Some(said) = said.filter(|said| *said != right).min() {
-                let why = Why::NodeSize {
-                    said,
+            let stated = others.iter().copied().chain([first]);
+            if let Some(stated) = stated.filter(|stated| *stated != right).min() {
+                let why = FaultCause::NodeSize {
+                    stated,
                     actual: right,
                 };
                 self.faults.remove(key);
                 let right = Some(right);
-                wrong.insert(*key, Wrong { why, right });
+                wrong.insert(*key, WrongObject { why, right });
             }
         }
         for (key, why) in self.faults {
             let right = match why {
-                Why::NodeSize { actual, .. } => Some(actual),
-                Why::Missing | Why::Store(_) => None,
+                FaultCause::NodeSize { actual, .. } => Some(actual),
+                FaultCause::Missing | FaultCause::Store(_) => None,
             };
-            wrong.insert(key, Wrong { why, right });
+            wrong.insert(key, WrongObject { why, right });
         }
         wrong
     }
 }
 
 /// The one of `sizes` with which the blob is sound, if the store has one.
-fn sound_size(store: &Blocking, (object, digest): &Key, sizes: &BTreeSet<u64>) -> Option<u64> {
+fn sound_size(
+    store: &Blocking,
+    (object, digest): &ObjectKey,
+    sizes: &BTreeSet<u64>,
+) -> Option<u64> {
     if *object != Object::Blob {
         return None;
     }
@@ -254,15 +258,15 @@ fn sound_size(store: &Blocking, (object, digest): &Key, sizes: &BTreeSet<u64>) -
 }
 
 /// An object, or a part of a blob, from `from` on.
-struct Work {
-    claim: Claim,
+struct VerifyTask {
+    claim: CheckedClaim,
     from: u64,
     to: u64,
 }
 
-impl Check<'_> {
+impl ObjectCheck<'_> {
     /// Puts objects on the stack that were not there before; the last comes off first.
-    fn push(&self, claims: impl Iterator<Item = Claim>) {
+    fn push(&self, claims: impl Iterator<Item = CheckedClaim>) {
         let mut state = self.state.lock();
         for claim in claims {
             match state.seen.entry(claim.key()) {
@@ -272,7 +276,7 @@ impl Check<'_> {
                         Object::Blob => claim.size,
                         Object::Directory => 0,
                     };
-                    state.stack.push(Work { claim, from: 0, to });
+                    state.stack.push(VerifyTask { claim, from: 0, to });
                 }
                 Entry::Occupied(entry) if *entry.get() != claim.size => {
                     let disputed = state.disputed.entry(claim.key()).or_default();
@@ -300,7 +304,7 @@ impl Check<'_> {
     }
 
     /// The next piece of work; none when all is done.
-    fn take(&self) -> Option<Work> {
+    fn take(&self) -> Option<VerifyTask> {
         let mut state = self.state.lock();
         loop {
             if self.progress.stop.load(Ordering::Relaxed) {
@@ -312,7 +316,7 @@ impl Check<'_> {
                 }
                 if work.to - work.from > RANGE {
                     let middle = work.from + RANGE;
-                    state.stack.push(Work {
+                    state.stack.push(VerifyTask {
                         from: middle,
                         ..work
                     });
@@ -329,33 +333,33 @@ impl Check<'_> {
         }
     }
 
-    fn directory(&self, claim: Claim) {
+    fn directory(&self, claim: CheckedClaim) {
         match self.store.directory(&claim.digest) {
             Ok(Some(directory)) => {
                 self.progress.directories.fetch_add(1, Ordering::Relaxed);
                 if directory.size() != claim.size {
-                    let why = Why::NodeSize {
-                        said: claim.size,
+                    let why = FaultCause::NodeSize {
+                        stated: claim.size,
                         actual: directory.size(),
                     };
                     self.fault(claim, why);
                 }
                 let count = directory.len();
                 let entries = (0..count).rev().filter_map(|index| directory.get(index));
-                self.push(entries.filter_map(|entry| Claim::of(entry.node)));
+                self.push(entries.filter_map(|entry| CheckedClaim::of(entry.node)));
             }
-            Ok(None) => self.fault(claim, Why::Missing),
-            Err(error) => self.fault(claim, Why::Store(error)),
+            Ok(None) => self.fault(claim, FaultCause::Missing),
+            Err(error) => self.fault(claim, FaultCause::Store(error)),
         }
     }
 
-    fn blob(&self, work: &Work) {
-        let Claim { digest, size, .. } = work.claim;
+    fn blob(&self, work: &VerifyTask) {
+        let CheckedClaim { digest, size, .. } = work.claim;
         let no_path = TreePath::default();
         let range = work.from..work.to;
         let read = copy_range(self.store, &digest, size, range, &no_path, |_, bytes| {
             if self.progress.stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
+                return Err(TreeError::Interrupted);
             }
             let length = bytes.len() as u64;
             self.progress.bytes.fetch_add(length, Ordering::Relaxed);
@@ -368,36 +372,36 @@ impl Check<'_> {
         };
         match there {
             Ok(true) => {}
-            Ok(false) => return self.fault(work.claim, Why::Missing),
-            Err(error) => return self.fault(work.claim, Why::Store(error)),
+            Ok(false) => return self.fault(work.claim, FaultCause::Missing),
+            Err(error) => return self.fault(work.claim, FaultCause::Store(error)),
         }
         match read {
             // The last range counts for the blob.
             Ok(()) if work.to == size => {
                 self.progress.blobs.fetch_add(1, Ordering::Relaxed);
             }
-            Ok(()) | Err(Error::Interrupted) => {}
-            Err(Error::Absent { .. }) => self.fault(work.claim, Why::Missing),
-            Err(Error::Object { source, .. } | Error::Store(source)) => {
-                self.fault(work.claim, Why::Store(source));
+            Ok(()) | Err(TreeError::Interrupted) => {}
+            Err(TreeError::Absent { .. }) => self.fault(work.claim, FaultCause::Missing),
+            Err(TreeError::Object { source, .. } | TreeError::Store(source)) => {
+                self.fault(work.claim, FaultCause::Store(source));
             }
-            Err(_) => unreachable!("copy_range() fails with what the store or the sink says"),
+            Err(_) => unreachable!("copy_range() fails with the error of the store or the sink"),
         }
     }
 
     /// Records the first fault of an object.
-    fn fault(&self, claim: Claim, why: Why) {
+    fn fault(&self, claim: CheckedClaim, why: FaultCause) {
         let mut state = self.state.lock();
         state.faults.entry(claim.key()).or_insert(why);
     }
 }
 
 /// The second pass: the paths of the faults.
-struct Search<'s> {
+struct FaultSearch<'s> {
     store: &'s Blocking,
-    faults: HashMap<Key, (Fault, Option<u64>)>,
+    faults: HashMap<ObjectKey, (TreeFault, Option<u64>)>,
     /// Faults with a known path, in the order of these paths.
-    order: Vec<Key>,
+    order: Vec<ObjectKey>,
     /// Whether a Directory leads to a fault.
     leads: HashMap<Digest, bool>,
     /// Directories that were entered.
@@ -407,16 +411,16 @@ struct Search<'s> {
 }
 
 /// A Directory on the way down in the second pass.
-struct Level {
+struct VerifyLevel {
     directory: Directory,
     next: usize,
     path_length: usize,
 }
 
-impl<'s> Search<'s> {
-    fn new(store: &'s Blocking, wrong: HashMap<Key, Wrong>) -> Self {
+impl<'s> FaultSearch<'s> {
+    fn new(store: &'s Blocking, wrong: HashMap<ObjectKey, WrongObject>) -> Self {
         let faults = wrong.into_iter().map(|((object, digest), wrong)| {
-            let fault = Fault {
+            let fault = TreeFault {
                 object,
                 digest,
                 why: wrong.why,
@@ -431,11 +435,11 @@ impl<'s> Search<'s> {
             order: Vec::new(),
             leads: HashMap::new(),
             entered: HashSet::new(),
-            budget: MAX_REPEATS,
+            budget: MAX_REVISITS,
         }
     }
 
-    fn run(mut self, roots: &[(TreePath, Node)]) -> Vec<Fault> {
+    fn run(mut self, roots: &[(TreePath, Node)]) -> Vec<TreeFault> {
         for (path, node) in roots {
             self.note(path, node.borrow());
             if let Node::Directory { digest, .. } = node {
@@ -451,14 +455,16 @@ impl<'s> Search<'s> {
     }
 
     /// The fault of the object that a node refers to.
-    fn fault(&mut self, claim: &Claim) -> Option<&mut Fault> {
+    fn fault(&mut self, claim: &CheckedClaim) -> Option<&mut TreeFault> {
         let (fault, right) = self.faults.get_mut(&claim.key())?;
         (*right != Some(claim.size)).then_some(fault)
     }
 
     /// Records the path if the node there has a fault.
     fn note(&mut self, path: &TreePath, node: NodeRef<'_>) {
-        let Some(claim) = Claim::of(node) else { return };
+        let Some(claim) = CheckedClaim::of(node) else {
+            return;
+        };
         let Some(fault) = self.fault(&claim) else {
             return;
         };
@@ -490,7 +496,7 @@ impl<'s> Search<'s> {
                 continue;
             };
             level.next += 1;
-            let wrong = Claim::of(entry.node).is_some_and(|claim| {
+            let wrong = CheckedClaim::of(entry.node).is_some_and(|claim| {
                 let fault = self.faults.get(&claim.key());
                 fault.is_some_and(|(_, right)| *right != Some(claim.size))
             });
@@ -534,9 +540,9 @@ impl<'s> Search<'s> {
     }
 
     /// Opens a Directory that leads to a fault. One with many references is entered for each of
-    /// them, until that was done [`MAX_REPEATS`] times: a tree can have more paths than there is
+    /// them, until that was done [`MAX_REVISITS`] times: a tree can have more paths than there is
     /// time for.
-    fn enter(&mut self, digest: &Digest, path: &TreePath, stack: &mut Vec<Level>) {
+    fn enter(&mut self, digest: &Digest, path: &TreePath, stack: &mut Vec<VerifyLevel>) {
         if self.leads.get(digest) != Some(&true) {
             return;
         }
@@ -550,10 +556,10 @@ impl<'s> Search<'s> {
     }
 
     /// Puts the Directory on the stack. An unreadable one leads nowhere.
-    fn open(&mut self, digest: &Digest, path_length: usize, stack: &mut Vec<Level>) -> bool {
+    fn open(&mut self, digest: &Digest, path_length: usize, stack: &mut Vec<VerifyLevel>) -> bool {
         match self.store.directory(digest) {
             Ok(Some(directory)) => {
-                stack.push(Level {
+                stack.push(VerifyLevel {
                     directory,
                     next: 0,
                     path_length,

@@ -1,38 +1,38 @@
 //! Walking a tree in pre-order.
 
-use super::{Error, TreePath};
+use super::{TreeError, TreePath};
 use crate::castore::{Digest, Directory, Node, NodeRef};
 use crate::store::{Blocking, Object};
 
 /// A walk through a tree: a directory comes before what it holds, names in byte order.
 ///
-/// Not an [`Iterator`], since each [`Step`] borrows from the walk: `while let Some(step) =
+/// Not an [`Iterator`], since each [`WalkStep`] borrows from the walk: `while let Some(step) =
 /// walk.step()? { … }`. A directory that cannot be read is an error once, at its path, after its
-/// own step; the walk then continues behind it.
+/// own step; the walk then continues after it.
 #[derive(Debug)]
-pub struct Walk<'a> {
+pub struct TreeWalk<'a> {
     store: &'a Blocking,
     path: TreePath,
     root: Node,
     /// Whether the root was shown.
     started: bool,
-    stack: Vec<Level>,
+    stack: Vec<WalkLevel>,
     /// The directory that was shown last and is not opened yet.
     pending: Option<Digest>,
 }
 
 /// A Directory on the way down.
 #[derive(Debug)]
-struct Level {
+struct WalkLevel {
     directory: Directory,
     next: usize,
     /// Bytes of the path of this directory.
     path_length: usize,
 }
 
-/// One node of a [`Walk`].
+/// One node of a [`TreeWalk`].
 #[derive(Debug)]
-pub struct Step<'w> {
+pub struct WalkStep<'w> {
     /// Its path.
     pub path: &'w TreePath,
     /// Its own name; empty for the walk's root.
@@ -43,7 +43,7 @@ pub struct Step<'w> {
     pub node: NodeRef<'w>,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> TreeWalk<'a> {
     /// A walk over `node`, which is at `path`, and everything below it.
     pub fn new(store: &'a Blocking, path: TreePath, node: Node) -> Self {
         Self {
@@ -57,14 +57,14 @@ impl<'a> Walk<'a> {
     }
 
     /// The next node.
-    pub fn step(&mut self) -> Result<Option<Step<'_>>, Error> {
+    pub fn step(&mut self) -> Result<Option<WalkStep<'_>>, TreeError> {
         if !self.started {
             self.started = true;
             let node = self.root.borrow();
             if let NodeRef::Directory { digest, .. } = node {
                 self.pending = Some(digest);
             }
-            return Ok(Some(Step {
+            return Ok(Some(WalkStep {
                 path: &self.path,
                 name: b"",
                 depth: 0,
@@ -73,7 +73,7 @@ impl<'a> Walk<'a> {
         }
         if let Some(digest) = self.pending.take() {
             let directory = open(self.store, &self.path, &digest)?;
-            self.stack.push(Level {
+            self.stack.push(WalkLevel {
                 directory,
                 next: 0,
                 path_length: self.path.as_bytes().len(),
@@ -100,7 +100,7 @@ impl<'a> Walk<'a> {
         if let NodeRef::Directory { digest, .. } = entry.node {
             self.pending = Some(digest);
         }
-        Ok(Some(Step {
+        Ok(Some(WalkStep {
             path: &self.path,
             name: entry.name,
             depth,
@@ -115,11 +115,15 @@ impl<'a> Walk<'a> {
 }
 
 /// The Directory `digest`, which stands at `path`.
-pub(super) fn open(store: &Blocking, path: &TreePath, digest: &Digest) -> Result<Directory, Error> {
+pub(super) fn open(
+    store: &Blocking,
+    path: &TreePath,
+    digest: &Digest,
+) -> Result<Directory, TreeError> {
     store
         .directory(digest)
-        .map_err(Error::at(path))?
-        .ok_or_else(|| Error::Absent {
+        .map_err(TreeError::at(path))?
+        .ok_or_else(|| TreeError::Absent {
             path: path.clone(),
             store: store.url().to_owned(),
             object: Object::Directory,

@@ -3,4 +3,3 @@
 mod served;
 mod source;
 mod uploads;
-mod written;

@@ -1,54 +1,51 @@
 //! A store of ours as a binary cache, asked over plain HTTP.
 
-use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use castore_fs::castore::{Digest, Root};
 use castore_fs::nix::{self, NarinfoFile, NixHash, PublicKey, StorePath};
-use castore_fs::server::{BinaryCacheOptions, Limits, Listener, Options, serve};
+use castore_fs::server::{BinaryCacheOptions, Listener, ServerLimits, ServerOptions, serve};
 use castore_fs::store::{LocalStore, Store};
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-use crate::written::{nar, path, secret_key};
+use kit::http_client::HttpClient;
 use kit::model::{Model, directory, file, program, symlink};
+use kit::written::{nar, path, secret_key};
 
-/// A binary cache of ours; stops when dropped.
-pub struct Served {
+/// A binary cache of ours, with a client of it; stops when dropped.
+pub(crate) struct Served {
     pub address: SocketAddr,
-    socket: Option<PathBuf>,
+    client: HttpClient,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-trait Stream: Read + Write {}
-impl<T: Read + Write> Stream for T {}
-
 impl Served {
-    pub fn start(store: Arc<dyn Store>, options: Options) -> Self {
+    pub(crate) fn start(store: Arc<dyn Store>, options: ServerOptions) -> Self {
         let listeners = Listener::bind("127.0.0.1:0").unwrap();
         let address = listeners[0].to_string().parse().unwrap();
-        Self::on(store, listeners, options, address, None)
+        Self::on(store, listeners, options, address, HttpClient::tcp(address))
     }
 
-    pub fn at_socket(store: Arc<dyn Store>, socket: &Path, options: Options) -> Self {
+    pub(crate) fn at_socket(store: Arc<dyn Store>, socket: &Path, options: ServerOptions) -> Self {
         let listeners = Listener::bind(&format!("unix:{}", socket.display())).unwrap();
         let nowhere = "0.0.0.0:0".parse().unwrap();
-        Self::on(store, listeners, options, nowhere, Some(socket.to_owned()))
+        Self::on(store, listeners, options, nowhere, HttpClient::unix(socket))
     }
 
     fn on(
         store: Arc<dyn Store>,
         listeners: Vec<Listener>,
-        options: Options,
+        options: ServerOptions,
         address: SocketAddr,
-        socket: Option<PathBuf>,
+        client: HttpClient,
     ) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
@@ -62,57 +59,25 @@ impl Served {
         });
         Self {
             address,
-            socket,
+            client,
             stop: Some(stop),
             thread: Some(thread),
         }
     }
 
-    /// What the cache answers to a request without a body.
-    pub fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-        self.send(method, path, headers, b"")
-    }
-
-    pub fn get(&self, path: &str) -> Answer {
-        self.ask("GET", path, &[])
-    }
-
-    /// What the cache answers to a request with `body`.
-    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
-        for (name, value) in headers {
-            head += &format!("{name}: {value}\r\n");
-        }
-        if method == "PUT" {
-            head += &format!("Content-Length: {}\r\n", body.len());
-        }
-        self.exchange(&head, body)
-    }
-
-    /// What the cache answers to an upload of which no more than `body` comes.
-    pub fn send_part(&self, path: &str, length: usize, body: &[u8]) -> Answer {
-        let head = format!("PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n");
-        self.exchange(&head, body)
-    }
-
-    fn exchange(&self, head: &str, body: &[u8]) -> Answer {
-        let mut stream: Box<dyn Stream> = match &self.socket {
-            Some(socket) => Box::new(UnixStream::connect(socket).unwrap()),
-            None => Box::new(TcpStream::connect(self.address).unwrap()),
-        };
-        stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
-        // A refusal may come before all of it was taken.
-        let _ = stream.write_all(body);
-        let mut bytes = Vec::new();
-        let _ = stream.read_to_end(&mut bytes);
-        Answer::parse(&bytes)
-    }
-
     /// The narinfo of `path`.
-    pub fn narinfo(&self, path: &StorePath) -> NarinfoFile {
+    pub(crate) fn narinfo(&self, path: &StorePath) -> NarinfoFile {
         let answer = self.get(&format!("/{}.narinfo", path.hash()));
         assert_eq!(answer.status, 200, "{answer:?}");
         NarinfoFile::parse(&answer.body).unwrap()
+    }
+}
+
+impl Deref for Served {
+    type Target = HttpClient;
+
+    fn deref(&self) -> &HttpClient {
+        &self.client
     }
 }
 
@@ -125,85 +90,27 @@ impl Drop for Served {
     }
 }
 
-#[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: HashMap<String, String>,
-    pub body: Vec<u8>,
-}
-
-impl Answer {
-    fn parse(bytes: &[u8]) -> Self {
-        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
-        let end =
-            end.unwrap_or_else(|| panic!("no answer: {:?}", bytes.escape_ascii().to_string()));
-        let head = std::str::from_utf8(&bytes[..end]).unwrap();
-        let mut lines = head.split("\r\n");
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap();
-        let headers: HashMap<String, String> = lines
-            .map(|line| line.split_once(": ").unwrap())
-            .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
-            .collect();
-        let rest = &bytes[end + 4..];
-        let body = match headers.get("transfer-encoding") {
-            Some(_) => unchunk(rest),
-            None => rest.to_vec(),
-        };
-        Self {
-            status: status.parse().unwrap(),
-            headers,
-            body,
-        }
-    }
-
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(String::as_str)
-    }
-
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-}
-
-fn unchunk(mut bytes: &[u8]) -> Vec<u8> {
-    let mut body = Vec::new();
-    loop {
-        let end = bytes
-            .windows(2)
-            .position(|window| window == b"\r\n")
-            .unwrap();
-        let length =
-            usize::from_str_radix(std::str::from_utf8(&bytes[..end]).unwrap(), 16).unwrap();
-        bytes = &bytes[end + 2..];
-        if length == 0 {
-            return body;
-        }
-        body.extend_from_slice(&bytes[..length]);
-        bytes = &bytes[length + 2..];
-    }
-}
-
 /// A local store, with paths that a peer put there.
-pub struct Kept {
+pub(crate) struct Kept {
     pub runtime: Runtime,
-    pub folder: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
     pub store: LocalStore,
 }
 
 impl Kept {
-    pub fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
         Self {
             runtime: Runtime::new().unwrap(),
-            store: LocalStore::open(&folder.path().join("store")).unwrap(),
-            folder,
+            store: LocalStore::open(&dir.path().join("store")).unwrap(),
+            dir,
         }
     }
 
     /// Puts `tree` as `path` that refers to `references`; gives its NAR.
-    pub fn put(&self, path: &StorePath, tree: &Model, references: &[&StorePath]) -> Vec<u8> {
+    pub(crate) fn put(&self, path: &StorePath, tree: &Model, references: &[&StorePath]) -> Vec<u8> {
         let nar = nar(tree, &self.runtime);
-        let mut narinfo = crate::written::narinfo(path, &nar, "none");
+        let mut narinfo = kit::written::narinfo(path, &nar, "none");
         narinfo.references = references.iter().map(|path| (*path).clone()).collect();
         narinfo.references.sort_by_key(StorePath::to_string);
         let node = tree.put_root(&self.store, "unnamed");
@@ -220,20 +127,20 @@ impl Kept {
         nar
     }
 
-    pub fn serve(&self, options: Options) -> Served {
+    pub(crate) fn serve(&self, options: ServerOptions) -> Served {
         Served::start(Arc::new(self.store.clone()), options)
     }
 }
 
-pub fn options() -> Options {
-    Options {
+pub(crate) fn options() -> ServerOptions {
+    ServerOptions {
         drain: Duration::from_secs(2),
         binary_cache: Some(BinaryCacheOptions::default()),
-        ..Options::default()
+        ..ServerOptions::default()
     }
 }
 
-pub fn tree() -> Model {
+pub(crate) fn tree() -> Model {
     directory([
         (
             "bin",
@@ -246,7 +153,7 @@ pub fn tree() -> Model {
 }
 
 /// Bytes that do not compress.
-pub fn castore_noise(length: usize) -> Vec<u8> {
+pub(crate) fn castore_noise(length: usize) -> Vec<u8> {
     let mut state = 1u64;
     (0..length)
         .map(|_| {
@@ -259,8 +166,8 @@ pub fn castore_noise(length: usize) -> Vec<u8> {
 #[test]
 fn a_path_has_its_narinfo_its_nar_and_its_listing() {
     let kept = Kept::new();
-    let (dep, top) = (path('0', "dep"), path('1', "top"));
-    let nar = kept.put(&top, &tree(), &[&dep, &top]);
+    let (dep, app) = (path('0', "dep"), path('1', "top"));
+    let nar = kept.put(&app, &tree(), &[&dep, &app]);
     let key = secret_key("ours-1", 7);
     let public = PublicKey::parse(&key.public().to_string()).unwrap();
     let mut options = options();
@@ -277,14 +184,14 @@ fn a_path_has_its_narinfo_its_nar_and_its_listing() {
     );
     assert_eq!(info.header("content-type"), Some("text/x-nix-cache-info"));
 
-    let narinfo = served.narinfo(&top);
-    assert_eq!(narinfo.path, top);
-    assert_eq!(narinfo.references, [dep.clone(), top.clone()]);
+    let narinfo = served.narinfo(&app);
+    assert_eq!(narinfo.path, app);
+    assert_eq!(narinfo.references, [dep.clone(), app.clone()]);
     assert_eq!(narinfo.compression, "none");
     assert_eq!(narinfo.nar.size, nar.len() as u64);
     assert_eq!(narinfo.file_size, Some(nar.len() as u64));
     assert!(narinfo.is_signed_by(&[public]));
-    let head = served.ask("HEAD", &format!("/{}.narinfo", top.hash()), &[]);
+    let head = served.ask("HEAD", &format!("/{}.narinfo", app.hash()), &[]);
     let length = narinfo.to_text().len().to_string();
     assert_eq!(head.status, 200);
     assert_eq!(head.header("content-length"), Some(&*length));
@@ -303,7 +210,7 @@ fn a_path_has_its_narinfo_its_nar_and_its_listing() {
     let immutable = "public, max-age=31536000, immutable";
     assert_eq!(whole.header("cache-control"), Some(immutable));
 
-    let listing = served.get(&format!("/{}.ls", top.hash()));
+    let listing = served.get(&format!("/{}.ls", app.hash()));
     assert_eq!(listing.header("content-type"), Some("application/json"));
     let listing: serde_json::Value = serde_json::from_slice(&listing.body).unwrap();
     let large = &listing["root"]["entries"]["large"];
@@ -318,7 +225,7 @@ fn a_path_has_its_narinfo_its_nar_and_its_listing() {
         "/realisations/x.doi".to_owned(),
         "/".to_owned(),
         // The NAR of a path has one address, with its hash.
-        format!("/nar/{}-{}.nar", nix::encode_base32(&[0; 32]), top.hash()),
+        format!("/nar/{}-{}.nar", nix::encode_base32(&[0; 32]), app.hash()),
     ] {
         assert_eq!(served.get(&absent).status, 404, "{absent}");
     }
@@ -370,12 +277,22 @@ fn ranges_are_answered_and_compression_only_where_nothing_resumes() {
         Some(&*format!("bytes */{size}"))
     );
     // A range of another NAR than the one that the client began with is all of this one.
-    let resumed = |tag: &str| {
+    let continued = |tag: &str| {
         let headers = [("Range", "bytes=8-15"), ("If-Range", tag)];
         served.ask("GET", &large, &headers)
     };
-    assert_eq!(resumed(tag).body, large_nar[8..16]);
-    assert_eq!(resumed("\"other\"").body, large_nar);
+    assert_eq!(continued(tag).body, large_nar[8..16]);
+    assert_eq!(continued("\"other\"").body, large_nar);
+    for (wanted, status) in [
+        (tag.to_owned(), 304),
+        (format!("\"other\", W/{tag}"), 304),
+        ("*".to_owned(), 304),
+        ("\"other\"".to_owned(), 200),
+    ] {
+        let answer = served.ask("GET", &large, &[("If-None-Match", &wanted)]);
+        assert_eq!(answer.status, status, "{wanted}");
+        assert_eq!(answer.body.is_empty(), status == 304);
+    }
     let head = served.ask("HEAD", &large, &[]);
     assert_eq!(
         head.header("content-length"),
@@ -388,7 +305,16 @@ fn what_is_not_known_of_a_path_is_not_served_as_if_it_were_nothing() {
     let kept = Kept::new();
     // As an import leaves it, and as a hash that was computed from the contents does.
     tree().put_root(&kept.store, &path('1', "imported").to_string());
-    kept.put(&path('2', "computed"), &tree(), &[]);
+    let computed = path('2', "computed");
+    let described = NarinfoFile {
+        references_known: false,
+        ..kit::written::narinfo(&computed, &nar(&tree(), &kept.runtime), "none")
+    };
+    let ingest = kept.store.ingest().unwrap();
+    let node = tree().put(&*ingest);
+    let info = described.path_info(node.clone());
+    ingest.put_root(&computed.root(node), Some(&info)).unwrap();
+    ingest.commit().unwrap();
     let served = kept.serve(options());
     for digit in ['1', '2'] {
         let answer = served.get(&format!("/{}.narinfo", path(digit, "x").hash()));
@@ -439,12 +365,12 @@ fn five_hundred_narinfos_are_asked_for_at_once() {
 }
 
 #[test]
-fn connections_that_say_nothing_are_closed() {
+fn silent_connections_to_a_cache_are_closed() {
     let kept = Kept::new();
     let mut options = options();
-    options.limits = Limits {
+    options.limits = ServerLimits {
         first_call: Duration::from_millis(600),
-        ..Limits::default()
+        ..ServerLimits::default()
     };
     let served = kept.serve(options);
     let mut silent = TcpStream::connect(served.address).unwrap();
@@ -471,7 +397,7 @@ fn connections_that_say_nothing_are_closed() {
         std::thread::sleep(Duration::from_millis(20));
         dripping.write_all(&[**byte]).is_ok()
     });
-    assert!(taken.count() < head.len(), "it goes on");
+    assert!(taken.count() < head.len(), "it continues");
     // A head without an end is not taken, nor one that is a little too long and comes in one piece.
     for (length, status) in [(64 << 10, 431), (20_480, 431), (17_000, 431), (15_000, 200)] {
         let long = "x".repeat(length);
@@ -483,18 +409,69 @@ fn connections_that_say_nothing_are_closed() {
 #[test]
 fn a_nar_whose_contents_are_gone_breaks_off() {
     let kept = Kept::new();
-    let top = path('1', "top");
-    let nar = kept.put(&top, &tree(), &[&top]);
+    let app = path('1', "top");
+    let nar = kept.put(&app, &tree(), &[&app]);
     let large = Digest::of(&castore_noise(3 << 20));
     let large = data_encoding::HEXLOWER.encode(large.as_bytes());
     let served = kept.serve(options());
-    let url = format!("/{}", served.narinfo(&top).url);
-    let blob = kept.folder.path().join("store/blobs").join(&large[..2]);
+    let url = format!("/{}", served.narinfo(&app).url);
+    let blob = kept.dir.path().join("store/blobs").join(&large[..2]);
     std::fs::remove_file(blob.join(&large[2..])).unwrap();
-    let answer = served.get(&url);
+    // What is missing may be found before the head of the answer is sent.
+    let answer = (0..100).find_map(|_| served.client.try_get(&url));
+    let answer = answer.expect("an answer that begins");
     assert_eq!(answer.status, 200);
     assert!(answer.body.len() < nar.len());
-    // Ranges before it and behind it are there.
+    // Ranges before it and after it are there.
     let last = served.ask("GET", &url, &[("Range", "bytes=-8")]);
     assert_eq!(last.body, nar[nar.len() - 8..]);
+}
+
+/// What is compressed on its way is bounded by its size, and by the memory for answers.
+#[test]
+fn few_nars_are_compressed_at_once_and_none_that_is_long() {
+    let kept = Kept::new();
+    let head = kept.put(&path('1', "short"), &file("12345678"), &[]).len() - 8;
+    let (longest, longer) = (path('2', "longest"), path('3', "longer"));
+    kept.put(&longest, &file(vec![7; (16 << 20) - head]), &[&longest]);
+    kept.put(&longer, &file(vec![7; (16 << 20) - head + 8]), &[&longer]);
+    let noise = path('4', "noise");
+    // Longer than what sockets take, so that none ends.
+    kept.put(&noise, &file(castore_noise(15 << 20)), &[&noise]);
+    let accept = ("Accept-Encoding", "zstd");
+    let served = kept.serve(options());
+    for (path, encoding) in [(&longest, Some("zstd")), (&longer, None)] {
+        let url = format!("/{}", served.narinfo(path).url);
+        let answer = served.ask("GET", &url, &[accept]);
+        assert_eq!(answer.header("content-encoding"), encoding, "{url}");
+    }
+    drop(served);
+    let limits = ServerLimits {
+        response_memory: 8 << 20,
+        ..ServerLimits::default()
+    };
+    let served = kept.serve(ServerOptions {
+        limits,
+        ..options()
+    });
+    let url = format!("/{}", served.narinfo(&noise).url);
+    let mut open = Vec::new();
+    for _ in 0..30 {
+        let mut stream = TcpStream::connect(served.address).unwrap();
+        let asked = format!("GET {url} HTTP/1.1\r\nHost: x\r\nAccept-Encoding: zstd\r\n\r\n");
+        stream.write_all(asked.as_bytes()).unwrap();
+        // Nothing is read after the head of the answer.
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 200 "), "{head}");
+        open.push((stream, head.contains("content-encoding: zstd")));
+    }
+    let compressed = open.iter().filter(|(_, compressed)| *compressed).count();
+    // Each takes a MiB, and one client leaves a quarter.
+    assert!((1..=6).contains(&compressed), "{compressed}");
 }

@@ -1,4 +1,4 @@
-//! A binary cache behind a cache store.
+//! A cache store whose upstream is a binary cache.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,9 +10,9 @@ use castore_fs::store::{Blocking, Cache, CacheOptions, Error, LocalStore, Store}
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::written::{compress, nar, narinfo, path, secret_key, write};
 use kit::model::{Model, directory, file, program, symlink};
 use kit::web::{Web, WebFaults};
+use kit::written::{compress, nar, narinfo, path, secret_key, write};
 
 /// A binary cache on a server, and a store in which it ends up.
 struct Bench {
@@ -100,7 +100,7 @@ impl Bench {
     fn read_all(&self, cache: &Cache, node: &Node) -> usize {
         let store = self.blocking(cache);
         let path = castore_fs::tree::TreePath::new(b"x");
-        let progress = castore_fs::tree::export::Progress::default();
+        let progress = castore_fs::tree::export::ExportProgress::default();
         let written =
             castore_fs::tree::nar::write_nar(&store, &path, node, std::io::sink(), &progress);
         usize::from(written.is_err())
@@ -130,24 +130,24 @@ fn tree() -> Model {
 fn a_path_comes_with_its_narinfo_and_nar_whatever_the_compression() {
     for compression in ["none", "xz", "zstd", "bzip2", "gzip"] {
         let bench = Bench::new();
-        let (dep, top) = (path('0', "dep"), path('1', "top"));
-        bench.add(&top, &tree(), compression, &[&dep, &top]);
+        let (dep, app) = (path('0', "dep"), path('1', "top"));
+        bench.add(&app, &tree(), compression, &[&dep, &app]);
         let cache = bench.open();
-        let root = bench.look_up(&cache, &top).unwrap().unwrap();
+        let root = bench.look_up(&cache, &app).unwrap().unwrap();
         bench.assert_holds(&cache, &root, &tree());
         let requests = bench.web.take_requests();
         assert_eq!(
             requests,
             [
                 "GET /nix-cache-info".to_owned(),
-                format!("GET /{}.narinfo", top.hash()),
-                format!("GET /nar/{}.nar.{compression}", top.hash()),
+                format!("GET /{}.narinfo", app.hash()),
+                format!("GET /nar/{}.nar.{compression}", app.hash()),
             ]
         );
-        let info = bench.blocking(&cache).path_info(top.to_string().as_bytes());
+        let info = bench.blocking(&cache).path_info(app.to_string().as_bytes());
         let info = info.unwrap().unwrap();
         let kept = NarinfoFile::of_path_info(&info, String::new()).unwrap();
-        assert_eq!(kept.references, [dep, top.clone()]);
+        assert_eq!(kept.references, [dep, app.clone()]);
         assert_eq!(kept.signatures.len(), 1);
         assert_eq!(bench.web.take_requests().len(), 0);
         // After a restart without the server too.
@@ -157,13 +157,13 @@ fn a_path_comes_with_its_narinfo_and_nar_whatever_the_compression() {
             ..WebFaults::default()
         });
         let cache = bench.open();
-        let again = bench.look_up(&cache, &top).unwrap().unwrap();
+        let again = bench.look_up(&cache, &app).unwrap().unwrap();
         assert_eq!(again, root);
         assert_eq!(bench.read_all(&cache, &again.node), 0);
         assert!(
             bench
                 .blocking(&cache)
-                .path_info(top.to_string().as_bytes())
+                .path_info(app.to_string().as_bytes())
                 .unwrap()
                 .is_some()
         );
@@ -174,9 +174,9 @@ fn a_path_comes_with_its_narinfo_and_nar_whatever_the_compression() {
 #[test]
 fn nothing_unsigned_or_wrongly_signed_is_fetched() {
     let bench = Bench::new();
-    let top = path('1', "top");
-    let nar = bench.add(&top, &tree(), "none", &[]);
-    let mut unsigned = narinfo(&top, &nar, "none");
+    let app = path('1', "top");
+    let nar = bench.add(&app, &tree(), "none", &[]);
+    let mut unsigned = narinfo(&app, &nar, "none");
     let mut other = unsigned.clone();
     other.signatures = vec![secret_key("test-1", 2).sign(&other.fingerprint())];
     let mut changed = unsigned.clone();
@@ -191,7 +191,7 @@ fn nothing_unsigned_or_wrongly_signed_is_fetched() {
     addressed.content_address = Some(ContentAddress::parse(&address).unwrap());
     for wrong in [&unsigned, &other, &changed, &addressed] {
         write(bench.written.path(), wrong, &nar);
-        let error = bench.look_up(&bench.open(), &top).unwrap_err().to_string();
+        let error = bench.look_up(&bench.open(), &app).unwrap_err().to_string();
         assert!(error.contains("signature"), "{error}");
         let requests = bench.web.take_requests();
         assert!(!requests.iter().any(|request| request.contains("/nar/")));
@@ -204,11 +204,11 @@ fn nothing_unsigned_or_wrongly_signed_is_fetched() {
     unsigned.nar.sha256[0] ^= 1;
     write(bench.written.path(), &unsigned, &nar);
     let cache = bench.open_urls(&unchecked, ClosureMode::Off);
-    let error = bench.look_up(&cache, &top).unwrap_err().to_string();
+    let error = bench.look_up(&cache, &app).unwrap_err().to_string();
     assert!(error.contains("NarHash"), "{error}");
     unsigned.nar.sha256[0] ^= 1;
     write(bench.written.path(), &unsigned, &nar);
-    assert!(bench.look_up(&cache, &top).unwrap().is_some());
+    assert!(bench.look_up(&cache, &app).unwrap().is_some());
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn a_content_addressed_path_proves_itself() {
     for right in [true, false] {
         use sha2::Digest;
         let bytes = if right { "text" } else { "forged" };
-        let contents = crate::written::nar(&file(bytes), &bench.runtime);
+        let contents = kit::written::nar(&file(bytes), &bench.runtime);
         let hash = castore_fs::nix::NixHash::Sha256(sha2::Sha256::digest("text").into());
         let address = ContentAddress::parse(&format!("text:{hash}")).unwrap();
         let mut info = narinfo(&path('1', "text"), &contents, "none");
@@ -256,9 +256,9 @@ fn a_content_addressed_path_proves_itself() {
 #[test]
 fn a_nar_that_does_not_match_its_narinfo_leaves_nothing() {
     let bench = Bench::new();
-    let top = path('1', "top");
-    let nar = bench.add(&top, &tree(), "none", &[]);
-    let right = narinfo(&top, &nar, "none");
+    let app = path('1', "top");
+    let nar = bench.add(&app, &tree(), "none", &[]);
+    let right = narinfo(&app, &nar, "none");
     let mut cases = Vec::new();
     let mut short = right.clone();
     short.nar.size -= 8;
@@ -280,18 +280,22 @@ fn a_nar_that_does_not_match_its_narinfo_leaves_nothing() {
         bench.sign(&mut info);
         write(bench.written.path(), &info, &bytes);
         let cache = bench.open();
-        let error = bench.look_up(&cache, &top).unwrap_err();
+        let error = bench.look_up(&cache, &app).unwrap_err();
         assert!(matches!(error, Error::Refused { .. }), "{error}");
-        assert_eq!(cache.near().usage().unwrap().unwrap().blobs, 0, "{error}");
+        assert_eq!(
+            cache.local_store().usage().unwrap().unwrap().blobs,
+            0,
+            "{error}"
+        );
     }
     // A compressed file that unpacks to more than the narinfo states.
-    let mut bomb = narinfo(&top, &nar, "zstd");
+    let mut bomb = narinfo(&app, &nar, "zstd");
     bench.sign(&mut bomb);
     write(bench.written.path(), &bomb, &vec![0; 100 << 20]);
-    assert!(bench.look_up(&bench.open(), &top).is_err());
+    assert!(bench.look_up(&bench.open(), &app).is_err());
     // The file is not there.
     std::fs::remove_file(bench.written.path().join(&bomb.url)).unwrap();
-    let error = bench.look_up(&bench.open(), &top).unwrap_err().to_string();
+    let error = bench.look_up(&bench.open(), &app).unwrap_err().to_string();
     assert!(error.contains("not there"), "{error}");
 }
 
@@ -299,8 +303,8 @@ fn a_nar_that_does_not_match_its_narinfo_leaves_nothing() {
 fn an_interrupted_download_continues_where_it_stopped() {
     for no_ranges in [false, true] {
         let bench = Bench::new();
-        let top = path('1', "top");
-        bench.add(&top, &tree(), "none", &[]);
+        let app = path('1', "top");
+        bench.add(&app, &tree(), "none", &[]);
         let length = 1_200_000;
         bench.web.set_faults(WebFaults {
             break_after: Some(length),
@@ -308,9 +312,9 @@ fn an_interrupted_download_continues_where_it_stopped() {
             ..WebFaults::default()
         });
         let cache = bench.open();
-        let found = bench.look_up(&cache, &top);
+        let found = bench.look_up(&cache, &app);
         let asked: Vec<String> = bench.web.take_requests().split_off(2);
-        let url = format!("GET /nar/{}.nar.none", top.hash());
+        let url = format!("GET /nar/{}.nar.none", app.hash());
         if no_ranges {
             // It never gets further, and gives up.
             assert!(found.is_err());
@@ -396,6 +400,34 @@ fn caches_are_asked_by_priority_and_absent_means_absent_in_all() {
 }
 
 #[test]
+fn five_redirects_are_followed_and_a_sixth_is_refused_at_once() {
+    let bench = Bench::new();
+    let (local_store, endless) = (path('1', "near"), path('2', "endless"));
+    for path in [&local_store, &endless] {
+        bench.add(path, &file("contents"), "none", &[]);
+    }
+    let cache = bench.open();
+    let requests = || {
+        let requests = bench.web.take_requests();
+        let of_narinfos = requests.iter().filter(|one| one.ends_with(".narinfo"));
+        of_narinfos.count()
+    };
+    let redirects = |redirects| {
+        bench.web.set_faults(WebFaults {
+            redirects,
+            ..WebFaults::default()
+        });
+    };
+    redirects(5);
+    assert!(bench.look_up(&cache, &local_store).unwrap().is_some());
+    assert_eq!(requests(), 6);
+    redirects(usize::MAX);
+    let error = bench.look_up(&cache, &endless).unwrap_err().to_string();
+    assert!(error.contains("too many redirects"), "{error}");
+    assert_eq!(requests(), 6, "it was tried again");
+}
+
+#[test]
 fn a_closure_comes_ahead_of_its_readers() {
     let bench = Bench::new();
     let paths: Vec<StorePath> = ('0'..='9').map(|digit| path(digit, "dep")).collect();
@@ -427,10 +459,43 @@ fn a_closure_comes_ahead_of_its_readers() {
 }
 
 #[test]
+fn narinfos_of_references_are_requested_in_parallel_and_no_nar_where_none_is_wanted() {
+    let bench = Bench::new();
+    let digits = ('0'..='9').chain(('a'..='z').filter(|digit| !"eotu".contains(*digit)));
+    let deps: Vec<StorePath> = digits.take(20).map(|digit| path(digit, "dep")).collect();
+    for dep in &deps {
+        bench.add(dep, &file("dep"), "none", &[]);
+    }
+    let app = path('z', "top");
+    bench.add(&app, &tree(), "none", &deps.iter().collect::<Vec<_>>());
+    let delay = Duration::from_millis(300);
+    bench.web.set_faults(WebFaults {
+        delay,
+        ..WebFaults::default()
+    });
+    let cache = bench.open_urls(&[bench.url()], ClosureMode::Narinfos);
+    bench.look_up(&cache, &app).unwrap().unwrap();
+    let began = Instant::now();
+    let mut requests = Vec::new();
+    while requests.len() < 23 && began.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(10));
+        requests.extend(bench.web.take_requests());
+    }
+    assert_eq!(requests.len(), 23, "{requests:?}");
+    let took = began.elapsed();
+    assert!(took < delay * 10, "one after the other: {took:?}");
+    // Nothing follows them.
+    std::thread::sleep(delay * 2);
+    assert_eq!(bench.web.take_requests().len(), 0);
+    let nars = requests.iter().filter(|request| request.contains("/nar/"));
+    assert_eq!(nars.count(), 1, "{requests:?}");
+}
+
+#[test]
 fn many_readers_share_one_download() {
     let bench = Bench::new();
-    let top = path('1', "top");
-    bench.add(&top, &tree(), "xz", &[]);
+    let app = path('1', "top");
+    bench.add(&app, &tree(), "xz", &[]);
     bench.web.set_faults(WebFaults {
         delay: Duration::from_millis(100),
         ..WebFaults::default()
@@ -438,7 +503,7 @@ fn many_readers_share_one_download() {
     let cache = bench.open();
     std::thread::scope(|scope| {
         for _ in 0..20 {
-            scope.spawn(|| assert!(bench.look_up(&cache, &top).unwrap().is_some()));
+            scope.spawn(|| assert!(bench.look_up(&cache, &app).unwrap().is_some()));
         }
     });
     assert_eq!(bench.web.take_requests().len(), 3);
@@ -447,19 +512,19 @@ fn many_readers_share_one_download() {
 #[test]
 fn logins_come_from_files_and_go_to_their_server_only() {
     let bench = Bench::new();
-    let top = path('1', "top");
-    bench.add(&top, &tree(), "none", &[]);
+    let app = path('1', "top");
+    bench.add(&app, &tree(), "none", &[]);
     let netrc = bench.store.path().join("netrc");
     std::fs::write(&netrc, "machine 127.0.0.1 login me password secret\n").unwrap();
     bench.web.set_faults(WebFaults {
         authorization: Some("Basic bWU6c2VjcmV0".to_owned()),
         ..WebFaults::default()
     });
-    let error = bench.look_up(&bench.open(), &top).unwrap_err().to_string();
+    let error = bench.look_up(&bench.open(), &app).unwrap_err().to_string();
     assert!(error.contains("netrc-file"), "{error}");
     let url = format!("{}&netrc-file={}", bench.url(), netrc.display());
     let cache = bench.open_urls(&[url], ClosureMode::Off);
-    assert!(bench.look_up(&cache, &top).unwrap().is_some());
+    assert!(bench.look_up(&cache, &app).unwrap().is_some());
     assert!(!format!("{cache:?}").contains("secret"));
 }
 
@@ -473,7 +538,7 @@ fn contents_that_were_let_go_of_are_fetched_again() {
     let root = bench.look_up(&cache, &one).unwrap().unwrap();
     bench.look_up(&cache, &two).unwrap().unwrap();
     cache.drop_cache().unwrap();
-    assert_eq!(cache.near().usage().unwrap().unwrap().blobs, 0);
+    assert_eq!(cache.local_store().usage().unwrap().unwrap().blobs, 0);
     bench.web.take_requests();
     bench.assert_holds(&cache, &root, &tree());
     let requests = bench.web.take_requests();
@@ -486,15 +551,15 @@ fn contents_that_were_let_go_of_are_fetched_again() {
 #[test]
 fn a_cache_in_a_directory_is_read_without_a_server() {
     let bench = Bench::new();
-    let top = path('1', "top");
-    let nar = bench.add(&top, &tree(), "zstd", &[]);
+    let app = path('1', "top");
+    let nar = bench.add(&app, &tree(), "zstd", &[]);
     let directory = bench.written.path().display();
     let url = format!(
         "nix+file://{directory}?trusted-public-keys={}",
         bench.key.public()
     );
     let cache = bench.open_urls(&[url], ClosureMode::Off);
-    let root = bench.look_up(&cache, &top).unwrap().unwrap();
+    let root = bench.look_up(&cache, &app).unwrap().unwrap();
     bench.assert_holds(&cache, &root, &tree());
     assert!(bench.look_up(&cache, &path('2', "gone")).unwrap().is_none());
     let mut outside = narinfo(&path('3', "outside"), &nar, "none");

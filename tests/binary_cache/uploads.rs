@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use castore_fs::nix::{ContentAddress, NarinfoFile, NixHash, StorePath, encode_base32};
-use castore_fs::server::{BinaryCacheOptions, Limits, Options, Tokens};
+use castore_fs::server::{AcceptedTokens, BinaryCacheOptions, ServerLimits, ServerOptions};
 use castore_fs::store::{GcOptions, LocalStore, MemoryStore, Store};
 use sha2::{Digest as _, Sha256};
 
-use crate::served::{Answer, Kept, Served, options, tree};
-use crate::written::{compress, nar, narinfo, path, secret_key};
+use crate::served::{Kept, Served, options, tree};
 use kit::model::{Model, directory, file};
+use kit::written::{Upload, compress, nar, path, secret_key};
 
-fn writable() -> Options {
-    Options {
+fn writable() -> ServerOptions {
+    ServerOptions {
         writable: true,
         ..options()
     }
@@ -21,53 +21,16 @@ fn writable() -> Options {
 
 impl Kept {
     fn serve_writable(&self) -> Served {
-        self.serve(Options {
+        self.serve(ServerOptions {
             local: Some(self.store.clone()),
             ..writable()
         })
     }
 }
 
-/// A path as a client uploads it.
-struct Upload {
-    /// The NAR's file, as it is sent.
-    bytes: Vec<u8>,
-    narinfo: NarinfoFile,
-}
-
-impl Upload {
-    fn new(kept: &Kept, path: &StorePath, tree: &Model, compression: &str) -> Self {
-        let nar = nar(tree, &kept.runtime);
-        let bytes = compress(&nar, compression);
-        let mut narinfo = narinfo(path, &nar, compression);
-        let hash: [u8; 32] = Sha256::digest(&bytes).into();
-        let ending = match compression {
-            "xz" => ".xz",
-            "zstd" => ".zst",
-            "bzip2" => ".bz2",
-            _ => "",
-        };
-        narinfo.url = format!("nar/{}.nar{ending}", encode_base32(&hash));
-        narinfo.file_hash = Some(NixHash::Sha256(hash));
-        narinfo.file_size = Some(bytes.len() as u64);
-        narinfo.references = vec![path.clone()];
-        Self { bytes, narinfo }
-    }
-
-    fn put_nar(&self, served: &Served) -> Answer {
-        let at = format!("/{}", self.narinfo.url);
-        served.send("PUT", &at, &[], &self.bytes)
-    }
-
-    fn put_narinfo(&self, served: &Served) -> Answer {
-        let at = format!("/{}.narinfo", self.narinfo.path.hash());
-        served.send("PUT", &at, &[], self.narinfo.to_text().as_bytes())
-    }
-
-    fn is_there(&self, served: &Served) -> bool {
-        let at = format!("/{}", self.narinfo.url);
-        served.ask("HEAD", &at, &[]).status == 200
-    }
+/// `tree` as a client uploads it as `path`.
+fn upload_of(kept: &Kept, path: &StorePath, tree: &Model, compression: &str) -> Upload {
+    Upload::new(path, &nar(tree, &kept.runtime), compression)
 }
 
 #[test]
@@ -76,12 +39,12 @@ fn a_path_comes_by_its_nar_and_then_its_narinfo_whatever_the_compression() {
     let served = kept.serve_writable();
     for (digit, compression) in ('0'..).zip(["none", "xz", "zstd", "bzip2", "gzip"]) {
         let path = path(digit, compression);
-        let upload = Upload::new(&kept, &path, &tree(), compression);
-        assert!(!upload.is_there(&served));
+        let upload = upload_of(&kept, &path, &tree(), compression);
+        assert!(!upload.has_nar(&served));
         let early = upload.put_narinfo(&served);
         assert_eq!(early.status, 409, "{early:?}");
         assert_eq!(upload.put_nar(&served).status, 201);
-        assert!(upload.is_there(&served));
+        assert!(upload.has_nar(&served));
         let at = format!("/{}.narinfo", path.hash());
         assert_eq!(served.get(&at).status, 404);
         assert_eq!(upload.put_narinfo(&served).status, 201);
@@ -101,28 +64,41 @@ fn a_path_comes_by_its_nar_and_then_its_narinfo_whatever_the_compression() {
 fn a_nar_waits_for_its_narinfo_over_restarts_and_collections() {
     let kept = Kept::new();
     let path = path('1', "top");
-    let upload = Upload::new(&kept, &path, &tree(), "zstd");
+    let upload = upload_of(&kept, &path, &tree(), "zstd");
     let served = kept.serve_writable();
     assert_eq!(upload.put_nar(&served).status, 201);
     drop(served);
-    let again = LocalStore::open(kept.store.folder()).unwrap();
+    let again = LocalStore::open(kept.store.dir()).unwrap();
     let collected = again.collect_garbage(&GcOptions {
         grace: Duration::ZERO,
         ..GcOptions::default()
     });
     assert_eq!(collected.unwrap().blobs, 0);
     let served = kept.serve_writable();
-    assert!(upload.is_there(&served));
+    assert!(upload.has_nar(&served));
     assert_eq!(upload.put_narinfo(&served).status, 201);
     assert_eq!(served.narinfo(&path).nar, upload.narinfo.nar);
 }
 
 #[test]
-fn what_a_narinfo_says_is_compared_with_what_came() {
+fn a_path_that_nothing_is_known_of_but_that_it_has_no_references_is_served_again() {
+    let kept = Kept::new();
+    let served = kept.serve_writable();
+    let path = path('1', "leaf");
+    let mut upload = upload_of(&kept, &path, &tree(), "none");
+    upload.narinfo.references.clear();
+    assert!(upload.narinfo.signatures.is_empty() && upload.narinfo.deriver.is_none());
+    assert_eq!(upload.put_nar(&served).status, 201);
+    assert_eq!(upload.put_narinfo(&served).status, 201);
+    assert_eq!(served.narinfo(&path).references, []);
+}
+
+#[test]
+fn claims_of_a_narinfo_are_compared_with_what_came() {
     let kept = Kept::new();
     let served = kept.serve_writable();
     let path = path('1', "top");
-    let right = Upload::new(&kept, &path, &tree(), "xz");
+    let right = upload_of(&kept, &path, &tree(), "xz");
     assert_eq!(right.put_nar(&served).status, 201);
     let refused = |change: &dyn Fn(&mut NarinfoFile), why: &str| {
         let mut narinfo = right.narinfo.clone();
@@ -147,10 +123,9 @@ fn what_a_narinfo_says_is_compared_with_what_came() {
         "URL",
     );
     refused(
-        &|narinfo| narinfo.path = crate::written::path('2', "other"),
+        &|narinfo| narinfo.path = kit::written::path('2', "other"),
         "is that of",
     );
-    refused(&|narinfo| narinfo.references.clear(), "signs nothing");
     refused(
         &|narinfo| {
             let hash = NixHash::Sha256(narinfo.nar.sha256);
@@ -176,17 +151,42 @@ fn what_a_narinfo_says_is_compared_with_what_came() {
     }
     assert_eq!(right.put_narinfo(&served).status, 201);
     // The name stays with its content.
-    let mut other = Upload::new(&kept, &path, &file("other"), "none");
+    let mut other = upload_of(&kept, &path, &file("other"), "none");
     assert_eq!(other.put_nar(&served).status, 201);
     let answer = other.put_narinfo(&served);
     assert_eq!(answer.status, 409, "{answer:?}");
     assert_eq!(served.narinfo(&path).nar, right.narinfo.nar);
     // Narinfos may come compressed.
-    other.narinfo.path = crate::written::path('3', "third");
+    other.narinfo.path = kit::written::path('3', "third");
     let at = format!("/{}.narinfo", other.narinfo.path.hash());
     let body = compress(other.narinfo.to_text().as_bytes(), "zstd");
     let answer = served.send("PUT", &at, &[("Content-Encoding", "zstd")], &body);
     assert_eq!(answer.status, 201, "{answer:?}");
+}
+
+#[test]
+fn a_path_comes_after_the_paths_that_it_refers_to() {
+    let kept = Kept::new();
+    let served = kept.serve_writable();
+    let (dep, app) = (path('1', "dep"), path('2', "app"));
+    let dep = upload_of(&kept, &dep, &file("dep"), "zstd");
+    let mut upload = upload_of(&kept, &app, &file("app"), "zstd");
+    upload.narinfo.references = vec![dep.narinfo.path.clone(), app.clone()];
+    assert_eq!(upload.put_nar(&served).status, 201);
+    // That the contents are here is not enough.
+    assert_eq!(dep.put_nar(&served).status, 201);
+    let refused = upload.put_narinfo(&served);
+    assert_eq!(refused.status, 409, "{refused:?}");
+    let why = format!(
+        "it refers to {}, which is not in this store",
+        dep.narinfo.path
+    );
+    assert!(refused.text().contains(&why), "{}", refused.text());
+    let at = format!("/{}.narinfo", app.hash());
+    assert_eq!(served.get(&at).status, 404);
+    assert_eq!(dep.put_narinfo(&served).status, 201);
+    assert_eq!(upload.put_narinfo(&served).status, 201);
+    assert_eq!(served.narinfo(&app).references, upload.narinfo.references);
 }
 
 #[test]
@@ -223,48 +223,48 @@ fn what_is_no_nar_of_its_hash_is_refused_and_leaves_nothing() {
     let listing = format!("/{}.ls", path('1', "x").hash());
     assert_eq!(served.send("PUT", &listing, &[], b"{}").status, 201);
     assert_eq!(kept.store.usage().unwrap().unwrap().blobs, 0);
-    let left: Vec<_> = std::fs::read_dir(kept.store.folder().join("tmp"))
+    let remaining: Vec<_> = std::fs::read_dir(kept.store.dir().join("tmp"))
         .map(|found| found.collect())
         .unwrap_or_default();
-    assert_eq!(left.len(), 0);
+    assert_eq!(remaining.len(), 0);
 }
 
 #[test]
 fn uploads_have_an_end_and_leave_the_disk_what_is_to_stay_free() {
     let kept = Kept::new();
-    let limited = |limits: Limits| {
-        kept.serve(Options {
+    let limited = |limits: ServerLimits| {
+        kept.serve(ServerOptions {
             local: Some(kept.store.clone()),
             limits,
             ..writable()
         })
     };
     let bomb = directory([("zeros", file(vec![0; 4 << 20]))]);
-    let bomb = Upload::new(&kept, &path('1', "bomb"), &bomb, "xz");
+    let bomb = upload_of(&kept, &path('1', "bomb"), &bomb, "xz");
     assert!(bomb.bytes.len() < 1 << 20);
-    let served = limited(Limits {
+    let served = limited(ServerLimits {
         upload: 1 << 20,
-        ..Limits::default()
+        ..ServerLimits::default()
     });
     let answer = bomb.put_nar(&served);
     assert_eq!(answer.status, 413, "{answer:?}");
     assert!(answer.text().contains("at most 1048576 bytes"));
-    let long = Upload::new(&kept, &path('2', "long"), &tree(), "none");
+    let long = upload_of(&kept, &path('2', "long"), &tree(), "none");
     assert_eq!(long.put_nar(&served).status, 413);
     drop(served);
-    let served = limited(Limits {
-        disk: Some(kept.store.folder().to_owned()),
+    let served = limited(ServerLimits {
+        disk: Some(kept.store.dir().to_owned()),
         keep_free: u64::MAX,
-        ..Limits::default()
+        ..ServerLimits::default()
     });
     let answer = long.put_nar(&served);
     assert!(answer.text().contains("are to stay free"), "{answer:?}");
     drop(served);
     assert_eq!(kept.store.usage().unwrap().unwrap().blobs, 0);
-    // A client that says nothing more is not waited for.
-    let served = limited(Limits {
+    // A client that sends nothing more is not waited for.
+    let served = limited(ServerLimits {
         silence: Duration::from_millis(300),
-        ..Limits::default()
+        ..ServerLimits::default()
     });
     let at = format!("/{}", long.narinfo.url);
     let answer = served.send_part(&at, long.bytes.len(), &long.bytes[..100_000]);
@@ -272,22 +272,22 @@ fn uploads_have_an_end_and_leave_the_disk_what_is_to_stay_free() {
 }
 
 #[test]
-fn only_those_add_whose_token_says_so() {
+fn only_tokens_with_the_right_add() {
     let kept = Kept::new();
-    let upload = Upload::new(&kept, &path('1', "top"), &tree(), "none");
+    let upload = upload_of(&kept, &path('1', "top"), &tree(), "none");
     let served = kept.serve(options());
     let answer = upload.put_nar(&served);
     assert_eq!(answer.status, 403);
     assert!(answer.text().contains("read-only"));
     drop(served);
     // Tokens do not travel in the clear.
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("socket");
-    let tokens = Tokens::parse(b"reader read\nwriter add\nowner read replace\n").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let tokens = AcceptedTokens::parse(b"reader read\nwriter add\nowner read replace\n").unwrap();
     let served = Served::at_socket(
         Arc::new(kept.store.clone()),
         &socket,
-        Options {
+        ServerOptions {
             tokens: Some(tokens),
             local: Some(kept.store.clone()),
             ..writable()
@@ -313,7 +313,7 @@ fn only_those_add_whose_token_says_so() {
     let get = |token: &str| served.ask("GET", &named, &[("Authorization", &login(token))]);
     assert_eq!(get("reader").status, 200);
     assert_eq!(get("writer").status, 403);
-    let other = Upload::new(&kept, &path('1', "top"), &file("other"), "none");
+    let other = upload_of(&kept, &path('1', "top"), &file("other"), "none");
     let other_at = format!("/{}", other.narinfo.url);
     assert_eq!(put("writer", &other_at, &other.bytes).status, 201);
     let other_text = other.narinfo.to_text();
@@ -333,7 +333,7 @@ fn a_store_that_is_not_local_takes_uploads_too_and_signs() {
     });
     let served = Served::start(Arc::new(MemoryStore::new()), options);
     let path = path('1', "top");
-    let mut upload = Upload::new(&kept, &path, &tree(), "gzip");
+    let mut upload = upload_of(&kept, &path, &tree(), "gzip");
     upload.narinfo.references.clear();
     assert_eq!(upload.put_nar(&served).status, 201);
     assert_eq!(upload.put_narinfo(&served).status, 201);

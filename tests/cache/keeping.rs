@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use castore_fs::castore::{Digest, Node};
-use castore_fs::fs::{Options, RootListing, Top};
+use castore_fs::fs::{FsOptions, MountRoot, RootListing};
 use castore_fs::store::{Answer, CacheOptions, MemoryStore, Prefetch, Store};
 
 use crate::tree::*;
@@ -17,22 +17,22 @@ use kit::mounted::{Mounted, can_mount};
 
 #[test]
 fn what_was_read_outlives_the_process_and_the_upstream() {
-    let near = tempfile::tempdir().unwrap();
-    let far_store = far([1, 2]);
-    let first = cache(near.path(), &far_store, CacheOptions::default());
+    let local_store = tempfile::tempdir().unwrap();
+    let upstream_store = upstream([1, 2]);
+    let first = cache(local_store.path(), &upstream_store, CacheOptions::default());
     read_tree(&blocking(first.clone()), 1).unwrap();
-    let asked = far_store.objects.load(Ordering::Relaxed);
+    let asked = upstream_store.objects.load(Ordering::Relaxed);
     read_tree(&blocking(first.clone()), 1).unwrap();
     assert_eq!(
-        far_store.objects.load(Ordering::Relaxed),
+        upstream_store.objects.load(Ordering::Relaxed),
         asked,
         "the second read makes no request"
     );
     assert!(first.status().hits > 40 && first.status().misses > 40);
     drop(first);
 
-    far_store.trouble(Trouble::Unreachable);
-    let again = cache(near.path(), &far_store, CacheOptions::default());
+    upstream_store.trouble(Trouble::Unreachable);
+    let again = cache(local_store.path(), &upstream_store, CacheOptions::default());
     let node = tree(1).put_root(&MemoryStore::new(), "x");
     let Node::Directory { digest, .. } = &node else {
         panic!("a tree is a directory");
@@ -42,7 +42,7 @@ fn what_was_read_outlives_the_process_and_the_upstream() {
         Answer::Found(_)
     ));
     read_tree(&blocking(again.clone()), 1).unwrap();
-    assert_eq!(far_store.objects.load(Ordering::Relaxed), asked);
+    assert_eq!(upstream_store.objects.load(Ordering::Relaxed), asked);
     assert_eq!(again.status().misses, 0);
     let usage = again.usage().unwrap().unwrap();
     assert_eq!((usage.blobs, usage.directories), (42, 3));
@@ -56,31 +56,36 @@ fn what_was_read_outlives_the_process_and_the_upstream() {
 
 #[test]
 fn parts_of_a_large_blob_stay_and_become_a_plain_file_when_they_are_all_there() {
-    let near = tempfile::tempdir().unwrap();
+    let local_store = tempfile::tempdir().unwrap();
     let bytes = noise(5, (3 << 20) + 12_345);
     let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
     let memory = MemoryStore::new();
     file(bytes.clone()).put_root(&memory, "large");
-    let far_store = Arc::new(Double::far("far:", memory));
+    let upstream_store = Arc::new(Double::upstream("far:", memory));
     let read = |cache: &castore_fs::store::Cache, at: u64, len: usize| {
         let mut buffer = vec![0; len];
         let found = blocking(cache.clone()).read(&digest, size, at, &mut buffer);
         let found = found.unwrap().unwrap();
         assert!(buffer[..found] == bytes[at as usize..at as usize + found]);
     };
-    let first = cache(near.path(), &far_store, CacheOptions::default());
+    let first = cache(local_store.path(), &upstream_store, CacheOptions::default());
     read(&first, 1_000_000, 10);
     assert_eq!(
-        far_store.bytes.load(Ordering::Relaxed),
+        upstream_store.bytes.load(Ordering::Relaxed),
         256 << 10,
         "no more than a part"
     );
     read(&first, 3 << 20, 100_000);
     drop(first);
-    assert_eq!(fs::read_dir(near.path().join("parts")).unwrap().count(), 2);
+    assert_eq!(
+        fs::read_dir(local_store.path().join("parts"))
+            .unwrap()
+            .count(),
+        2
+    );
 
-    let again = cache(near.path(), &far_store, CacheOptions::default());
-    far_store.trouble(Trouble::Unreachable);
+    let again = cache(local_store.path(), &upstream_store, CacheOptions::default());
+    upstream_store.trouble(Trouble::Unreachable);
     let mut buffer = [0; 4096];
     let found = again
         .read_now(&digest, size, 1_000_001, &mut buffer)
@@ -92,22 +97,25 @@ fn parts_of_a_large_blob_stay_and_become_a_plain_file_when_they_are_all_there() 
     let lacking = again.read_now(&digest, size, 0, &mut buffer).unwrap();
     assert_eq!(lacking, Answer::Wait);
     assert!(again.backing_file(&digest, size).unwrap().is_none());
-    far_store.trouble(Trouble::None);
+    upstream_store.trouble(Trouble::None);
     std::thread::sleep(Duration::from_millis(800));
     let whole = RUNTIME.block_on(again.read(&digest, size, 0, size as usize));
     assert!(whole.unwrap().unwrap()[..] == bytes[..]);
     again.flush();
-    wait_until("the blob is whole", || has(again.near(), &bytes));
+    wait_until("the blob is whole", || has(again.local_store(), &bytes));
     assert_eq!(
-        far_store.bytes.load(Ordering::Relaxed),
+        upstream_store.bytes.load(Ordering::Relaxed),
         size,
         "each part came once"
     );
     assert!(again.backing_file(&digest, size).unwrap().is_some());
     wait_until("its parts are gone", || {
-        fs::read_dir(near.path().join("parts")).unwrap().count() == 0
+        fs::read_dir(local_store.path().join("parts"))
+            .unwrap()
+            .count()
+            == 0
     });
-    far_store.trouble(Trouble::Unreachable);
+    upstream_store.trouble(Trouble::Unreachable);
     read(&again, 12_345, 1 << 20);
 }
 
@@ -124,14 +132,14 @@ impl<T, F: Future<Output = Result<T, castore_fs::store::Error>>> Now<T> for F {
 
 #[test]
 fn a_thousand_readers_of_a_cold_blob_cause_one_download() {
-    let near = tempfile::tempdir().unwrap();
+    let local_store = tempfile::tempdir().unwrap();
     let bytes = noise(6, 900_000);
     let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
     let memory = MemoryStore::new();
     file(bytes.clone()).put_root(&memory, "blob");
-    let far_store = Arc::new(Double::far("far:", memory));
-    far_store.trouble(Trouble::Slow(Duration::from_millis(50)));
-    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    let upstream_store = Arc::new(Double::upstream("far:", memory));
+    upstream_store.trouble(Trouble::Slow(Duration::from_millis(50)));
+    let cache = cache(local_store.path(), &upstream_store, CacheOptions::default());
     RUNTIME.block_on(async {
         let mut readers = tokio::task::JoinSet::new();
         for at in 0..1000u64 {
@@ -144,14 +152,14 @@ fn a_thousand_readers_of_a_cold_blob_cause_one_download() {
             assert_eq!(read.unwrap().unwrap()[..], bytes[at..at + 64]);
         }
     });
-    assert_eq!(far_store.reads.load(Ordering::Relaxed), 1);
+    assert_eq!(upstream_store.reads.load(Ordering::Relaxed), 1);
 }
 
 #[test]
 fn a_prefetch_brings_everything_and_continues_where_it_stopped() {
-    let near = tempfile::tempdir().unwrap();
-    let far_store = far([1, 2]);
-    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    let local_store = tempfile::tempdir().unwrap();
+    let upstream_store = upstream([1, 2]);
+    let cache = cache(local_store.path(), &upstream_store, CacheOptions::default());
     let progress = Arc::new(Prefetch::default());
     let none = RUNTIME.block_on(cache.prefetch(&[name("none")], &progress));
     let error = none.unwrap_err().to_string();
@@ -163,26 +171,26 @@ fn a_prefetch_brings_everything_and_continues_where_it_stopped() {
     let get = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
     assert_eq!(get(&progress.bytes), get(&progress.total_bytes));
     assert_eq!((get(&progress.directories), get(&progress.blobs)), (3, 43));
-    let bytes = far_store.bytes.load(Ordering::Relaxed);
+    let bytes = upstream_store.bytes.load(Ordering::Relaxed);
     let progress = Arc::new(Prefetch::default());
     RUNTIME.block_on(cache.prefetch(&names, &progress)).unwrap();
     assert_eq!(
-        far_store.bytes.load(Ordering::Relaxed),
+        upstream_store.bytes.load(Ordering::Relaxed),
         2 * bytes,
         "one tree more"
     );
-    far_store.trouble(Trouble::Unreachable);
+    upstream_store.trouble(Trouble::Unreachable);
     for seed in [1, 2] {
         read_tree(&blocking(cache.clone()), seed).unwrap();
     }
-    assert_eq!(cache.near().usage().unwrap().unwrap().blobs, 84);
+    assert_eq!(cache.local_store().usage().unwrap().unwrap().blobs, 84);
 }
 
 #[test]
 fn additions_go_to_the_upstream() {
-    let near = tempfile::tempdir().unwrap();
-    let far_store = far([]);
-    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    let local_store = tempfile::tempdir().unwrap();
+    let upstream_store = upstream([]);
+    let cache = cache(local_store.path(), &upstream_store, CacheOptions::default());
     assert!(blocking(cache.clone()).root(b"tree3").unwrap().is_none());
     let before = cache.roots_version().unwrap();
     tree(3).put_root(&cache, "tree3");
@@ -190,7 +198,7 @@ fn additions_go_to_the_upstream() {
     read_tree(&blocking(cache.clone()), 3).unwrap();
     assert!(
         RUNTIME
-            .block_on(far_store.inner().root(b"tree3"))
+            .block_on(upstream_store.inner().root(b"tree3"))
             .unwrap()
             .is_some()
     );
@@ -198,7 +206,7 @@ fn additions_go_to_the_upstream() {
     assert!(
         RUNTIME
             .block_on(
-                castore_fs::store::LocalStore::open(near.path())
+                castore_fs::store::LocalStore::open(local_store.path())
                     .unwrap()
                     .root(b"tree3")
             )
@@ -212,23 +220,23 @@ fn a_mount_works_and_starts_without_the_upstream() {
     if !can_mount() {
         return;
     }
-    let near = tempfile::tempdir().unwrap();
+    let local_store = tempfile::tempdir().unwrap();
     let memory = MemoryStore::new();
     let model = directory([("tree", tree(7)), ("huge", file(noise(70, (5 << 20) + 7)))]);
     model.put_root(&memory, "root");
-    let far_store = Arc::new(Double::far("far:", memory));
-    let options = || Options {
-        top: Top::Roots {
+    let upstream_store = Arc::new(Double::upstream("far:", memory));
+    let options = || FsOptions {
+        mount_root: MountRoot::Roots {
             list: RootListing::All,
         },
-        ..Options::default()
+        ..FsOptions::default()
     };
     let old = CacheOptions {
         roots_max_age: Duration::ZERO,
         ..CacheOptions::default()
     };
     for round in 0..3 {
-        let cache = cache(near.path(), &far_store, old.clone());
+        let cache = cache(local_store.path(), &upstream_store, old.clone());
         let mount = Mounted::new(Arc::new(cache.clone()), options());
         model.assert_is_at(&mount.join("root"));
         assert_eq!(
@@ -236,7 +244,7 @@ fn a_mount_works_and_starts_without_the_upstream() {
             1,
             "round {round}"
         );
-        far_store.trouble(Trouble::Unreachable);
+        upstream_store.trouble(Trouble::Unreachable);
         model.assert_is_at(&mount.join("root"));
         cache.flush();
     }

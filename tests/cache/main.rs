@@ -2,7 +2,7 @@
 //! either end.
 
 mod keeping;
-mod near;
+mod local_store;
 mod room;
 mod roots;
 mod tree;

@@ -14,8 +14,11 @@ use kit::small_disk::small_disk;
 const TREE: u64 = 8 << 20;
 
 /// Whether the large file of the tree of `seed` is cached: eviction removes it first.
-fn is_near(cache: &Cache, seed: u64) -> bool {
-    has(cache.near(), &noise(seed * 100 + 50, (2 << 20) + 333))
+fn is_cached(cache: &Cache, seed: u64) -> bool {
+    has(
+        cache.local_store(),
+        &noise(seed * 100 + 50, (2 << 20) + 333),
+    )
 }
 
 fn sized(size: u64) -> CacheOptions {
@@ -34,9 +37,9 @@ fn read_and_flush(cache: &Cache, seed: u64) {
 
 #[test]
 fn what_was_used_longest_ago_goes_first_and_pins_stay() {
-    let near = tempfile::tempdir().unwrap();
-    let far_store = far(0..6);
-    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    let local_store = tempfile::tempdir().unwrap();
+    let upstream_store = upstream(0..6);
+    let cache = cache(local_store.path(), &upstream_store, CacheOptions::default());
     assert!(cache.pin(&name("tree0")).unwrap());
     assert_eq!(cache.pins(), [name("tree0")]);
     for seed in 0..5 {
@@ -46,17 +49,20 @@ fn what_was_used_longest_ago_goes_first_and_pins_stay() {
     let node = tree(5).put_root(&castore_fs::store::MemoryStore::new(), "x");
     read_all(&blocking(cache.clone()), &tree(5), &node).unwrap();
     cache.flush();
-    let size = cache.near().disk();
-    assert!(is_near(&cache, 5));
+    let size = cache.local_store().disk();
+    assert!(is_cached(&cache, 5));
     cache.evict(size - 1).unwrap();
-    assert!(!is_near(&cache, 5), "what no root reaches is evicted first");
-    assert!((0..5).all(|seed| is_near(&cache, seed)));
+    assert!(
+        !is_cached(&cache, 5),
+        "what no root reaches is evicted first"
+    );
+    assert!((0..5).all(|seed| is_cached(&cache, seed)));
     // Used again, by a read and not by a lookup of its root.
     std::thread::sleep(Duration::from_millis(1100));
     let bytes = noise(160, 100);
     let mut buffer = [0; 100];
     let digest = castore_fs::castore::Digest::of(&bytes);
-    wait_until("the clock goes on", || {
+    wait_until("the clock advances", || {
         cache
             .read_now(&digest, 100, 0, &mut buffer.clone())
             .unwrap();
@@ -64,9 +70,9 @@ fn what_was_used_longest_ago_goes_first_and_pins_stay() {
     });
     std::thread::sleep(Duration::from_millis(1100));
     cache.read_now(&digest, 100, 0, &mut buffer).unwrap();
-    let size = cache.near().disk();
+    let size = cache.local_store().disk();
     cache.evict(size / 5 * 3).unwrap();
-    let kept: Vec<u64> = (0..5).filter(|seed| is_near(&cache, *seed)).collect();
+    let kept: Vec<u64> = (0..5).filter(|seed| is_cached(&cache, *seed)).collect();
     assert_eq!(
         kept,
         [0, 1, 4],
@@ -82,31 +88,34 @@ fn what_was_used_longest_ago_goes_first_and_pins_stay() {
         read_and_flush(&cache, seed);
     }
     cache.drop_cache().unwrap();
-    let kept: Vec<u64> = (0..5).filter(|seed| is_near(&cache, *seed)).collect();
+    let kept: Vec<u64> = (0..5).filter(|seed| is_cached(&cache, *seed)).collect();
     assert_eq!(kept, [0]);
     assert!(cache.unpin(&name("tree0")).unwrap());
     assert!(!cache.unpin(&name("tree0")).unwrap());
     cache.drop_cache().unwrap();
-    assert_eq!(cache.near().usage().unwrap().unwrap(), Default::default());
+    assert_eq!(
+        cache.local_store().usage().unwrap().unwrap(),
+        Default::default()
+    );
     read_and_flush(&cache, 0);
 }
 
-/// The kernel answers for what is mounted from its own caches, and tells us of no use.
+/// The kernel answers for what is mounted from its own caches, and reports no use.
 #[test]
 fn what_is_mounted_goes_last_also_when_its_process_has_died() {
-    let near = tempfile::tempdir().unwrap();
-    let far_store = far(0..4);
-    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    let local_store = tempfile::tempdir().unwrap();
+    let upstream_store = upstream(0..4);
+    let cache = cache(local_store.path(), &upstream_store, CacheOptions::default());
     for seed in 0..4 {
         read_and_flush(&cache, seed);
     }
     let root = blocking(cache.clone()).root(b"tree0").unwrap().unwrap();
-    let lease = cache.near().lease(None).unwrap();
+    let lease = cache.local_store().lease(None).unwrap();
     lease.hold(&root.node);
-    let size = cache.near().disk();
+    let size = cache.local_store().disk();
     let kept = || {
         (0..4)
-            .filter(|seed| is_near(&cache, *seed))
+            .filter(|seed| is_cached(&cache, *seed))
             .collect::<Vec<u64>>()
     };
     cache.evict(size / 4 * 2 + (1 << 20)).unwrap();
@@ -119,19 +128,19 @@ fn what_is_mounted_goes_last_also_when_its_process_has_died() {
 
 #[test]
 fn the_order_of_use_and_the_pins_outlive_the_process() {
-    let near = tempfile::tempdir().unwrap();
-    let far_store = far(0..4);
-    let first = cache(near.path(), &far_store, CacheOptions::default());
+    let local_store = tempfile::tempdir().unwrap();
+    let upstream_store = upstream(0..4);
+    let first = cache(local_store.path(), &upstream_store, CacheOptions::default());
     for seed in [3, 1, 0, 2] {
         read_and_flush(&first, seed);
     }
     first.pin(&name("tree3")).unwrap();
     drop(first);
-    let again = cache(near.path(), &far_store, CacheOptions::default());
+    let again = cache(local_store.path(), &upstream_store, CacheOptions::default());
     assert_eq!(again.pins(), [name("tree3")]);
-    let size = again.near().disk();
+    let size = again.local_store().disk();
     again.evict(size / 100 * 55).unwrap();
-    let kept: Vec<u64> = (0..4).filter(|seed| is_near(&again, *seed)).collect();
+    let kept: Vec<u64> = (0..4).filter(|seed| is_cached(&again, *seed)).collect();
     assert_eq!(kept, [2, 3]);
     // A plain collection keeps objects that are reachable from a cached root.
     drop(again);
@@ -139,69 +148,69 @@ fn the_order_of_use_and_the_pins_outlive_the_process() {
         grace: Duration::ZERO,
         ..GcOptions::default()
     };
-    LocalStore::open(near.path())
+    LocalStore::open(local_store.path())
         .unwrap()
         .collect_garbage(&now)
         .unwrap();
-    let again = cache(near.path(), &far_store, CacheOptions::default());
-    assert!(is_near(&again, 2) && is_near(&again, 3));
+    let again = cache(local_store.path(), &upstream_store, CacheOptions::default());
+    assert!(is_cached(&again, 2) && is_cached(&again, 3));
 }
 
 #[test]
-fn a_cache_stays_within_its_size_and_reading_goes_on() {
-    let near = tempfile::tempdir().unwrap();
-    let far_store = far(0..8);
+fn a_cache_stays_within_its_size_while_it_is_read() {
+    let local_store = tempfile::tempdir().unwrap();
+    let upstream_store = upstream(0..8);
     let size = 2 * TREE;
-    let cache = cache(near.path(), &far_store, sized(size));
+    let cache = cache(local_store.path(), &upstream_store, sized(size));
     for seed in 0..8 {
         read_and_flush(&cache, seed);
-        assert!(cache.near().disk() <= size + TREE, "tree{seed}");
+        assert!(cache.local_store().disk() <= size + TREE, "tree{seed}");
     }
     wait_until("it is within its size", || {
-        cache.near().disk() <= size && cache.status().size <= size
+        cache.local_store().disk() <= size && cache.status().size <= size
     });
-    assert!(is_near(&cache, 7), "the last one stays");
-    assert!(!is_near(&cache, 0));
+    assert!(is_cached(&cache, 7), "the last one stays");
+    assert!(!is_cached(&cache, 0));
     assert!(cache.status().evictions > 0);
     for seed in 0..8 {
         read_tree(&blocking(cache.clone()), seed).unwrap();
     }
     // A root that is larger than the cache is kept in part.
     cache.evict(TREE / 4).unwrap();
-    assert!(cache.near().usage().unwrap().unwrap().blobs > 0);
+    assert!(cache.local_store().usage().unwrap().unwrap().blobs > 0);
     read_and_flush(&cache, 0);
 }
 
 #[test]
 fn the_disk_keeps_its_free_space() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some(_disk) = small_disk(folder.path(), 64 << 20) else {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(_disk) = small_disk(dir.path(), 64 << 20) else {
         return;
     };
-    let far_store = far(0..12);
+    let upstream_store = upstream(0..12);
     let options = CacheOptions {
         keep_free: Some(40 << 20),
         ..CacheOptions::default()
     };
-    let cache = cache(&folder.path().join("near"), &far_store, options);
+    let cache = cache(&dir.path().join("near"), &upstream_store, options);
     for seed in 0..12 {
         read_and_flush(&cache, seed);
         assert!(
-            free(folder.path()) > 30 << 20,
+            free(dir.path()) > 30 << 20,
             "tree{seed}: {}",
-            free(folder.path())
+            free(dir.path())
         );
     }
     assert!(cache.status().evictions > 0);
     // Another program fills the disk: the cache frees its own space.
-    let other = fs::File::create(folder.path().join("other")).unwrap();
+    let other = fs::File::create(dir.path().join("other")).unwrap();
     rustix::fs::fallocate(&other, rustix::fs::FallocateFlags::empty(), 0, 8 << 20).unwrap();
     read_and_flush(&cache, 0);
     read_and_flush(&cache, 1);
     wait_until("there is room", || {
         let _ = read_tree(&blocking(cache.clone()), 2);
         cache.flush();
-        free(folder.path()) > 36 << 20
+        free(dir.path()) > 36 << 20
     });
 }
 
@@ -217,10 +226,10 @@ trait Disk {
 
 impl Disk for LocalStore {
     fn disk(&self) -> u64 {
-        let folder = self.url().trim_start_matches("local:").to_owned();
+        let dir = self.url().trim_start_matches("local:").to_owned();
         ["packs", "blobs", "parts"]
             .iter()
-            .map(|name| taken(&Path::new(&folder).join(name)))
+            .map(|name| taken(&Path::new(&dir).join(name)))
             .sum()
     }
 }

@@ -10,9 +10,9 @@ use kit::patience::wait_until;
 
 #[test]
 fn a_change_in_the_upstream_is_seen_at_once_if_it_is_reported() {
-    let near = tempfile::tempdir().unwrap();
-    let far_store = far([1]);
-    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    let local_store = tempfile::tempdir().unwrap();
+    let upstream_store = upstream([1]);
+    let cache = cache(local_store.path(), &upstream_store, CacheOptions::default());
     let store = blocking(cache.clone());
     let before = store.root(b"tree1").unwrap().unwrap();
     assert_eq!(store.root(b"other").unwrap(), None);
@@ -28,8 +28,8 @@ fn a_change_in_the_upstream_is_seen_at_once_if_it_is_reported() {
             let seen = cache.wait_for_roots(version, Duration::from_secs(20));
             (seen.unwrap(), begun.elapsed())
         });
-        tree(2).put_root(&*far_store.inner(), "tree1");
-        tree(2).put_root(&*far_store.inner(), "other");
+        tree(2).put_root(&*upstream_store.inner(), "tree1");
+        tree(2).put_root(&*upstream_store.inner(), "other");
         waiting.join().unwrap()
     });
     assert_ne!(seen, version);
@@ -41,19 +41,19 @@ fn a_change_in_the_upstream_is_seen_at_once_if_it_is_reported() {
 
 #[test]
 fn without_the_upstream_old_answers_are_served_and_misses_fail_at_once() {
-    let near = tempfile::tempdir().unwrap();
-    let far_store = far([1]);
+    let local_store = tempfile::tempdir().unwrap();
+    let upstream_store = upstream([1]);
     let options = CacheOptions {
         roots_max_age: Duration::ZERO,
         ..CacheOptions::default()
     };
     drop({
-        let cache = cache(near.path(), &far_store, options.clone());
+        let cache = cache(local_store.path(), &upstream_store, options.clone());
         blocking(cache.clone()).root(b"tree1").unwrap();
         cache
     });
-    far_store.trouble(Trouble::UnreachableAfter(Duration::from_millis(400)));
-    let cache = cache(near.path(), &far_store, options);
+    upstream_store.trouble(Trouble::UnreachableAfter(Duration::from_millis(400)));
+    let cache = cache(local_store.path(), &upstream_store, options);
     let store = blocking(cache.clone());
     assert!(
         store.root(b"tree1").unwrap().is_some(),
@@ -65,7 +65,7 @@ fn without_the_upstream_old_answers_are_served_and_misses_fail_at_once() {
     let error = store.root(b"unknown").unwrap_err().to_string();
     assert!(error.contains("the endpoint is down"), "{error}");
     assert_eq!(store.roots().unwrap().len(), 1);
-    // What it remembers is not said to be complete.
+    // What it remembers is not reported as complete.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     assert!(runtime.block_on(cache.complete_roots()).is_err());
     assert!(
@@ -73,25 +73,27 @@ fn without_the_upstream_old_answers_are_served_and_misses_fail_at_once() {
         "{:?}",
         begun.elapsed()
     );
-    assert!(cache.status().far_down.is_some());
+    assert!(cache.status().upstream_down.is_some());
     // Reachable again, with another node: mounts that hold the old one are notified.
     let version = cache.roots_version().unwrap();
-    far_store.trouble(Trouble::None);
-    tree(2).put_root(&*far_store.inner(), "tree1");
+    upstream_store.trouble(Trouble::None);
+    tree(2).put_root(&*upstream_store.inner(), "tree1");
     wait_until("the change is noticed", || {
         cache.roots_version().unwrap() > version + 1
     });
-    wait_until("the upstream is up", || cache.status().far_down.is_none());
+    wait_until("the upstream is up", || {
+        cache.status().upstream_down.is_none()
+    });
 }
 
 #[test]
 fn the_local_stores_own_roots_are_served_first_and_a_listing_has_both() {
-    let near = tempfile::tempdir().unwrap();
-    let local = LocalStore::open(near.path()).unwrap();
+    let local_store = tempfile::tempdir().unwrap();
+    let local = LocalStore::open(local_store.path()).unwrap();
     let own = tree(9).put_root(&local, "tree1");
     tree(8).put_root(&local, "own");
-    let far_store = far([1, 2]);
-    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    let upstream_store = upstream([1, 2]);
+    let cache = cache(local_store.path(), &upstream_store, CacheOptions::default());
     let store = blocking(cache.clone());
     assert_eq!(store.root(b"tree1").unwrap().unwrap().node, own);
     let names: Vec<_> = store

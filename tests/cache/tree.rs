@@ -9,16 +9,16 @@ use tokio::runtime::Runtime;
 
 use kit::double::Double;
 use kit::model::{Model, directory, file};
-pub use kit::noise::noise;
+pub(crate) use kit::noise::noise;
 
-pub static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+pub(crate) static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 
-pub fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()
 }
 
 /// Small files, files of several groups, and one of several parts: some 3 MB.
-pub fn tree(seed: u64) -> Model {
+pub(crate) fn tree(seed: u64) -> Model {
     let own = |at: u64| file(noise(seed * 100 + at, 1000 + 7001 * at as usize));
     directory([
         ("empty", file("")),
@@ -33,7 +33,7 @@ pub fn tree(seed: u64) -> Model {
 }
 
 /// A store that has the trees of `seeds` as `tree<seed>`.
-pub fn store_with(seeds: impl IntoIterator<Item = u64>) -> MemoryStore {
+pub(crate) fn store_with(seeds: impl IntoIterator<Item = u64>) -> MemoryStore {
     let store = MemoryStore::new();
     for seed in seeds {
         tree(seed).put_root(&store, &format!("tree{seed}"));
@@ -41,20 +41,25 @@ pub fn store_with(seeds: impl IntoIterator<Item = u64>) -> MemoryStore {
     store
 }
 
-pub fn far(seeds: impl IntoIterator<Item = u64>) -> Arc<Double> {
-    Arc::new(Double::far("far:", store_with(seeds)))
+pub(crate) fn upstream(seeds: impl IntoIterator<Item = u64>) -> Arc<Double> {
+    Arc::new(Double::upstream("far:", store_with(seeds)))
 }
 
-pub fn cache(near: &Path, far: &Arc<Double>, options: CacheOptions) -> Cache {
-    Cache::new(LocalStore::open(near).unwrap(), far.clone(), options).unwrap()
+pub(crate) fn cache(local_store: &Path, upstream: &Arc<Double>, options: CacheOptions) -> Cache {
+    Cache::new(
+        LocalStore::open(local_store).unwrap(),
+        upstream.clone(),
+        options,
+    )
+    .unwrap()
 }
 
-pub fn blocking(store: impl Store + 'static) -> Blocking {
+pub(crate) fn blocking(store: impl Store + 'static) -> Blocking {
     Blocking::new(Arc::new(store), RUNTIME.handle().clone())
 }
 
 /// Reads everything below `node` in awkward pieces, and checks every byte.
-pub fn read_all(store: &Blocking, model: &Model, node: &Node) -> Result<(), Error> {
+pub(crate) fn read_all(store: &Blocking, model: &Model, node: &Node) -> Result<(), Error> {
     match (model, node) {
         (Model::Directory(entries), Node::Directory { digest, .. }) => {
             let found = store.directory(digest)?;
@@ -65,13 +70,16 @@ pub fn read_all(store: &Blocking, model: &Model, node: &Node) -> Result<(), Erro
             Ok(())
         }
         (Model::File { bytes, .. }, Node::File { digest, size, .. }) => {
-            let mut piece = vec![0; 300_001];
+            let mut buffer = vec![0; 300_001];
             let mut at = 0;
             while at < bytes.len() {
-                let read = store.read(digest, *size, at as u64, &mut piece)?;
+                let read = store.read(digest, *size, at as u64, &mut buffer)?;
                 let read = read.unwrap_or_else(|| panic!("blob {digest} is absent"));
                 assert!(read > 0);
-                assert!(piece[..read] == bytes[at..at + read], "wrong bytes at {at}");
+                assert!(
+                    buffer[..read] == bytes[at..at + read],
+                    "wrong bytes at {at}"
+                );
                 at += read;
             }
             Ok(())
@@ -81,13 +89,13 @@ pub fn read_all(store: &Blocking, model: &Model, node: &Node) -> Result<(), Erro
 }
 
 /// Reads the tree of `seed` through its root.
-pub fn read_tree(store: &Blocking, seed: u64) -> Result<(), Error> {
+pub(crate) fn read_tree(store: &Blocking, seed: u64) -> Result<(), Error> {
     let root = store.root(format!("tree{seed}").as_bytes())?;
     read_all(store, &tree(seed), &root.expect("the root is there").node)
 }
 
 /// Whether the blob that `bytes` are is whole in a store.
-pub fn has(store: &impl Store, bytes: &[u8]) -> bool {
+pub(crate) fn has(store: &impl Store, bytes: &[u8]) -> bool {
     RUNTIME
         .block_on(store.has_blob(&Digest::of(bytes)))
         .unwrap()

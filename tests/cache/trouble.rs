@@ -21,50 +21,50 @@ use kit::small_disk::small_disk;
 
 #[test]
 fn a_full_disk_makes_the_cache_stream_and_it_recovers() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some(_disk) = small_disk(folder.path(), 24 << 20) else {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(_disk) = small_disk(dir.path(), 24 << 20) else {
         return;
     };
-    let far_store = far(0..3);
+    let upstream_store = upstream(0..3);
     let cache = cache(
-        &folder.path().join("near"),
-        &far_store,
+        &dir.path().join("near"),
+        &upstream_store,
         CacheOptions::default(),
     );
     read_tree(&blocking(cache.clone()), 0).unwrap();
     cache.flush();
-    let filler = folder.path().join("filler");
+    let filler = dir.path().join("filler");
     let file = fs::File::create(&filler).unwrap();
-    let found = rustix::fs::statvfs(folder.path()).unwrap();
+    let found = rustix::fs::statvfs(dir.path()).unwrap();
     let rest = found.f_bavail * found.f_frsize;
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, rest).unwrap();
     for _ in 0..2 {
         read_tree(&blocking(cache.clone()), 1).unwrap();
         cache.flush();
     }
-    let why = cache.status().degraded.unwrap();
+    let why = cache.status().backoff.unwrap();
     assert!(why.contains("free some space"), "{why}");
-    assert!(cache.status().not_kept > 0);
+    assert!(cache.status().not_stored > 0);
     read_tree(&blocking(cache.clone()), 0).unwrap();
     drop(file);
     fs::remove_file(&filler).unwrap();
     wait_until("it keeps again", || {
         read_tree(&blocking(cache.clone()), 2).unwrap();
         cache.flush();
-        cache.status().degraded.is_none()
+        cache.status().backoff.is_none()
     });
     // An object that was not kept and has left the memory is fetched again, and kept then.
     drop(cache);
     let cache = crate::tree::cache(
-        &folder.path().join("near"),
-        &far_store,
+        &dir.path().join("near"),
+        &upstream_store,
         CacheOptions::default(),
     );
     for seed in 0..3 {
         read_tree(&blocking(cache.clone()), seed).unwrap();
     }
     cache.flush();
-    far_store.trouble(Trouble::Unreachable);
+    upstream_store.trouble(Trouble::Unreachable);
     for seed in 0..3 {
         read_tree(&blocking(cache.clone()), seed).unwrap();
     }
@@ -72,17 +72,17 @@ fn a_full_disk_makes_the_cache_stream_and_it_recovers() {
 
 #[test]
 fn a_damaged_byte_in_the_local_store_is_detected_and_fetched_again() {
-    let near = tempfile::tempdir().unwrap();
-    let far_store = far([1]);
-    let first = cache(near.path(), &far_store, CacheOptions::default());
+    let local_store = tempfile::tempdir().unwrap();
+    let upstream_store = upstream([1]);
+    let first = cache(local_store.path(), &upstream_store, CacheOptions::default());
     read_tree(&blocking(first.clone()), 1).unwrap();
     first.flush();
     wait_until("the large blob is whole", || {
-        first.near().usage().unwrap().unwrap().blobs == 42
+        first.local_store().usage().unwrap().unwrap().blobs == 42
     });
     drop(first);
     let mut spoilt = 0;
-    for file in files(near.path()) {
+    for file in files(local_store.path()) {
         let text = file.to_string_lossy();
         if !text.contains("/packs/") && !text.contains("/blobs/") {
             continue;
@@ -103,7 +103,7 @@ fn a_damaged_byte_in_the_local_store_is_detected_and_fetched_again() {
         }
     }
     assert!(spoilt > 1000);
-    let again = cache(near.path(), &far_store, CacheOptions::default());
+    let again = cache(local_store.path(), &upstream_store, CacheOptions::default());
     read_tree(&blocking(again.clone()), 1).unwrap();
     again.flush();
     wait_until("everything is repaired", || {
@@ -112,20 +112,20 @@ fn a_damaged_byte_in_the_local_store_is_detected_and_fetched_again() {
         again.status().repairs >= 40
     });
     drop(again);
-    far_store.trouble(Trouble::Unreachable);
-    let again = cache(near.path(), &far_store, CacheOptions::default());
+    upstream_store.trouble(Trouble::Unreachable);
+    let again = cache(local_store.path(), &upstream_store, CacheOptions::default());
     read_tree(&blocking(again.clone()), 1).unwrap();
     assert_eq!(again.status().repairs, 0);
 }
 
 #[test]
 fn a_damaged_part_or_its_map_is_detected_and_fetched_again() {
-    let near = tempfile::tempdir().unwrap();
+    let local_store = tempfile::tempdir().unwrap();
     let bytes = noise(5, 4 << 20);
     let digest = castore_fs::castore::Digest::of(&bytes);
     let memory = MemoryStore::new();
     file(bytes.clone()).put_root(&memory, "large");
-    let far_store = Arc::new(Double::far("far:", memory));
+    let upstream_store = Arc::new(Double::upstream("far:", memory));
     let read = |cache: &Cache| {
         let mut buffer = vec![0; 600_000];
         let read = blocking(cache.clone()).read(&digest, 4 << 20, 1_000_000, &mut buffer);
@@ -133,13 +133,18 @@ fn a_damaged_part_or_its_map_is_detected_and_fetched_again() {
         assert!(buffer[..] == bytes[1_000_000..1_600_000]);
     };
     drop({
-        let cache = cache(near.path(), &far_store, CacheOptions::default());
+        let cache = cache(local_store.path(), &upstream_store, CacheOptions::default());
         read(&cache);
         cache.flush();
         cache
     });
     let hex = digest.to_hex();
-    let part = |end: &str| near.path().join("parts").join(format!("{hex}.{end}"));
+    let part = |end: &str| {
+        local_store
+            .path()
+            .join("parts")
+            .join(format!("{hex}.{end}"))
+    };
     let spoil = |path: &Path, at: u64| {
         let file = fs::File::options()
             .read(true)
@@ -152,17 +157,17 @@ fn a_damaged_part_or_its_map_is_detected_and_fetched_again() {
     };
     for (end, at) in [("data", 1_234_567), ("map", 100), ("map", 20), ("map", 0)] {
         spoil(&part(end), at);
-        let before = far_store.reads.load(Ordering::Relaxed);
-        let cache = cache(near.path(), &far_store, CacheOptions::default());
+        let before = upstream_store.reads.load(Ordering::Relaxed);
+        let cache = cache(local_store.path(), &upstream_store, CacheOptions::default());
         read(&cache);
         assert!(
-            far_store.reads.load(Ordering::Relaxed) > before,
+            upstream_store.reads.load(Ordering::Relaxed) > before,
             "{end} at {at}"
         );
         cache.flush();
         wait_until("the part is kept", || {
             let mut buffer = [0; 10];
-            drop(cache.near().clone());
+            drop(cache.local_store().clone());
             cache
                 .read_now(&digest, 4 << 20, 1_000_000, &mut buffer)
                 .is_ok()
@@ -178,7 +183,7 @@ fn a_damaged_part_or_its_map_is_detected_and_fetched_again() {
         .unwrap();
     let len = map.metadata().unwrap().len();
     map.write_all_at(&[0xff; 2], len - 2).unwrap();
-    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    let cache = cache(local_store.path(), &upstream_store, CacheOptions::default());
     let whole = RUNTIME
         .block_on(cache.read(&digest, 4 << 20, 0, 4 << 20))
         .unwrap();
@@ -199,28 +204,28 @@ fn files(path: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn a_corrupt_upstream_gets_no_wrong_byte_into_the_local_store() {
-    let near = tempfile::tempdir().unwrap();
-    let liar = Arc::new(Double {
+    let local_store = tempfile::tempdir().unwrap();
+    let corrupt = Arc::new(Double {
         flip_at: Some(50),
-        ..Double::far("liar:", store_with([1]))
+        ..Double::upstream("corrupt:", store_with([1]))
     });
-    let lied = cache(near.path(), &liar, CacheOptions::default());
-    let error = read_tree(&blocking(lied.clone()), 1).unwrap_err();
-    assert!(error.to_string().contains("liar:"), "{error}");
-    drop(lied);
+    let corrupted = cache(local_store.path(), &corrupt, CacheOptions::default());
+    let error = read_tree(&blocking(corrupted.clone()), 1).unwrap_err();
+    assert!(error.to_string().contains("corrupt:"), "{error}");
+    drop(corrupted);
     let short = Arc::new(Double {
         cut_short: true,
-        ..Double::far("far:", store_with([1]))
+        ..Double::upstream("far:", store_with([1]))
     });
-    let cut = cache(near.path(), &short, CacheOptions::default());
+    let cut = cache(local_store.path(), &short, CacheOptions::default());
     let error = read_tree(&blocking(cut.clone()), 1)
         .unwrap_err()
         .to_string();
     assert!(error.contains("bytes instead of"), "{error}");
     drop(cut);
-    let honest = far([1]);
+    let honest = upstream([1]);
     read_tree(
-        &blocking(cache(near.path(), &honest, CacheOptions::default())),
+        &blocking(cache(local_store.path(), &honest, CacheOptions::default())),
         1,
     )
     .unwrap();
@@ -228,16 +233,16 @@ fn a_corrupt_upstream_gets_no_wrong_byte_into_the_local_store() {
 
 #[test]
 fn a_slow_local_disk_delays_no_reader() {
-    let near = tempfile::tempdir().unwrap();
-    let far_store = far([1]);
-    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    let local_store = tempfile::tempdir().unwrap();
+    let upstream_store = upstream([1]);
+    let cache = cache(local_store.path(), &upstream_store, CacheOptions::default());
     // A long garbage collection holds the lock, so that nothing can be written.
     let lock = fs::File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(near.path().join("additions"))
+        .open(local_store.path().join("additions"))
         .unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let begun = std::time::Instant::now();
@@ -248,28 +253,30 @@ fn a_slow_local_disk_delays_no_reader() {
         "{:?}",
         begun.elapsed()
     );
-    assert_eq!(cache.near().usage().unwrap().unwrap().blobs, 0);
+    assert_eq!(cache.local_store().usage().unwrap().unwrap().blobs, 0);
     drop(lock);
     cache.flush();
-    assert!(cache.near().usage().unwrap().unwrap().blobs >= 41);
+    assert!(cache.local_store().usage().unwrap().unwrap().blobs >= 41);
 }
 
-const NEAR: &str = "CASTORE_FS_TEST_NEAR";
-const FAR: &str = "CASTORE_FS_TEST_FAR";
+const LOCAL_STORE: &str = "CASTORE_FS_TEST_NEAR";
+const UPSTREAM: &str = "CASTORE_FS_TEST_FAR";
 
 /// What a child process runs; as a test it has nothing to show.
 #[test]
 fn child() {
-    let (Ok(near), Ok(far_store)) = (std::env::var(NEAR), std::env::var(FAR)) else {
+    let (Ok(local_store), Ok(upstream_store)) =
+        (std::env::var(LOCAL_STORE), std::env::var(UPSTREAM))
+    else {
         return;
     };
-    let far_store = open(&far_store).unwrap();
-    let near = LocalStore::open(near.as_ref()).unwrap();
+    let upstream_store = open(&upstream_store).unwrap();
+    let local_store = LocalStore::open(local_store.as_ref()).unwrap();
     let options = CacheOptions {
         size: Some(12 << 20),
         ..CacheOptions::default()
     };
-    let cache = Cache::new(near, far_store, options).unwrap();
+    let cache = Cache::new(local_store, upstream_store, options).unwrap();
     println!("\nreading");
     for round in 0.. {
         read_tree(&blocking(cache.clone()), round % 4).unwrap();
@@ -281,33 +288,34 @@ fn child() {
 
 #[test]
 fn killed_at_any_moment_a_cache_serves_no_wrong_byte_and_works_afterwards() {
-    let near = tempfile::tempdir().unwrap();
-    let far_folder = tempfile::tempdir().unwrap();
-    let far_store = LocalStore::open(far_folder.path()).unwrap();
+    let local_store = tempfile::tempdir().unwrap();
+    let upstream_dir = tempfile::tempdir().unwrap();
+    let upstream_store = LocalStore::open(upstream_dir.path()).unwrap();
     for seed in 0..4 {
-        tree(seed).put_root(&far_store, &format!("tree{seed}"));
+        tree(seed).put_root(&upstream_store, &format!("tree{seed}"));
     }
-    let far_store: Arc<dyn Store> = Arc::new(far_store);
+    let upstream_store: Arc<dyn Store> = Arc::new(upstream_store);
     for round in 0..20u64 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "trouble::child", "--nocapture"])
-            .env(NEAR, near.path())
-            .env(FAR, format!("local:{}", far_folder.path().display()))
+            .env(LOCAL_STORE, local_store.path())
+            .env(UPSTREAM, format!("local:{}", upstream_dir.path().display()))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let said = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(said.map_while(Result::ok).any(|line| line == "reading"));
+        let reported = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(reported.map_while(Result::ok).any(|line| line == "reading"));
         thread::sleep(Duration::from_millis(20 + (round * 53) % 300));
         child.kill().unwrap();
         child.wait().unwrap();
-        let near = LocalStore::open(near.path()).unwrap();
-        let cache = Cache::new(near, far_store.clone(), CacheOptions::default()).unwrap();
+        let local_store = LocalStore::open(local_store.path()).unwrap();
+        let cache =
+            Cache::new(local_store, upstream_store.clone(), CacheOptions::default()).unwrap();
         for seed in 0..4 {
             read_tree(&blocking(cache.clone()), seed).unwrap();
         }
-        assert_eq!(cache.status().degraded, None);
+        assert_eq!(cache.status().backoff, None);
         cache.flush();
     }
 }

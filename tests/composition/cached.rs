@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use castore_fs::castore::Digest;
-use castore_fs::store::{Cache, CacheOptions, Error, Join, Mirrors, Order, Store};
+use castore_fs::store::{Cache, CacheOptions, Error, JoinedStore, MemberOrder, Mirrors, Store};
 
 use super::{empty, put};
 use kit::double::{Double, Trouble};
 
-fn cache(far: Arc<dyn Store>) -> (Cache, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let near = format!("local:{}", folder.path().join("near").display());
+fn cache(upstream: Arc<dyn Store>) -> (Cache, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let local_store = format!("local:{}", dir.path().join("near").display());
     (
-        Cache::open(&near, far, CacheOptions::default()).unwrap(),
-        folder,
+        Cache::open(&local_store, upstream, CacheOptions::default()).unwrap(),
+        dir,
     )
 }
 
@@ -36,11 +36,11 @@ async fn one_members_failure_does_not_make_the_others_unreachable() {
         );
     }
     a.trouble(Trouble::Unreachable);
-    let mirrors = Mirrors::new("store:m".to_owned(), members([&a, &b]), Order::Listed);
-    let joined = Join::new("store:j".to_owned(), members([&b, &a]));
+    let mirrors = Mirrors::new("store:m".to_owned(), members([&a, &b]), MemberOrder::Listed);
+    let joined = JoinedStore::new("store:j".to_owned(), members([&b, &a]));
     let stores: [Arc<dyn Store>; 2] = [Arc::new(mirrors), Arc::new(joined)];
-    for far in stores {
-        let (cache, _folder) = cache(far);
+    for upstream in stores {
+        let (cache, _dir) = cache(upstream);
         for number in 0..20 {
             let contents = format!("file {number}");
             let digest = Digest::of(contents.as_bytes());
@@ -52,7 +52,7 @@ async fn one_members_failure_does_not_make_the_others_unreachable() {
             let read = cache.read(&digest, size, 0, 100).await.unwrap();
             assert_eq!(read.unwrap(), contents);
         }
-        assert_eq!(cache.status().far_down, None);
+        assert_eq!(cache.status().upstream_down, None);
     }
 }
 
@@ -60,13 +60,13 @@ async fn one_members_failure_does_not_make_the_others_unreachable() {
 async fn what_was_read_is_there_when_every_member_is_gone() {
     let (a, b) = (empty("a"), empty("b"));
     let tree = put(&*a.inner(), "tree", "contents");
-    let mirrors = Mirrors::new("store:m".to_owned(), members([&a, &b]), Order::Listed);
-    let (cache, _folder) = cache(Arc::new(mirrors));
+    let mirrors = Mirrors::new("store:m".to_owned(), members([&a, &b]), MemberOrder::Listed);
+    let (cache, _dir) = cache(Arc::new(mirrors));
     let (blob, size) = (Digest::of(b"contents"), 8);
     assert!(cache.root(b"tree").await.unwrap().is_some());
     assert!(cache.directory(&tree.digest()).await.unwrap().is_some());
     assert!(cache.read(&blob, size, 0, 8).await.unwrap().is_some());
-    for trouble in [Trouble::Unreachable, Trouble::Lies] {
+    for trouble in [Trouble::Unreachable, Trouble::SendsCorruptBytes] {
         a.trouble(trouble);
         b.trouble(trouble);
         assert!(cache.root(b"tree").await.unwrap().is_some());

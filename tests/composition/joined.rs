@@ -3,23 +3,25 @@
 use std::sync::Arc;
 
 use castore_fs::castore::{Digest, Name, Root};
-use castore_fs::store::{Answer, Error, Filter, Join, Pattern, Store};
+use castore_fs::store::{Answer, Error, FilteredStore, JoinedStore, RootPattern, Store};
 
 use super::{assert_changes_are_noticed, empty, put};
 use kit::double::{Double, Trouble};
 
-fn join(members: &[&Arc<Double>]) -> Join {
+fn join(members: &[&Arc<Double>]) -> JoinedStore {
     let members = members.iter().map(|double| {
         let store: Arc<dyn Store> = Arc::<Double>::clone(double);
         (double.url().to_owned(), store)
     });
-    Join::new("store:all".to_owned(), members.collect())
+    JoinedStore::new("store:all".to_owned(), members.collect())
 }
 
-fn filter(double: &Arc<Double>, patterns: &[&str]) -> Filter {
-    let patterns = patterns.iter().map(|text| Pattern::parse(text).unwrap());
+fn filter(double: &Arc<Double>, patterns: &[&str]) -> FilteredStore {
+    let patterns = patterns
+        .iter()
+        .map(|text| RootPattern::parse(text).unwrap());
     let url = format!("store:some-of-{}", double.url());
-    Filter::new(url, double.clone(), patterns.collect())
+    FilteredStore::new(url, double.clone(), patterns.collect())
 }
 
 fn names(roots: &[Root]) -> Vec<String> {
@@ -46,7 +48,7 @@ async fn a_root_is_the_first_members_that_has_one_of_that_name() {
 }
 
 #[tokio::test]
-async fn who_is_out_of_reach_does_not_change_what_a_name_stands_for() {
+async fn an_unreachable_member_does_not_change_what_a_name_stands_for() {
     let (a, b) = (empty("a"), empty("b"));
     let first = put(&*a.inner(), "mine", "the first's");
     put(&*b.inner(), "both", "the second");
@@ -57,7 +59,7 @@ async fn who_is_out_of_reach_does_not_change_what_a_name_stands_for() {
     assert!(joined.root(b"both").await.is_err());
     // A list stays what it was.
     assert_eq!(names(&joined.roots().await.unwrap()), ["both", "mine"]);
-    // It is not said to be complete.
+    // It is not reported as complete.
     assert!(joined.complete_roots().await.is_err());
     a.trouble(Trouble::None);
     assert_eq!(
@@ -90,7 +92,11 @@ async fn content_is_requested_from_the_member_that_led_to_it_and_then_from_the_o
     assert_eq!((a.asked(), b.asked()), (0, 2));
     // The member that led to it fails: any other will do.
     put(&*a.inner(), "copy", "contents");
-    for trouble in [Trouble::Unreachable, Trouble::Lies, Trouble::Truncates] {
+    for trouble in [
+        Trouble::Unreachable,
+        Trouble::SendsCorruptBytes,
+        Trouble::Truncates,
+    ] {
         b.trouble(trouble);
         let read = joined.read(&blob, size, 0, 8).await.unwrap().unwrap();
         assert_eq!(read, "contents");
@@ -155,7 +161,7 @@ async fn filters_decide_which_member_of_a_join_gets_a_lookup() {
         ("apps".to_owned(), Arc::new(filter(&a, &["app-*"]))),
         ("rest".to_owned(), b.clone()),
     ];
-    let joined = Join::new("store:all".to_owned(), members);
+    let joined = JoinedStore::new("store:all".to_owned(), members);
     // The first is unreachable, but cannot have this name.
     a.trouble(Trouble::Unreachable);
     let found = joined.root(b"lib-1").await.unwrap().unwrap();

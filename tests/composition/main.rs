@@ -1,4 +1,4 @@
-//! Stores made of stores, each of which fails, hangs, dawdles, lies or truncates. Time is the
+//! Stores made of stores, each of which fails, hangs, delays, corrupts or truncates. Time is the
 //! runtime's paused clock: nothing here sleeps.
 
 mod cached;
@@ -22,7 +22,7 @@ fn empty(url: &'static str) -> Arc<Double> {
 
 /// An upstream with the content of `store`.
 fn holding(url: &'static str, store: &MemoryStore) -> Arc<Double> {
-    Arc::new(Double::far(url, store.clone()))
+    Arc::new(Double::upstream(url, store.clone()))
 }
 
 /// Adds a root `name`: a directory with one file with `contents`. Returns the directory.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use castore_fs::castore::{Digest, Directory};
 use castore_fs::store::{
-    Answer, Error, MemberHealth, MemberState, MemoryStore, Mirrors, Order, Store,
+    Answer, Error, MemberHealth, MemberOrder, MemberState, MemoryStore, Mirrors, Store,
 };
 use futures_util::future::join_all;
 use tokio::time::{Instant, advance};
@@ -21,10 +21,10 @@ struct Pair {
     tree: Directory,
 }
 
-const CONTENTS: &str = "what the file says";
+const CONTENTS: &str = "the file's contents";
 
 impl Pair {
-    fn new(order: Order) -> Self {
+    fn new(order: MemberOrder) -> Self {
         let store = MemoryStore::new();
         let tree = put(&store, "tree", CONTENTS);
         let (a, b) = (holding("a", &store), holding("b", &store));
@@ -67,7 +67,7 @@ impl Pair {
     }
 }
 
-fn mirrors(members: &[&Arc<Double>], order: Order) -> Mirrors {
+fn mirrors(members: &[&Arc<Double>], order: MemberOrder) -> Mirrors {
     let members = members.iter().map(|double| {
         let store: Arc<dyn Store> = Arc::<Double>::clone(double);
         (double.url().to_owned(), store)
@@ -75,11 +75,11 @@ fn mirrors(members: &[&Arc<Double>], order: Order) -> Mirrors {
     Mirrors::new("store:main".to_owned(), members.collect(), order)
 }
 
-use MemberState::{Liar, Open, Slow, Up};
+use MemberState::{Corrupt, Open, Slow, Up};
 
 #[tokio::test(start_paused = true)]
 async fn only_the_first_gets_requests_while_it_is_healthy() {
-    let pair = Pair::new(Order::Listed);
+    let pair = Pair::new(MemberOrder::Listed);
     for _ in 0..100 {
         assert_eq!(pair.takes().await, Duration::ZERO);
     }
@@ -88,7 +88,7 @@ async fn only_the_first_gets_requests_while_it_is_healthy() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_costs_nothing_and_the_failing_member_gets_no_requests_until_it_is_healthy() {
-    let pair = Pair::new(Order::Listed);
+    let pair = Pair::new(MemberOrder::Listed);
     pair.a.trouble(Trouble::Unreachable);
     for _ in 0..10 {
         assert_eq!(pair.takes().await, Duration::ZERO);
@@ -121,7 +121,7 @@ async fn a_failure_costs_nothing_and_the_failing_member_gets_no_requests_until_i
 
 #[tokio::test(start_paused = true)]
 async fn a_request_is_hedged_after_the_observed_p95() {
-    let pair = Pair::new(Order::Listed);
+    let pair = Pair::new(MemberOrder::Listed);
     let usual = Duration::from_millis(20);
     pair.a.trouble(Trouble::Slow(usual));
     for _ in 0..64 {
@@ -136,8 +136,8 @@ async fn a_request_is_hedged_after_the_observed_p95() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_overtaken_again_and_again_is_left_alone_and_probed() {
-    let pair = Pair::new(Order::Listed);
+async fn a_member_that_loses_hedges_is_avoided_and_probed() {
+    let pair = Pair::new(MemberOrder::Listed);
     pair.a.trouble(Trouble::Slow(Duration::from_secs(3)));
     for _ in 0..5 {
         assert!(pair.takes().await >= Duration::from_millis(500));
@@ -167,7 +167,7 @@ async fn who_is_overtaken_again_and_again_is_left_alone_and_probed() {
 
 #[tokio::test(start_paused = true)]
 async fn asking_twice_cannot_double_the_load() {
-    let pair = Pair::new(Order::Listed);
+    let pair = Pair::new(MemberOrder::Listed);
     // The first answers later and later, so that every question takes longer than usual; the second
     // never helps.
     pair.b.trouble(Trouble::Slow(Duration::from_secs(3600)));
@@ -184,8 +184,8 @@ async fn asking_twice_cannot_double_the_load() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_crowd_behind_one_that_hangs_moves_on_together() {
-    let pair = Pair::new(Order::Listed);
+async fn many_waiters_for_one_that_hangs_ask_the_next_together() {
+    let pair = Pair::new(MemberOrder::Listed);
     pair.a.trouble(Trouble::Hangs);
     // More than the budget of hedges.
     let all = join_all((0..100).map(|_| pair.takes())).await;
@@ -194,8 +194,8 @@ async fn a_crowd_behind_one_that_hangs_moves_on_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_a_deadline_twice() {
-    let pair = Pair::new(Order::Listed);
+async fn no_caller_waits_for_a_deadline_twice() {
+    let pair = Pair::new(MemberOrder::Listed);
     pair.a.trouble(Trouble::Hangs);
     pair.b.trouble(Trouble::Hangs);
     let began = Instant::now();
@@ -215,7 +215,7 @@ async fn nobody_waits_for_a_deadline_twice() {
 
 #[tokio::test(start_paused = true)]
 async fn an_object_is_absent_only_if_every_member_answers_so() {
-    let pair = Pair::new(Order::Listed);
+    let pair = Pair::new(MemberOrder::Listed);
     let missing = Digest::of(b"missing");
     assert_eq!(pair.mirrors.directory(&missing).await.unwrap(), None);
     assert_eq!(pair.asked(), (1, 1));
@@ -260,18 +260,18 @@ async fn an_object_is_absent_only_if_every_member_answers_so() {
 async fn what_one_lacks_another_has() {
     let (a, b) = (empty("a"), empty("b"));
     let tree = put(&*b.inner(), "tree", CONTENTS);
-    let mirrors = mirrors(&[&a, &b], Order::Listed);
+    let mirrors = mirrors(&[&a, &b], MemberOrder::Listed);
     assert_eq!(mirrors.directory(&tree.digest()).await.unwrap(), Some(tree));
     assert!(mirrors.root(b"tree").await.unwrap().is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_corrupt_member_gets_nothing_through_is_marked_and_asked_last() {
-    let pair = Pair::new(Order::Listed);
-    pair.a.trouble(Trouble::Lies);
+    let pair = Pair::new(MemberOrder::Listed);
+    pair.a.trouble(Trouble::SendsCorruptBytes);
     pair.takes().await;
-    assert_eq!(pair.states(), [Liar, Up]);
-    assert_eq!(pair.health()[0].lies, 1);
+    assert_eq!(pair.states(), [Corrupt, Up]);
+    assert_eq!(pair.health()[0].corrupt_responses, 1);
     pair.a.trouble(Trouble::None);
     pair.asked();
     pair.takes().await;
@@ -285,30 +285,30 @@ async fn a_corrupt_member_gets_nothing_through_is_marked_and_asked_last() {
     assert!(pair.mirrors.root(b"missing").await.is_err());
     pair.b.trouble(Trouble::None);
     advance(Duration::from_secs(9 * 60)).await;
-    assert_eq!(pair.states()[0], Liar);
+    assert_eq!(pair.states()[0], Corrupt);
     advance(Duration::from_secs(2 * 60)).await;
     assert_eq!(pair.states()[0], Up);
     // The next time it takes longer.
-    pair.a.trouble(Trouble::Lies);
+    pair.a.trouble(Trouble::SendsCorruptBytes);
     pair.takes().await;
     advance(Duration::from_secs(15 * 60)).await;
-    assert_eq!(pair.states()[0], Liar);
+    assert_eq!(pair.states()[0], Corrupt);
 }
 
 #[tokio::test(start_paused = true)]
 async fn another_members_right_blob_shows_which_one_is_corrupt() {
-    for trouble in [Trouble::Lies, Trouble::Truncates] {
-        let pair = Pair::new(Order::Listed);
+    for trouble in [Trouble::SendsCorruptBytes, Trouble::Truncates] {
+        let pair = Pair::new(MemberOrder::Listed);
         pair.a.trouble(trouble);
         let bytes = pair.read(CONTENTS.len()).await.unwrap().unwrap();
         assert_eq!(bytes, CONTENTS);
-        assert_eq!(pair.states(), [Liar, Up], "{trouble:?}");
+        assert_eq!(pair.states(), [Corrupt, Up], "{trouble:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_node_with_a_wrong_size_marks_no_member() {
-    let pair = Pair::new(Order::Listed);
+    let pair = Pair::new(MemberOrder::Listed);
     // The memory stores themselves object to the size.
     let error = pair.read(CONTENTS.len() + 1).await.unwrap_err();
     assert!(matches!(error, Error::Remote { .. }), "{error}");
@@ -318,7 +318,7 @@ async fn a_node_with_a_wrong_size_marks_no_member() {
 
 #[tokio::test(start_paused = true)]
 async fn the_fastest_is_asked_first_if_that_is_wanted() {
-    let pair = Pair::new(Order::Fastest);
+    let pair = Pair::new(MemberOrder::Fastest);
     pair.a.trouble(Trouble::Slow(Duration::from_millis(20)));
     pair.b.trouble(Trouble::Slow(Duration::from_millis(10)));
     for _ in 0..20 {
@@ -329,7 +329,7 @@ async fn the_fastest_is_asked_first_if_that_is_wanted() {
 
 #[tokio::test(start_paused = true)]
 async fn in_a_race_all_get_the_request_and_the_fastest_answer_counts() {
-    let pair = Pair::new(Order::Racing);
+    let pair = Pair::new(MemberOrder::Racing);
     pair.a.trouble(Trouble::Slow(Duration::from_millis(20)));
     pair.b.trouble(Trouble::Slow(Duration::from_millis(10)));
     for _ in 0..20 {
@@ -343,12 +343,12 @@ async fn in_a_race_all_get_the_request_and_the_fastest_answer_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_at_hand_anywhere_is_answered_in_place() {
+async fn what_any_member_has_cached_is_answered_in_place() {
     let store = MemoryStore::new();
     let tree = put(&store, "tree", CONTENTS);
-    let far = holding("far", &store);
-    let near = Arc::new(Double::near("near", store));
-    let mirrors = mirrors(&[&far, &near], Order::Listed);
+    let upstream = holding("far", &store);
+    let local_store = Arc::new(Double::local_store("near", store));
+    let mirrors = mirrors(&[&upstream, &local_store], MemberOrder::Listed);
     let now = mirrors.directory_now(&tree.digest()).unwrap();
     assert_eq!(now, Answer::Found(tree));
     let mut buffer = [0; 100];
@@ -364,7 +364,7 @@ async fn what_is_at_hand_anywhere_is_answered_in_place() {
         mirrors.root_now(b"tree").unwrap(),
         Answer::Found(_)
     ));
-    assert_eq!((far.asked(), near.asked()), (0, 0));
+    assert_eq!((upstream.asked(), local_store.asked()), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -373,7 +373,7 @@ async fn the_list_of_roots_is_the_first_healthy_ones() {
     put(&*a.inner(), "one", "1");
     put(&*b.inner(), "one", "1");
     put(&*b.inner(), "two", "2");
-    let mirrors = mirrors(&[&a, &b], Order::Listed);
+    let mirrors = mirrors(&[&a, &b], MemberOrder::Listed);
     assert_eq!(mirrors.roots().await.unwrap().len(), 1);
     // What is in none of them is in no mirror.
     assert_eq!(mirrors.complete_roots().await.unwrap().len(), 2);
@@ -387,7 +387,7 @@ async fn the_list_of_roots_is_the_first_healthy_ones() {
 #[test]
 fn a_change_of_any_members_roots_is_noticed() {
     let (a, b) = (empty("a"), empty("b"));
-    let mirrors = mirrors(&[&a, &b], Order::Listed);
+    let mirrors = mirrors(&[&a, &b], MemberOrder::Listed);
     assert_changes_are_noticed(&mirrors, [&a, &b]);
     let seen = mirrors.roots_version().unwrap();
     let now = mirrors
@@ -399,7 +399,10 @@ fn a_change_of_any_members_roots_is_noticed() {
 #[test]
 fn mirrors_are_written_to_one_by_one() {
     let (a, b) = (empty("a"), empty("b"));
-    let error = mirrors(&[&a, &b], Order::Listed).ingest().err().unwrap();
+    let error = mirrors(&[&a, &b], MemberOrder::Listed)
+        .ingest()
+        .err()
+        .unwrap();
     assert!(matches!(error, Error::ReadOnly { .. }), "{error}");
     assert!(error.to_string().contains("one of a, b"), "{error}");
 }
@@ -410,10 +413,14 @@ async fn every_question_survives_every_trouble_of_one_member() {
         Trouble::Unreachable,
         Trouble::Hangs,
         Trouble::Slow(Duration::from_secs(5)),
-        Trouble::Lies,
+        Trouble::SendsCorruptBytes,
         Trouble::Truncates,
     ];
-    for order in [Order::Listed, Order::Fastest, Order::Racing] {
+    for order in [
+        MemberOrder::Listed,
+        MemberOrder::Fastest,
+        MemberOrder::Racing,
+    ] {
         for trouble in troubles {
             let pair = Pair::new(order);
             pair.a.trouble(trouble);

@@ -3,24 +3,24 @@
 use std::sync::Arc;
 
 use castore_fs::castore::Digest;
-use castore_fs::store::{CacheOptions, EndpointState, Order, Store};
-use castore_fs::stores::{Named, OpenStores, Plan, open_all, open_each};
+use castore_fs::store::{CacheOptions, EndpointState, MemberOrder, Store};
+use castore_fs::stores::{NamedStore, OpenStores, StorePlan, open_all, open_each};
 
-fn named(name: &str, plan: Plan) -> Named {
-    Named {
+fn named(name: &str, plan: StorePlan) -> NamedStore {
+    NamedStore {
         name: name.to_owned(),
         plan,
     }
 }
 
-fn memory(name: &str) -> Named {
-    named(name, Plan::Url("memory:".to_owned()))
+fn memory(name: &str) -> NamedStore {
+    named(name, StorePlan::Url("memory:".to_owned()))
 }
 
-fn mirrors(name: &str, members: &[&Named]) -> Named {
+fn mirrors(name: &str, members: &[&NamedStore]) -> NamedStore {
     let members = members.iter().copied().cloned().collect();
-    let order = Order::Listed;
-    named(name, Plan::Mirrors { members, order })
+    let order = MemberOrder::Listed;
+    named(name, StorePlan::Mirrors { members, order })
 }
 
 fn is_same(a: &OpenStores, b: &OpenStores, name: &str) -> bool {
@@ -44,7 +44,7 @@ fn a_changed_description_opens_what_changed_and_keeps_the_rest() {
     let members = after["main"].store.health().members;
     assert_eq!(members.len(), 3);
     // A change deep down is a change.
-    let a = named("a", Plan::Url("memory://".to_owned()));
+    let a = named("a", StorePlan::Url("memory://".to_owned()));
     let main = mirrors("main", &[&a, &memory("b"), &memory("c")]);
     let again = open_all(&[a, main], &after).unwrap();
     assert!(!is_same(&after, &again, "main") && is_same(&after, &again, "b"));
@@ -52,13 +52,13 @@ fn a_changed_description_opens_what_changed_and_keeps_the_rest() {
 
 #[test]
 fn a_store_that_cannot_be_opened_is_named() {
-    let bad = named("upstream", Plan::Url("grpc+http://a/path".to_owned()));
+    let bad = named("upstream", StorePlan::Url("grpc+http://a/path".to_owned()));
     let main = mirrors("main", &[&memory("a"), &bad]);
     let error = open_all(&[main], &OpenStores::new()).unwrap_err();
     assert_eq!(error.name, "upstream");
-    let cache = Plan::Cache {
-        near: Box::new(memory("a")),
-        far: Box::new(memory("b")),
+    let cache = StorePlan::Cache {
+        local_store: Box::new(memory("a")),
+        upstream: Box::new(memory("b")),
         options: CacheOptions::default(),
     };
     let error = open_all(&[named("main", cache)], &OpenStores::new()).unwrap_err();
@@ -67,13 +67,13 @@ fn a_store_that_cannot_be_opened_is_named() {
 
 #[test]
 fn a_cache_uses_the_local_store_that_is_open() {
-    let folder = tempfile::tempdir().unwrap();
-    let near = format!("local:{}", folder.path().join("near").display());
+    let dir = tempfile::tempdir().unwrap();
+    let local_store = format!("local:{}", dir.path().join("near").display());
     let cache = named(
         "main",
-        Plan::Cache {
-            near: Box::new(named("disk", Plan::Url(near))),
-            far: Box::new(memory("far")),
+        StorePlan::Cache {
+            local_store: Box::new(named("disk", StorePlan::Url(local_store))),
+            upstream: Box::new(memory("far")),
             options: CacheOptions {
                 size: Some(1 << 30),
                 ..CacheOptions::default()
@@ -81,14 +81,14 @@ fn a_cache_uses_the_local_store_that_is_open() {
         },
     );
     let needs = cache.plan.needs();
-    assert_eq!(needs.write, [folder.path().join("near")]);
+    assert_eq!(needs.write, [dir.path().join("near")]);
     cache.plan.must_exist().unwrap();
-    assert!(!folder.path().join("near").exists(), "only looked");
+    assert!(!dir.path().join("near").exists(), "only looked");
     let stores = open_all(&[cache], &OpenStores::new()).unwrap();
     let main = stores["main"].cache.as_ref().unwrap();
     assert_eq!(main.status().limit, Some(1 << 30));
     assert!(stores["disk"].local.is_some() && stores["disk"].cache.is_none());
-    assert_eq!(main.near().url(), stores["disk"].store.url());
+    assert_eq!(main.local_store().url(), stores["disk"].store.url());
 }
 
 #[tokio::test]
@@ -96,15 +96,15 @@ async fn an_upstream_is_measured() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("grpc+http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let far = named("far", Plan::Url(url));
-    let stores = open_all(&[far, memory("here")], &OpenStores::new()).unwrap();
+    let upstream = named("far", StorePlan::Url(url));
+    let stores = open_all(&[upstream, memory("here")], &OpenStores::new()).unwrap();
     assert_eq!(stores["here"].store.health().endpoint, None);
-    let far = &stores["far"].store;
-    let before = far.health().endpoint.unwrap();
+    let upstream = &stores["far"].store;
+    let before = upstream.health().endpoint.unwrap();
     assert_eq!((before.state, before.requests), (EndpointState::Unknown, 0));
-    assert_eq!(far.usage().unwrap(), None, "unknown is not empty");
-    far.directory(&Digest::of(b"x")).await.unwrap_err();
-    let after = far.health().endpoint.unwrap();
+    assert_eq!(upstream.usage().unwrap(), None, "unknown is not empty");
+    upstream.directory(&Digest::of(b"x")).await.unwrap_err();
+    let after = upstream.health().endpoint.unwrap();
     assert_eq!((after.state, after.requests), (EndpointState::Failing, 1));
     assert_eq!((after.failures, after.in_flight), (1, 0));
     assert!(after.last_failure.unwrap().contains("refused"));
@@ -112,11 +112,11 @@ async fn an_upstream_is_measured() {
 
 #[test]
 fn what_is_needed_is_what_all_of_it_needs() {
-    let disk = named("disk", Plan::Url("local:/srv/a".to_owned()));
-    let far = named("far", Plan::Url("grpc+https://example.org".to_owned()));
-    let both = mirrors("both", &[&disk, &far]);
+    let disk = named("disk", StorePlan::Url("local:/srv/a".to_owned()));
+    let upstream = named("far", StorePlan::Url("grpc+https://example.org".to_owned()));
+    let both = mirrors("both", &[&disk, &upstream]);
     let needs = both.plan.needs();
-    assert!(needs.network && needs.folders.contains(&"/srv/a".into()));
+    assert!(needs.network && needs.dirs.contains(&"/srv/a".into()));
     assert_eq!(
         both.plan.urls(),
         ["local:/srv/a", "grpc+https://example.org"]
@@ -125,11 +125,11 @@ fn what_is_needed_is_what_all_of_it_needs() {
 
 #[test]
 fn a_store_that_cannot_be_opened_keeps_no_other_from_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let bad = folder.path().join("bad");
+    let dir = tempfile::tempdir().unwrap();
+    let bad = dir.path().join("bad");
     drop(castore_fs::store::LocalStore::open(&bad).unwrap());
     std::fs::write(bad.join("index.redb"), [7; 20_000]).unwrap();
-    let bad = named("bad", Plan::Url(format!("local:{}", bad.display())));
+    let bad = named("bad", StorePlan::Url(format!("local:{}", bad.display())));
     let both = mirrors("both", &[&memory("a"), &bad]);
     let (open, failed) = open_each(&[bad, both, memory("b")], &OpenStores::new());
     assert!(open.contains_key("b") && !open.contains_key("both"));

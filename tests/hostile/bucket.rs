@@ -104,8 +104,8 @@ fn answer_all(shared: &Shared, connection: TcpStream) -> std::io::Result<()> {
                 writes.write_all(&bytes)?;
             }
             Some(Object::Busy(times, bytes)) => {
-                let left = Object::Busy(times - 1, bytes);
-                shared.objects.lock().insert(path, left);
+                let remaining = Object::Busy(times - 1, bytes);
+                shared.objects.lock().insert(path, remaining);
                 head("503 Service Unavailable", 0)?;
             }
             Some(Object::Redirect) => {

@@ -31,9 +31,16 @@ use super::{noise, wait_until};
 use kit::manager::Manager;
 use kit::skip::skip;
 
-/// Connections of a hostile client at once, beside those that say nothing, and calls on each.
+/// Connections of a hostile client at once, beside silent ones, and calls on each.
 const CONNECTIONS: usize = 12;
 const CALLS: u64 = 60;
+/// Its connections with answers that it never takes, and those on each.
+const UNREAD_CONNECTIONS: usize = 60;
+const UNREAD: usize = 100;
+/// As many of them as begin at once, at least.
+const BEGUN: u64 = 1400;
+/// Threads of a server of two processors, for which no upload has one.
+const MOST_THREADS: usize = 128;
 /// Longer than anything here takes on a busy machine.
 const HANGS: Duration = Duration::from_secs(60);
 
@@ -43,8 +50,8 @@ fn free_port() -> u16 {
 }
 
 /// A store with one blob, of 8 MiB, and a tree of directories.
-pub(super) fn store_in(folder: &Path) -> (LocalStore, Vec<u8>, Digest) {
-    let store = LocalStore::open(&folder.join("store")).unwrap();
+pub(super) fn store_in(dir: &Path) -> (LocalStore, Vec<u8>, Digest) {
+    let store = LocalStore::open(&dir.join("store")).unwrap();
     let blob = noise(1, 8 << 20);
     let ingest = store.ingest().unwrap();
     ingest.put_blobs(&[(Digest::of(&blob), &blob)]).unwrap();
@@ -56,15 +63,15 @@ pub(super) fn store_in(folder: &Path) -> (LocalStore, Vec<u8>, Digest) {
         ingest.put_directory(&leaf).unwrap();
         (name, leaf.node())
     });
-    let top = Directory::from_entries(leaves.collect()).unwrap();
-    ingest.put_directory(&top).unwrap();
+    let mount_root = Directory::from_entries(leaves.collect()).unwrap();
+    ingest.put_directory(&mount_root).unwrap();
     let root = Root {
         name: Name::new(b"tree").unwrap(),
-        node: top.node(),
+        node: mount_root.node(),
     };
     ingest.put_root(&root, None).unwrap();
     ingest.commit().unwrap();
-    (store, blob, top.digest())
+    (store, blob, mount_root.digest())
 }
 
 /// `castore-fs serve`, with a log.
@@ -76,27 +83,27 @@ pub(super) struct Serving {
 
 impl Serving {
     pub(super) fn start(
-        folder: &Path,
+        dir: &Path,
         before: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self::as_what("--listen", folder, before)
+        Self::as_what("--listen", dir, before)
     }
 
     /// As a binary cache.
-    pub(super) fn binary_cache(folder: &Path) -> Self {
-        Self::as_what("--binary-cache", folder, || Ok(()))
+    pub(super) fn binary_cache(dir: &Path) -> Self {
+        Self::as_what("--binary-cache", dir, || Ok(()))
     }
 
     fn as_what(
         listen: &str,
-        folder: &Path,
+        dir: &Path,
         before: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        let (port, log) = (free_port(), folder.join("log"));
+        let (port, log) = (free_port(), dir.join("log"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_castore-fs"));
         command
             .args(["serve", "--writable", "--keep-free=0B", "--store"])
-            .arg(format!("local:{}", folder.join("store").display()))
+            .arg(format!("local:{}", dir.join("store").display()))
             .args([listen, &format!("127.0.0.1:{port}")])
             .stdin(Stdio::null())
             .stderr(File::create(&log).unwrap());
@@ -152,11 +159,11 @@ impl Drop for Serving {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_descriptors_says_so_once_waits_and_comes_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let (_, blob, _) = store_in(folder.path());
+async fn a_server_without_descriptors_logs_it_once_waits_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, blob, _) = store_in(dir.path());
     let digest = Digest::of(&blob);
-    let server = Serving::start(folder.path(), || Ok(()));
+    let server = Serving::start(dir.path(), || Ok(()));
     let client = server.client();
     assert!(
         client
@@ -177,8 +184,8 @@ async fn a_server_without_descriptors_says_so_once_waits_and_comes_back() {
     };
     limit(used + 3);
     let mut silent: Vec<_> = (0..30).map(|_| server.connect()).collect();
-    let said = || server.log().matches("cannot accept connections").count();
-    wait_until("it is out of descriptors", || said() > 0);
+    let reported = || server.log().matches("cannot accept connections").count();
+    wait_until("it is out of descriptors", || reported() > 0);
     let (began, before) = (Instant::now(), server.processor_time());
     tokio::time::sleep(Duration::from_secs(2)).await;
     let spent = server.processor_time() - before;
@@ -194,7 +201,7 @@ async fn a_server_without_descriptors_says_so_once_waits_and_comes_back() {
         silent.push(server.connect());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(said(), 1, "{}", server.log());
+    assert_eq!(reported(), 1, "{}", server.log());
     limit(1024);
     let read = server.client().read(&digest, 8 << 20, 1 << 20, 100).await;
     assert_eq!(read.unwrap().unwrap(), blob[1 << 20..][..100]);
@@ -206,7 +213,7 @@ pub(super) async fn channel(port: u16) -> Channel {
     Channel::from_shared(url).unwrap().connect().await.unwrap()
 }
 
-/// Opens uploads of one byte that say no more, and leaves them so.
+/// Opens uploads of one byte that send no more, and leaves them so.
 async fn leave_uploads(port: u16, connections: usize, each: usize) -> Vec<mpsc::Sender<BlobChunk>> {
     let mut open = Vec::new();
     for _ in 0..connections {
@@ -249,6 +256,9 @@ async fn with_six_hundred_silent_uploads_readers_status_metrics_and_gc_work() {
         read.expect("a reader waits").unwrap().unwrap(),
         blob[..1000]
     );
+    let threads = fs::read_dir(format!("/proc/{}/task", manager.pid())).unwrap();
+    let threads = threads.count();
+    assert!(threads <= MOST_THREADS, "{threads} threads");
     let checked = tokio::task::spawn_blocking(move || {
         let status = manager.status();
         assert!(status.to_string().contains("all"), "{status}");
@@ -302,13 +312,15 @@ impl Cgroup {
         self.0.join("cgroup.procs")
     }
 
-    /// What the kernel says of processes that it killed in it.
+    /// What the kernel reports of processes that it killed in it.
     fn killed(&self) -> u64 {
-        let said = ["memory.oom_control", "memory.events"]
+        let reported = ["memory.oom_control", "memory.events"]
             .iter()
             .filter_map(|file| fs::read_to_string(self.0.join(file)).ok())
             .collect::<String>();
-        let count = said.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        let count = reported
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "));
         count.expect("the kernel counts").trim().parse().unwrap()
     }
 }
@@ -324,7 +336,7 @@ impl Drop for Cgroup {
 async fn torment(
     port: u16,
     digest: Digest,
-    top: Digest,
+    mount_root: Digest,
     stop: Arc<AtomicBool>,
     calls: Arc<AtomicU64>,
 ) {
@@ -362,7 +374,9 @@ async fn torment(
                     }
                     2 => {
                         let request = GetDirectoryRequest {
-                            by_what: Some(ByWhat::Digest(Bytes::copy_from_slice(top.as_bytes()))),
+                            by_what: Some(ByWhat::Digest(Bytes::copy_from_slice(
+                                mount_root.as_bytes(),
+                            ))),
                             recursive: true,
                         };
                         let answer = DirectoryServiceClient::new(channel).get(request).await;
@@ -425,6 +439,33 @@ async fn torment(
     }
 }
 
+/// Requests blobs and takes none of what comes, for as long as the result lives.
+async fn leave_answers(port: u16, digest: Digest) -> tokio::task::JoinSet<()> {
+    let mut open = tokio::task::JoinSet::new();
+    let answered = Arc::new(AtomicU64::new(0));
+    for _ in 0..UNREAD_CONNECTIONS {
+        let channel = channel(port).await;
+        for _ in 0..UNREAD {
+            let digest = Bytes::copy_from_slice(digest.as_bytes());
+            let mut client = BlobServiceClient::new(channel.clone());
+            let answered = answered.clone();
+            open.spawn(async move {
+                let _answer = client.read(ReadBlobRequest { digest }).await;
+                answered.fetch_add(1, Ordering::Relaxed);
+                std::future::pending().await
+            });
+        }
+    }
+    // The other calls wait.
+    let begun = async {
+        while answered.load(Ordering::Relaxed) < BEGUN {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(HANGS, begun).await.unwrap();
+    open
+}
+
 /// A server with 512 MiB, a client that wants them all, and one that wants to work.
 #[test]
 fn in_512_mib_one_client_neither_stops_the_server_nor_starves_another() {
@@ -433,10 +474,10 @@ fn in_512_mib_one_client_neither_stops_the_server_nor_starves_another() {
             "no memory cgroup can be made here: run as root, where /sys/fs/cgroup is writable",
         );
     };
-    let folder = tempfile::tempdir().unwrap();
-    let (_, blob, top) = store_in(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let (_, blob, mount_root) = store_in(dir.path());
     let tasks = std::ffi::CString::new(cgroup.tasks().to_str().unwrap()).unwrap();
-    let mut server = Serving::start(folder.path(), move || {
+    let mut server = Serving::start(dir.path(), move || {
         // SAFETY: the path ends with a NUL, and these are system calls alone.
         unsafe {
             let file = libc::open(tasks.as_ptr(), libc::O_WRONLY);
@@ -461,7 +502,8 @@ fn in_512_mib_one_client_neither_stops_the_server_nor_starves_another() {
                 .unwrap();
             runtime.block_on(async {
                 let each = (0..CONNECTIONS)
-                    .map(|_| torment(port, digest, top, stop.clone(), calls.clone()));
+                    .map(|_| torment(port, digest, mount_root, stop.clone(), calls.clone()));
+                let _unread = leave_answers(port, digest).await;
                 futures_util::future::join_all(each).await
             });
             runtime.shutdown_background();

@@ -31,7 +31,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// How it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Habit {
+pub(crate) enum Habit {
     Honest,
     /// A bit is wrong in every blob and Directory.
     Flips,
@@ -43,7 +43,7 @@ pub enum Habit {
     Empty,
     /// A byte a second.
     Drips,
-    /// Bytes without end, and Directories that nothing refers to.
+    /// Bytes without end, Directories that nothing refers to, and changes of the roots.
     Endless,
     /// Every blob in one message.
     Together,
@@ -69,7 +69,7 @@ struct Services {
 }
 
 /// The server, for as long as it lives.
-pub struct HostileServer {
+pub(crate) struct HostileServer {
     services: Services,
     address: SocketAddr,
     runtime: Option<Runtime>,
@@ -77,7 +77,7 @@ pub struct HostileServer {
 
 impl HostileServer {
     /// Serves `store`.
-    pub fn start(store: &MemoryStore, habit: Habit) -> Self {
+    pub(crate) fn start(store: &MemoryStore, habit: Habit) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut server = Self {
             services: Services {
@@ -114,44 +114,44 @@ impl HostileServer {
         self.runtime = Some(runtime);
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("grpc+http://{}", self.address)
     }
 
     /// From here on it answers so.
-    pub fn be(&self, habit: Habit) {
+    pub(crate) fn be(&self, habit: Habit) {
         *self.services.habit.lock() = habit;
     }
 
     /// Answers what hangs.
-    pub fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         self.services.let_go.send_replace(true);
     }
 
     /// Calls that it got.
-    pub fn calls(&self) -> u64 {
+    pub(crate) fn calls(&self) -> u64 {
         self.services.calls.load(Ordering::Relaxed)
     }
 
     /// Messages of blobs that it sent.
-    pub fn sent(&self) -> u64 {
+    pub(crate) fn sent(&self) -> u64 {
         self.services.sent.load(Ordering::Relaxed)
     }
 
     /// Dies: all connections break, and nothing listens.
-    pub fn die(&mut self) {
+    pub(crate) fn die(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(Duration::from_millis(100));
         }
     }
 
     /// Whether it has not died, or has come back.
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         self.runtime.is_some()
     }
 
     /// Comes back, if its address is free by now.
-    pub fn revive(&mut self) {
+    pub(crate) fn revive(&mut self) {
         if self.runtime.is_none()
             && let Ok(listener) = TcpListener::bind(self.address)
         {
@@ -225,18 +225,18 @@ impl BlobService for Services {
             _ if habit == Habit::Endless => Vec::new(),
             _ => return Err(Status::not_found("no such blob")),
         };
-        let pieces = |bytes: &[u8]| -> Vec<Result<BlobChunk, Status>> {
-            let pieces = bytes.chunks(64 << 10).map(|piece| {
-                let data = Bytes::copy_from_slice(piece);
+        let buffers = |bytes: &[u8]| -> Vec<Result<BlobChunk, Status>> {
+            let buffers = bytes.chunks(64 << 10).map(|buffer| {
+                let data = Bytes::copy_from_slice(buffer);
                 Ok(BlobChunk { data })
             });
-            pieces.collect()
+            buffers.collect()
         };
         let empty = || Ok(BlobChunk::default());
         let answer: Answers<BlobChunk> = match habit {
-            Habit::Flips => Box::pin(stream::iter(pieces(&flipped(blob)))),
-            Habit::Truncates => Box::pin(stream::iter(pieces(&blob[..blob.len() / 2]))),
-            Habit::Exceeds => Box::pin(stream::iter(pieces(&[blob, vec![1; 100_000]].concat()))),
+            Habit::Flips => Box::pin(stream::iter(buffers(&flipped(blob)))),
+            Habit::Truncates => Box::pin(stream::iter(buffers(&blob[..blob.len() / 2]))),
+            Habit::Exceeds => Box::pin(stream::iter(buffers(&[blob, vec![1; 100_000]].concat()))),
             // Without end, but the connection has to hear that it is not wanted any more.
             Habit::Empty => Box::pin(stream::repeat_with(empty).then(|message| async move {
                 tokio::task::yield_now().await;
@@ -260,15 +260,15 @@ impl BlobService for Services {
                 }))
             }
             Habit::Stalls => {
-                let half = pieces(&blob[..blob.len() / 2]);
+                let half = buffers(&blob[..blob.len() / 2]);
                 Box::pin(stream::iter(half).chain(stream::pending()))
             }
             Habit::Resets => {
-                let mut half = pieces(&blob[..blob.len() / 2]);
+                let mut half = buffers(&blob[..blob.len() / 2]);
                 half.push(Err(Status::unavailable("gone")));
                 Box::pin(stream::iter(half))
             }
-            Habit::Honest | Habit::Hangs | Habit::Refuses => Box::pin(stream::iter(pieces(&blob))),
+            Habit::Honest | Habit::Hangs | Habit::Refuses => Box::pin(stream::iter(buffers(&blob))),
         };
         let sent = self.sent.clone();
         Ok(Response::new(Box::pin(answer.inspect(move |_| {
@@ -399,6 +399,19 @@ impl RootService for Services {
         &self,
         _: Request<WatchRootsRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        if *self.habit.lock() == Habit::Endless {
+            let mut version = 0;
+            let changes = stream::repeat_with(move || {
+                version += 1;
+                let instance = 1;
+                Ok(RootsVersion { instance, version })
+            });
+            return Ok(Response::new(Box::pin(changes.then(|change| async move {
+                // One at a time: those that come together count once.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                change
+            }))));
+        }
         let version = RootsVersion {
             instance: 1,
             version: 1,

@@ -26,25 +26,25 @@ const MANY: usize = 100_000;
 /// What the server may have had in memory.
 const MOST_MEMORY: u64 = 256 << 20;
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
+pub(super) const SETTINGS: u8 = 4;
+pub(super) const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(super) const CONTINUATION: u8 = 9;
+pub(super) const END_STREAM: u8 = 1;
+pub(super) const END_HEADERS: u8 = 4;
 
 /// A frame of HTTP/2 (RFC 9113, 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();
     let head = [length[1], length[2], length[3], kind, flags];
     [&head[..], &stream.to_be_bytes(), payload].concat()
 }
 
 /// Headers, none of which is kept in a table (RFC 7541, 6.2.2).
-fn literals(headers: &[(&str, &str)]) -> Vec<u8> {
+pub(super) fn literals(headers: &[(&str, &str)]) -> Vec<u8> {
     let text = |text: &str| {
         assert!(text.len() < 127);
         [&[text.len() as u8][..], text.as_bytes()].concat()
@@ -90,7 +90,7 @@ fn flood(port: u16, frames: impl Iterator<Item = Vec<u8>>) -> TcpStream {
     stream
 }
 
-/// Whether the server has ended this connection, or says that it does (GOAWAY).
+/// Whether the server has ended this connection, or announces that it does (GOAWAY).
 fn is_ended(mut stream: TcpStream) -> bool {
     stream.set_read_timeout(Some(HANGS)).unwrap();
     let mut bytes = Vec::new();
@@ -121,9 +121,9 @@ async fn assert_serves(server: &Serving, what: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn floods_of_frames_end_or_wait_and_delay_no_other_client() {
-    let folder = tempfile::tempdir().unwrap();
-    let _store = store_in(folder.path());
-    let server = Serving::start(folder.path(), || Ok(()));
+    let dir = tempfile::tempdir().unwrap();
+    let _store = store_in(dir.path());
+    let server = Serving::start(dir.path(), || Ok(()));
     let port = server.port;
     let streams = || (0..MANY as u32).map(|number| 2 * number + 1);
     let get = call("/castore_fs.v1.RootService/Get");
@@ -151,18 +151,18 @@ async fn floods_of_frames_end_or_wait_and_delay_no_other_client() {
     });
     let open = flood(port, resets);
     assert_serves(&server, "RST_STREAM").await;
-    assert!(is_ended(open), "resets go on");
+    assert!(is_ended(open), "resets continue");
     // Headers without an end.
     let first = frame(HEADERS, 0, 1, &get);
     let more = std::iter::repeat_n(frame(CONTINUATION, 0, 1, &junk.repeat(100)), MANY / 100);
     let open = flood(port, std::iter::once(first).chain(more));
     assert_serves(&server, "CONTINUATION").await;
-    assert!(is_ended(open), "headers go on");
+    assert!(is_ended(open), "headers continue");
     // More calls than there may be on a connection.
     let calls = streams().map(|stream| frame(HEADERS, END_HEADERS, stream, &put));
     let open = flood(port, calls);
     assert_serves(&server, "HEADERS").await;
-    assert!(is_ended(open), "calls go on");
+    assert!(is_ended(open), "calls continue");
     // Messages of nothing.
     let first = frame(HEADERS, END_HEADERS, 1, &put);
     let nothing = std::iter::repeat_n(frame(DATA, 0, 1, &[]), MANY);
@@ -189,9 +189,9 @@ async fn floods_of_frames_end_or_wait_and_delay_no_other_client() {
 /// Health checks and questions for what services there are, as many as come.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_health_checks_delays_no_other_client() {
-    let folder = tempfile::tempdir().unwrap();
-    let _store = store_in(folder.path());
-    let server = Serving::start(folder.path(), || Ok(()));
+    let dir = tempfile::tempdir().unwrap();
+    let _store = store_in(dir.path());
+    let server = Serving::start(dir.path(), || Ok(()));
     let port = server.port;
     let reflect = call("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
     // `file_containing_symbol`, whose answer is a hundred times as long, in one message.
@@ -239,12 +239,12 @@ impl http_body::Body for Whole {
     }
 }
 
-/// A message that says it is compressed is refused before anything is unpacked.
+/// A message that is marked as compressed is refused before anything is unpacked.
 #[tokio::test(flavor = "multi_thread")]
 async fn compressed_messages_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let _store = store_in(folder.path());
-    let server = Serving::start(folder.path(), || Ok(()));
+    let dir = tempfile::tempdir().unwrap();
+    let _store = store_in(dir.path());
+    let server = Serving::start(dir.path(), || Ok(()));
     let mut channel: Channel = channel(server.port).await;
     let zeros = vec![0; 64 << 20];
     for (encoding, packed) in [
@@ -284,7 +284,7 @@ async fn compressed_messages_are_refused() {
     assert!(most_memory(&server) < MOST_MEMORY);
 }
 
-fn flate(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn flate(bytes: &[u8]) -> Vec<u8> {
     let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     packer.write_all(bytes).unwrap();
     packer.finish().unwrap()
@@ -294,9 +294,9 @@ fn flate(bytes: &[u8]) -> Vec<u8> {
 /// bodies that come byte by byte.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_binary_cache_answers_others_while_requests_flood_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let _store = store_in(folder.path());
-    let server = Serving::binary_cache(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let _store = store_in(dir.path());
+    let server = Serving::binary_cache(dir.path());
     let mut open = Vec::new();
     for _ in 0..20 {
         let mut stream = server.connect();

@@ -1,6 +1,7 @@
 //! Endpoints that claim wrong sizes, never end, drip, hang and reset: their cost, counted in bytes
 //! and calls, and the absence of delays for all other requests.
 
+mod answers;
 mod bucket;
 mod clients;
 mod endpoint;
@@ -62,7 +63,7 @@ async fn an_endpoint_that_stalls_in_the_middle_is_not_waited_for_again_and_again
     let all: Vec<_> = blobs.iter().map(|blob| &blob[..]).collect();
     let server = HostileServer::start(&with_blobs(&all), Habit::Honest);
     let client = client(&server, "stall-timeout=0.5");
-    // The client learns which services there are.
+    // The client finds out which services there are.
     client
         .read(&Digest::of(&blobs[0]), 100_000, 0, 10)
         .await
@@ -114,7 +115,7 @@ async fn a_claimed_size_costs_nothing() {
 
 /// The temporary directory is bounded: blobs without readers make room for others.
 #[tokio::test(flavor = "multi_thread")]
-async fn large_blobs_share_the_temporary_folder() {
+async fn large_blobs_share_the_temporary_directory() {
     let blobs: Vec<_> = (0..3).map(|seed| noise(seed, 10 << 20)).collect();
     let all: Vec<_> = blobs.iter().map(|blob| &blob[..]).collect();
     let server = HostileServer::start(&with_blobs(&all), Habit::Honest);
@@ -127,11 +128,48 @@ async fn large_blobs_share_the_temporary_folder() {
     }
 }
 
+/// The bounds of the caches count the bytes of a part, so it must not hold the blob that it came with.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_a_blob_that_comes_whole_holds_its_own_bytes_only() {
+    const PART: usize = 256 << 10;
+    let blob = noise(1, 6 << 20);
+    let server = HostileServer::start(&with_blobs(&[&blob]), Habit::Honest);
+    let client = client(&server, "cache=1");
+    let read = async |part: u64| {
+        let offset = part * PART as u64;
+        let read = client.read(&Digest::of(&blob), 6 << 20, offset, PART).await;
+        read.unwrap().unwrap()
+    };
+    let first = read(0).await;
+    // What the cache of the client, of 1 MiB, has of it makes room for others.
+    for part in 8..24 {
+        read(part).await;
+    }
+    let first = first.try_into_mut().expect("a part that only the test has");
+    assert!(first.capacity() < 2 * PART, "{} bytes", first.capacity());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endless_list_of_roots_ends() {
     let server = HostileServer::start(&MemoryStore::new(), Habit::Endless);
     let error = client(&server, "").roots().await.unwrap_err().to_string();
     assert!(error.contains("lists more than"), "{error}");
+}
+
+/// A server that reports one change of its roots after the other, a thousand a second.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_the_roots_are_acted_on_a_hundred_times_a_second() {
+    let server = HostileServer::start(&MemoryStore::new(), Habit::Endless);
+    let client = client(&server, "");
+    let version = || client.roots_version().unwrap();
+    let begun = version();
+    wait_until("the changes are heard of", || version() > begun);
+    let (before, started) = (version(), std::time::Instant::now());
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let acted = version() - before;
+    // The rest of a second at each end.
+    let most = 100 * (started.elapsed().as_secs() + 2);
+    assert!((1..=most).contains(&acted), "{acted} instead of {most}");
 }
 
 /// Bytes are never wrong, whatever the server does to them; and it is well again once it is honest.
@@ -152,7 +190,7 @@ async fn what_comes_wrong_is_an_error_and_what_comes_right_is_not() {
         let read = client.read(&digest, 300_000, 7, 100).await;
         assert!(read.is_err(), "{habit:?}: {read:?}");
         server.be(Habit::Honest);
-        // It may rest for a moment.
+        // Its circuit breaker may be open for a moment.
         let mut again = client.read(&digest, 300_000, 7, 100).await;
         for _ in 0..100 {
             if again.is_ok() {
@@ -195,17 +233,21 @@ async fn one_fetch_of_directories_has_an_end() {
             (name, child.node())
         })
         .collect();
-    let top = Directory::from_entries(children).unwrap();
-    ingest.put_directory(&top).unwrap();
+    let mount_root = Directory::from_entries(children).unwrap();
+    ingest.put_directory(&mount_root).unwrap();
     ingest.commit().unwrap();
     let server = HostileServer::start(&store, Habit::Honest);
     let honest = client(&server, "");
-    for entry in top.iter() {
+    for entry in mount_root.iter() {
         let NodeRef::Directory { digest, .. } = entry.node else {
             panic!("{entry:?}");
         };
         if server.calls() < 2 {
-            honest.directory(&top.digest()).await.unwrap().unwrap();
+            honest
+                .directory(&mount_root.digest())
+                .await
+                .unwrap()
+                .unwrap();
         }
         assert!(honest.directory(&digest).await.unwrap().is_some());
     }
@@ -213,7 +255,13 @@ async fn one_fetch_of_directories_has_an_end() {
     assert!(calls > 2, "{calls} calls: all came at once");
     server.be(Habit::Endless);
     let endless = client(&server, "");
-    assert!(endless.directory(&top.digest()).await.unwrap().is_some());
+    assert!(
+        endless
+            .directory(&mount_root.digest())
+            .await
+            .unwrap()
+            .is_some()
+    );
     // The call ends: no more is sent.
     let sent = parking_lot::Mutex::new(u64::MAX);
     wait_until("the call ends", || {

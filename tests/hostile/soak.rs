@@ -1,7 +1,7 @@
 //! Random readers of a mount over a cache whose endpoints send wrong bytes, drip, reset, hang and
 //! die, in turns and all at once.
 //!
-//! Two minutes, or as many seconds as `CASTORE_FS_SOAK_SECONDS` says; what was counted is printed (and
+//! Two minutes, or `CASTORE_FS_SOAK_SECONDS` seconds; what was counted is printed (and
 //! seen with `--nocapture`). The longer runs that were made are in `docs/reliability.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,15 +73,15 @@ impl Counts {
     }
 }
 
-/// One operation on the tree at `top`.
-fn operate(top: &std::path::Path, counts: &Counts) -> std::io::Result<()> {
+/// One operation on the tree at `mount_root`.
+fn operate(mount_root: &std::path::Path, counts: &Counts) -> std::io::Result<()> {
     let (number, place) = (fastrand::usize(..FILES), fastrand::usize(..DIRECTORIES));
-    let folder = top.join(format!("directory-{place}"));
-    let path = folder.join(format!("file-{number}"));
+    let dir = mount_root.join(format!("directory-{place}"));
+    let path = dir.join(format!("file-{number}"));
     match fastrand::u8(..20) {
         0 => {
             let mut names = BTreeSet::new();
-            for entry in fs::read_dir(&folder)? {
+            for entry in fs::read_dir(&dir)? {
                 names.insert(entry?.file_name().into_string().unwrap());
             }
             let expected: BTreeSet<_> = (0..FILES).map(|number| format!("file-{number}")).collect();
@@ -89,7 +89,7 @@ fn operate(top: &std::path::Path, counts: &Counts) -> std::io::Result<()> {
         }
         1 => counts.check(fs::metadata(&path)?.size() == size(place, number) as u64),
         2 => {
-            let missing = fs::metadata(folder.join("nothing"));
+            let missing = fs::metadata(dir.join("nothing"));
             match missing {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(error) => return Err(error),
@@ -188,7 +188,7 @@ fn random_readers_over_hostile_endpoints_never_see_a_wrong_byte() {
     let mut servers: Vec<_> = (0..3)
         .map(|_| HostileServer::start(&store, Habit::Honest))
         .collect();
-    let far: String = ["a", "b", "c"]
+    let upstream: String = ["a", "b", "c"]
         .iter()
         .zip(&servers)
         .map(|(name, server)| {
@@ -196,10 +196,10 @@ fn random_readers_over_hostile_endpoints_never_see_a_wrong_byte() {
             format!("[stores.{name}]\nurl = '{}?{deadlines}'\n", server.url())
         })
         .collect();
-    let mut manager = Manager::new(&format!("{far}{STORES}"));
+    let mut manager = Manager::new(&format!("{upstream}{STORES}"));
     manager.start_and_wait();
-    let top: PathBuf = manager.join("mnt/tree");
-    assert!(fs::read_dir(&top).unwrap().count() == DIRECTORIES);
+    let mount_root: PathBuf = manager.join("mnt/tree");
+    assert!(fs::read_dir(&mount_root).unwrap().count() == DIRECTORIES);
 
     let (stop, counts) = (
         Arc::new(AtomicBool::new(false)),
@@ -207,11 +207,11 @@ fn random_readers_over_hostile_endpoints_never_see_a_wrong_byte() {
     );
     let readers: Vec<_> = (0..READERS)
         .map(|_| {
-            let (stop, counts, top) = (stop.clone(), counts.clone(), top.clone());
+            let (stop, counts, mount_root) = (stop.clone(), counts.clone(), mount_root.clone());
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     counts.operations.fetch_add(1, Ordering::Relaxed);
-                    if let Err(error) = operate(&top, &counts) {
+                    if let Err(error) = operate(&mount_root, &counts) {
                         counts.failed(&error);
                     }
                 }
@@ -258,9 +258,9 @@ fn random_readers_over_hostile_endpoints_never_see_a_wrong_byte() {
     // No wrong byte, and no failure, has had a lasting effect.
     for place in 0..DIRECTORIES {
         for number in 0..FILES {
-            let path = top.join(format!("directory-{place}/file-{number}"));
+            let path = mount_root.join(format!("directory-{place}/file-{number}"));
             let mut read = fs::read(&path);
-            // Endpoints may rest for some seconds.
+            // Circuit breakers may be open for some seconds.
             for _ in 0..100 {
                 if read.is_ok() {
                     break;

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use castore_fs::store::{MemoryStore, Store};
-use castore_fs::transport::fuse::Unmounted;
+use castore_fs::transport::fuse::UnmountOutcome;
 
 use super::endpoint::{Habit, HostileServer};
 use super::{client, noise, wait_until};
@@ -25,15 +25,15 @@ fn contents(number: usize) -> Vec<u8> {
     noise(number as u64, 5000)
 }
 
-/// A mount of files whose bytes do not come, but for those of `here`.
+/// A mount of files whose bytes do not come, but for those of `complete`.
 fn mount() -> (HostileServer, Mounted) {
     let store = MemoryStore::new();
     let files = (0..READERS).map(|number| (format!("file-{number}"), file(contents(number))));
-    let here = [("here".to_owned(), file(noise(9999, 200_000)))];
-    let node = directory(files.chain(here)).put_root(&store, "tree");
+    let complete = [("here".to_owned(), file(noise(9999, 200_000)))];
+    let node = directory(files.chain(complete)).put_root(&store, "tree");
     let server = HostileServer::start(&store, Habit::Honest);
     let store: Arc<dyn Store> = Arc::new(client(&server, "first-byte-timeout=600"));
-    let mounted = Mounted::top(store, &node);
+    let mounted = Mounted::mount_root(store, &node);
     assert_eq!(
         fs::read(mounted.join("here")).unwrap(),
         noise(9999, 200_000)
@@ -97,9 +97,9 @@ fn seven_hundred_waiting_readers_delay_no_other_request() {
     // A name that the kernel does not know, a listing, and bytes that only the daemon's memory has.
     assert!(!mounted.join("nothing of this name").exists());
     assert_eq!(fs::read_dir(mounted.path()).unwrap().count(), READERS + 1);
-    let here = File::open(mounted.join("here")).unwrap();
+    let complete = File::open(mounted.join("here")).unwrap();
     // SAFETY: it has no effect on memory.
-    unsafe { libc::posix_fadvise(here.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    unsafe { libc::posix_fadvise(complete.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
     assert_eq!(
         fs::read(mounted.join("here")).unwrap(),
         noise(9999, 200_000)
@@ -175,7 +175,7 @@ fn a_mount_ends_while_a_fetch_hangs() {
     wait_until("it asks", || mounted.session.requests().of("READ") > reads);
     reader.kill().unwrap();
     assert_eq!(reader.wait().unwrap().signal(), Some(libc::SIGKILL));
-    assert_eq!(mounted.session.unmount().unwrap(), Unmounted::Cleanly);
+    assert_eq!(mounted.session.unmount().unwrap(), UnmountOutcome::Cleanly);
     // Returns when the last worker has ended.
     mounted.session.wait();
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, Root};
-use castore_fs::image::{BLOCK, ErofsReader, ImageTop, ImageVersion};
+use castore_fs::image::{BLOCK, ErofsReader, ImageRoot, ImageVersion};
 use castore_fs::store::{MemoryStore, Store};
-use castore_fs::tree::{ImageFile, ImageFileError, image_top};
+use castore_fs::tree::{ImageFile, ImageFileError, image_root};
 use tokio::runtime::{Handle, Runtime};
 
 use kit::double::Double;
@@ -21,8 +21,8 @@ fn tree() -> Model {
 }
 
 fn image(store: impl Store + 'static, node: &Node, runtime: &Handle) -> ImageFile {
-    let top = ImageTop::Directory(node.digest().unwrap());
-    ImageFile::new(Arc::new(store), top, ImageVersion::V1, runtime).unwrap()
+    let image_root = ImageRoot::Directory(node.digest().unwrap());
+    ImageFile::new(Arc::new(store), image_root, ImageVersion::V1, runtime).unwrap()
 }
 
 fn whole(image: &ImageFile, part: usize, runtime: &Handle) -> Vec<u8> {
@@ -41,15 +41,15 @@ fn an_upstream_gives_the_same_bytes_as_a_local_store() {
     let runtime = Runtime::new().unwrap();
     let store = MemoryStore::new();
     let node = tree().put_root(&store, "tree");
-    let near = image(store.clone(), &node, runtime.handle());
-    let expected = whole(&near, 1 << 20, runtime.handle());
-    let far = Double::far("far:", store);
-    let far = image(far, &node, runtime.handle());
-    assert!(whole(&far, 300_001, runtime.handle()) == expected);
+    let local_store = image(store.clone(), &node, runtime.handle());
+    let expected = whole(&local_store, 1 << 20, runtime.handle());
+    let upstream = Double::upstream("far:", store);
+    let upstream = image(upstream, &node, runtime.handle());
+    assert!(whole(&upstream, 300_001, runtime.handle()) == expected);
     let mut beyond = [0; 10];
-    let at_end = far.read_at(far.size() - 3, &mut beyond, runtime.handle());
+    let at_end = upstream.read_at(upstream.size() - 3, &mut beyond, runtime.handle());
     assert_eq!(at_end.unwrap(), 3);
-    let after = far.read_at(far.size() + 3, &mut beyond, runtime.handle());
+    let after = upstream.read_at(upstream.size() + 3, &mut beyond, runtime.handle());
     assert_eq!(after.unwrap(), 0);
 }
 
@@ -89,15 +89,15 @@ fn what_is_missing_or_of_another_size_fails_in_its_own_pages_and_is_named() {
     let below = Directory::from_entries(vec![(name("lost"), lost), (name("wrong"), wrong)]);
     let below = below.unwrap();
     ingest.put_directory(&below).unwrap();
-    let top = Directory::from_entries(vec![
+    let image_root = Directory::from_entries(vec![
         (name("below"), below.node()),
         (name("good"), good.put(&*ingest)),
     ]);
-    let top = top.unwrap();
-    ingest.put_directory(&top).unwrap();
+    let image_root = image_root.unwrap();
+    ingest.put_directory(&image_root).unwrap();
     ingest.commit().unwrap();
 
-    let image = image(store, &top.node(), runtime);
+    let image = image(store, &image_root.node(), runtime);
     let mut page = [0; 4096];
     let mut read = |path: &[&str]| {
         let at = offset_of(&image, path, runtime);
@@ -126,7 +126,7 @@ fn what_is_missing_or_of_another_size_fails_in_its_own_pages_and_is_named() {
     let location = image.location(1024).unwrap();
     assert_eq!(
         (location.path.as_str(), location.digest),
-        ("/", top.digest())
+        ("/", image_root.digest())
     );
 }
 
@@ -140,9 +140,9 @@ fn one_root_is_the_top_and_several_are_listed() {
             node: directory([(text, file(text))]).put_root(&store, text),
         })
         .into();
-    let single = image_top(&roots[..1]).unwrap();
+    let single = image_root(&roots[..1]).unwrap();
     assert_eq!(Some(single.digest()), roots[0].node.digest());
-    let both = image_top(&roots).unwrap();
+    let both = image_root(&roots).unwrap();
     let image = ImageFile::new(Arc::new(store), both, ImageVersion::V1, runtime.handle());
     let image = image.unwrap();
     let at = offset_of(&image, &["two", "two"], runtime.handle());
@@ -164,8 +164,8 @@ fn metadata_is_had_without_a_blob() {
         runtime.handle(),
     );
     // A copy of the Directories alone.
-    let bare = MemoryStore::new();
-    let ingest = bare.ingest().unwrap();
+    let empty = MemoryStore::new();
+    let ingest = empty.ingest().unwrap();
     for digest in [
         node.digest().unwrap(),
         match &tree() {
@@ -181,7 +181,7 @@ fn metadata_is_had_without_a_blob() {
         ingest.put_directory(&directory.unwrap().unwrap()).unwrap();
     }
     ingest.commit().unwrap();
-    let image = image(bare, &node, runtime.handle());
+    let image = image(empty, &node, runtime.handle());
     let mut metadata = vec![0; image.layout().metadata_size() as usize];
     image.read_at(0, &mut metadata, runtime.handle()).unwrap();
     assert!(metadata == expected[..metadata.len()]);

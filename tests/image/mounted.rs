@@ -8,15 +8,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use castore_fs::castore::Name;
-use castore_fs::fs::{ImageClosures, Options, Reads};
-use castore_fs::image::{ImageTop, ImageVersion};
+use castore_fs::fs::{FsOptions, ImageClosures, ReadPath};
+use castore_fs::image::{ImageRoot, ImageVersion};
 use castore_fs::store::{MemoryStore, Store};
 use castore_fs::tree::ImageFile;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::others::assert_shows;
 use kit::model::{Model, directory, file, program, symlink};
-use kit::mounted::{Mounted, can_mount, top_of};
+use kit::mounted::{Mounted, can_mount, mount_root_of};
 use kit::skip::skip;
 
 fn tree() -> Model {
@@ -28,10 +28,10 @@ fn tree() -> Model {
     ])
 }
 
-fn with_images() -> Options {
-    Options {
+fn with_images() -> FsOptions {
+    FsOptions {
         images: Some(Arc::default()),
-        ..Options::default()
+        ..FsOptions::default()
     }
 }
 
@@ -52,9 +52,10 @@ fn a_root_is_shown_by_name_and_by_digest_and_nothing_else_is() {
     let node = tree().put_root(&*store, "tree");
     file("one file").put_root(&*store, "single");
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let top = ImageTop::Directory(node.digest().unwrap());
-    let far: Arc<dyn Store> = store.clone();
-    let expected = ImageFile::new(far, top, ImageVersion::V1, runtime.handle()).unwrap();
+    let mount_root = ImageRoot::Directory(node.digest().unwrap());
+    let upstream: Arc<dyn Store> = store.clone();
+    let expected =
+        ImageFile::new(upstream, mount_root, ImageVersion::V1, runtime.handle()).unwrap();
     let mut bytes = vec![0; expected.size() as usize];
     expected.read_at(0, &mut bytes, runtime.handle()).unwrap();
 
@@ -97,11 +98,11 @@ fn a_root_is_shown_by_name_and_by_digest_and_nothing_else_is() {
     assert_eq!(kind(error), ErrorKind::ReadOnlyFilesystem);
 
     // Off, as it is without the option.
-    let off = Mounted::new(store.clone(), Options::default());
+    let off = Mounted::new(store.clone(), FsOptions::default());
     assert!(!off.join(".images").exists());
     // And one root at the top.
-    let options = Options {
-        top: top_of(&node),
+    let options = FsOptions {
+        mount_root: mount_root_of(&node),
         ..with_images()
     };
     let one = Mounted::new(store, options);
@@ -146,9 +147,9 @@ fn every_path_of_an_image_has_an_inode_number_of_its_own() {
         (name("twice"), vec![name("single"), name("tree")]),
         (name("lost"), vec![name("nothing")]),
     ]));
-    let options = Options {
+    let options = FsOptions {
         images: Some(closures.clone()),
-        ..Options::default()
+        ..FsOptions::default()
     };
     let mounted = Mounted::new(store.clone(), options);
     let images = numbers(&mounted);
@@ -184,13 +185,19 @@ fn every_path_of_an_image_has_an_inode_number_of_its_own() {
 
     // A mount of one tree gives the same numbers each time, and to the tree those that it has without
     // images.
-    let one = |options: Options| {
-        let top = top_of(&node);
-        Mounted::new(store.clone(), Options { top, ..options })
+    let one = |options: FsOptions| {
+        let mount_root = mount_root_of(&node);
+        Mounted::new(
+            store.clone(),
+            FsOptions {
+                mount_root,
+                ..options
+            },
+        )
     };
     let (first, second) = (one(with_images()), one(with_images()));
     assert_eq!(numbers(&first), numbers(&second));
-    let plain = one(Options::default());
+    let plain = one(FsOptions::default());
     let number = |mounted: &Mounted| fs::metadata(mounted.join("files/9")).unwrap().ino();
     assert_eq!(number(&first), number(&plain));
 }
@@ -233,8 +240,8 @@ fn a_mount_with_passthrough_shows_images_too() {
     let store = Arc::new(MemoryStore::new());
     tree().put_root(&*store, "tree");
     let plain = Mounted::new(store.clone(), with_images());
-    let options = Options {
-        reads: Reads::Passthrough,
+    let options = FsOptions {
+        reads: ReadPath::Passthrough,
         ..with_images()
     };
     let mounted = Mounted::new(store, options);
@@ -255,7 +262,7 @@ fn what_cannot_be_read_is_an_error_in_its_own_pages() {
     ]);
     model.put_root(&memory, "tree");
     let damaged = castore_fs::castore::Digest::of(&large);
-    let store = Arc::new(kit::double::Double::near("double:", memory).damaging(&damaged));
+    let store = Arc::new(kit::double::Double::local_store("double:", memory).damaging(&damaged));
     let mounted = Mounted::new(store, with_images());
     let file = fs::File::open(image(&mounted, "tree")).unwrap();
     // Metadata first, then "bad", then "good".

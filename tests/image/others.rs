@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use castore_fs::castore::{Digest, Directory, Node};
-use castore_fs::image::{DirectorySource, ImageLayout, ImagePiece, ImageTop, ImageVersion};
+use castore_fs::image::{DirectorySource, ImageExtent, ImageLayout, ImageRoot, ImageVersion};
 use castore_fs::store::{Answer, MemoryStore, Store};
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -39,20 +39,20 @@ impl DirectorySource for Source<'_> {
 /// Writes the image of the root directory `node` of `store` to `path`.
 fn write_image(store: &MemoryStore, node: &Node, path: &Path) {
     let source = Source(store);
-    let top = ImageTop::Directory(node.digest().unwrap());
-    let layout = ImageLayout::new(top, ImageVersion::V1, &source).unwrap();
+    let image_root = ImageRoot::Directory(node.digest().unwrap());
+    let layout = ImageLayout::new(image_root, ImageVersion::V1, &source).unwrap();
     let out = fs::File::create(path).unwrap();
     out.set_len(layout.size()).unwrap();
     let mut at = 0;
-    while let Some(piece) = layout.piece_at(at, &source).unwrap() {
-        match piece {
-            ImagePiece::Metadata(length) => {
+    while let Some(buffer) = layout.extent_at(at, &source).unwrap() {
+        match buffer {
+            ImageExtent::Metadata(length) => {
                 let mut bytes = vec![0; length as usize];
                 layout.read_metadata(at, &mut bytes, &source).unwrap();
                 out.write_all_at(&bytes, at).unwrap();
             }
-            ImagePiece::Zeros(_) => {}
-            ImagePiece::Blob {
+            ImageExtent::Zeros(_) => {}
+            ImageExtent::Blob {
                 digest,
                 size,
                 offset,
@@ -64,7 +64,7 @@ fn write_image(store: &MemoryStore, node: &Node, path: &Path) {
                 out.write_all_at(&bytes, at).unwrap();
             }
         }
-        at += piece.length();
+        at += buffer.length();
     }
 }
 
@@ -158,11 +158,11 @@ fn tool(name: &str, arguments: &[&str], image: &Path) -> Option<String> {
 
 #[test]
 fn erofs_own_tools_find_nothing_wrong() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     for (name, model) in trees() {
         let store = MemoryStore::new();
         let node = model.put_root(&store, "root");
-        let image = folder.path().join(name);
+        let image = dir.path().join(name);
         write_image(&store, &node, &image);
         // Reads all data, and writes it nowhere.
         if tool("fsck.erofs", &["--extract"], &image).is_none() {
@@ -199,13 +199,13 @@ fn the_kernel_shows_the_tree() {
     if !rustix::process::geteuid().is_root() {
         return skip("it needs mount(2), which only the superuser may call");
     }
-    let folder = tempfile::tempdir().unwrap();
-    let at = folder.path().join("mount");
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("mount");
     fs::create_dir(&at).unwrap();
     for (name, model) in trees() {
         let store = MemoryStore::new();
         let node = model.put_root(&store, "root");
-        let image = folder.path().join(name);
+        let image = dir.path().join(name);
         write_image(&store, &node, &image);
         let mounted = rustix::mount::mount(&image, &at, "erofs", MountFlags::RDONLY, c"");
         if let Err(error) = mounted {
@@ -227,13 +227,13 @@ fn the_kernel_shows_the_tree() {
 
 #[test]
 fn equal_trees_have_equal_images_whatever_else_is_in_the_store() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let model = directory([("a", file("content")), ("b", program("content"))]);
     let images = ["one", "two"].map(|name| {
         let store = MemoryStore::new();
         directory([("other", file(name))]).put_root(&store, "first");
         let node = model.put_root(&store, name);
-        let image = folder.path().join(name);
+        let image = dir.path().join(name);
         write_image(&store, &node, &image);
         fs::read(image).unwrap()
     });
@@ -241,7 +241,7 @@ fn equal_trees_have_equal_images_whatever_else_is_in_the_store() {
     let other = Model::Directory(BTreeMap::from([(b"a".to_vec(), file("other"))]));
     let store = MemoryStore::new();
     let node = other.put_root(&store, "root");
-    let image = folder.path().join("three");
+    let image = dir.path().join("three");
     write_image(&store, &node, &image);
     assert!(fs::read(image).unwrap() != images[0]);
 }

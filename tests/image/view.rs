@@ -31,14 +31,14 @@ fn can_mount_images() -> bool {
 
 /// A store with one tree, and places to mount it on.
 struct Place {
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
     children: Vec<Child>,
 }
 
 impl Place {
     fn new(make: impl FnOnce(&Path)) -> Self {
         let place = Self {
-            folder: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
             children: Vec::new(),
         };
         for name in ["tree", "plain", "image"] {
@@ -51,7 +51,7 @@ impl Place {
     }
 
     fn join(&self, path: &str) -> PathBuf {
-        self.folder.path().join(path)
+        self.dir.path().join(path)
     }
 
     fn command(&self, verb: &str) -> Command {
@@ -62,13 +62,13 @@ impl Place {
                 "CASTORE_FS_STORE",
                 format!("local:{}", self.join("store").display()),
             )
-            .env("HOME", self.folder.path())
+            .env("HOME", self.dir.path())
             .current_dir("/")
             .stdin(Stdio::null());
         command
     }
 
-    /// Mounts the tree on `name` and waits until that is up; gives its process, and what it said.
+    /// Mounts the tree on `name` and waits until that is up; gives its process, and what it printed.
     fn mount(&mut self, name: &str, arguments: &[&str]) -> (usize, String) {
         let log = self.join("log");
         let mut command = self.command("mount");
@@ -77,13 +77,13 @@ impl Place {
             .arg(self.join(name))
             .stderr(fs::File::create(&log).unwrap());
         let mut child = command.spawn().unwrap();
-        let said = || fs::read_to_string(&log).unwrap();
+        let reported = || fs::read_to_string(&log).unwrap();
         until("the mount is up", || {
-            assert!(child.try_wait().unwrap().is_none(), "{}", said());
-            said().contains(" is on ")
+            assert!(child.try_wait().unwrap().is_none(), "{}", reported());
+            reported().contains(" is on ")
         });
         self.children.push(child);
-        (self.children.len() - 1, said())
+        (self.children.len() - 1, reported())
     }
 
     fn refused(&self, arguments: &[&str]) -> String {
@@ -95,7 +95,7 @@ impl Place {
         String::from_utf8(output.stderr).unwrap()
     }
 
-    fn said(&self) -> String {
+    fn reported(&self) -> String {
         fs::read_to_string(self.join("log")).unwrap()
     }
 
@@ -174,10 +174,10 @@ fn make_tree(at: &Path) {
 /// What is seen of a file: mode, owner and group, size, and its bytes, target or names.
 type Seen = (u32, (u32, u32), u64, Vec<u8>);
 
-fn see(top: &Path) -> BTreeMap<PathBuf, Seen> {
+fn see(image_root: &Path) -> BTreeMap<PathBuf, Seen> {
     let mut seen = BTreeMap::new();
-    let mut left = vec![top.to_owned()];
-    while let Some(path) = left.pop() {
+    let mut remaining = vec![image_root.to_owned()];
+    while let Some(path) = remaining.pop() {
         let found = fs::symlink_metadata(&path).unwrap();
         let kind = found.file_type();
         let mut size = found.size();
@@ -188,7 +188,7 @@ fn see(top: &Path) -> BTreeMap<PathBuf, Seen> {
                 .into_encoded_bytes()
         } else if kind.is_dir() {
             let entries = fs::read_dir(&path).unwrap();
-            left.extend(entries.map(|entry| entry.unwrap().path()));
+            remaining.extend(entries.map(|entry| entry.unwrap().path()));
             // How long a directory is, is the file system's own affair.
             size = 0;
             Vec::new()
@@ -201,7 +201,7 @@ fn see(top: &Path) -> BTreeMap<PathBuf, Seen> {
             attributes,
             Ok(0) | Err(rustix::io::Errno::OPNOTSUPP)
         ));
-        let below = path.strip_prefix(top).unwrap().to_owned();
+        let below = path.strip_prefix(image_root).unwrap().to_owned();
         seen.insert(
             below,
             (found.mode(), (found.uid(), found.gid()), size, content),
@@ -278,7 +278,9 @@ fn what_is_open_is_served_after_the_mount_is_out_of_the_tree() {
         place.mounts_on("image").is_empty()
     });
     until("it names its user", || {
-        place.said().contains("served for as long as it is used")
+        place
+            .reported()
+            .contains("served for as long as it is used")
     });
     drop_caches();
     let mut read = Vec::new();
@@ -308,16 +310,47 @@ fn what_only_fuse_can_do_is_refused_or_done_by_fuse_with_the_reason() {
     ];
     for (arguments, reason) in cases {
         let forced = [arguments, &["--view", "image"]].concat();
-        let said = place.refused(&forced);
-        assert!(said.contains(reason), "{said}");
+        let reported = place.refused(&forced);
+        assert!(reported.contains(reason), "{reported}");
         let auto = [arguments, &["--view", "auto"]].concat();
-        let (mount, said) = place.mount("plain", &auto);
-        let line = said.lines().find(|line| line.contains("no image, because"));
-        assert!(line.is_some_and(|line| line.contains(reason)), "{said}");
+        let (mount, reported) = place.mount("plain", &auto);
+        let line = reported
+            .lines()
+            .find(|line| line.contains("no image, because"));
+        match arguments {
+            // The store's roots are no tree, and lack nothing.
+            [] => assert_eq!(line, None),
+            _ => assert!(line.is_some_and(|line| line.contains(reason)), "{reported}"),
+        }
         assert!(place.mounts_on("plain")[0].starts_with("fuse.castore-fs "));
         place.signal(mount, rustix::process::Signal::TERM);
         place.wait_for_end(mount);
     }
+}
+
+#[test]
+fn an_image_is_unmounted_without_its_helper_process_too() {
+    if !can_mount_images() {
+        return;
+    }
+    let mut place = Place::new(make_tree);
+    let (mount, _) = place.mount("image", &["--root", "tree", "--view", "image"]);
+    let process = place.children[mount].id();
+    let children = format!("/proc/{process}/task/{process}/children");
+    let children = fs::read_to_string(children).unwrap();
+    let children: Vec<i32> = children
+        .split_whitespace()
+        .map(|child| child.parse().unwrap())
+        .collect();
+    assert!(!children.is_empty());
+    for child in children {
+        let child = rustix::process::Pid::from_raw(child).unwrap();
+        rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
+    }
+    assert_eq!(fs::read(place.join("image/of-1")).unwrap().len(), 1);
+    place.signal(mount, rustix::process::Signal::TERM);
+    place.wait_for_end(mount);
+    assert!(place.mounts_on("image").is_empty());
 }
 
 #[test]
@@ -327,15 +360,15 @@ fn an_image_whose_server_was_killed_makes_way_for_the_next_mount() {
     }
     let mut place = Place::new(make_tree);
     let (first, _) = place.mount("image", &["--root", "tree", "--view", "image"]);
-    let said = place
+    let reported = place
         .command("mount")
         .args(["--root", "tree"])
         .arg(place.join("image"))
         .output();
-    let said = String::from_utf8(said.unwrap().stderr).unwrap();
+    let reported = String::from_utf8(reported.unwrap().stderr).unwrap();
     assert!(
-        said.contains("mounted on") && said.contains("already"),
-        "{said}"
+        reported.contains("mounted on") && reported.contains("already"),
+        "{reported}"
     );
     let file = fs::File::open(place.join("image/of-70000")).unwrap();
     place.signal(first, rustix::process::Signal::KILL);

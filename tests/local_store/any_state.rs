@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use castore_fs::store::LocalStore;
 
-use crate::folder::files;
+use crate::dir::files;
 use crate::tree::*;
 
 /// What became of a file.
@@ -81,7 +81,7 @@ fn befall(path: &Path, fate: Fate, elsewhere: &Path) {
 }
 
 /// What was whole is as before, or was added to.
-fn assert_kept(kept: &[(PathBuf, Vec<u8>)], what: &str) {
+fn assert_unchanged(kept: &[(PathBuf, Vec<u8>)], what: &str) {
     for (path, before) in kept {
         let Ok(file) = fs::File::open(path) else {
             panic!("{what}: {} is gone", path.display());
@@ -110,8 +110,8 @@ fn use_store(path: &Path) -> Result<(), String> {
 /// What `fate` does to a store of which it befalls the file `name`.
 fn try_one(sample: &Path, name: &Path, fate: Fate) {
     let what = format!("{} is {fate:?}", name.display());
-    let folder = tempfile::tempdir().unwrap();
-    let (path, elsewhere) = (folder.path().join("store"), folder.path().join("elsewhere"));
+    let dir = tempfile::tempdir().unwrap();
+    let (path, elsewhere) = (dir.path().join("store"), dir.path().join("elsewhere"));
     let copied = std::process::Command::new("cp")
         .arg("-a")
         .args([sample, &path])
@@ -129,10 +129,10 @@ fn try_one(sample: &Path, name: &Path, fate: Fate) {
         .collect();
     let used = catch_unwind(AssertUnwindSafe(|| use_store(&path)));
     let used = used.unwrap_or_else(|_| panic!("{what}: it panics"));
-    assert_kept(&kept, &what);
+    assert_unchanged(&kept, &what);
     let repaired = catch_unwind(AssertUnwindSafe(|| LocalStore::repair(&path)));
     let repaired = repaired.unwrap_or_else(|_| panic!("{what}: the repair panics"));
-    assert_kept(&kept, &what);
+    assert_unchanged(&kept, &what);
     let (store, _) = repaired.unwrap_or_else(|error| panic!("{what}: {used:?}: {error}"));
     for _ in 0..3 {
         add_tree(&store, "tree", 3).unwrap_or_else(|error| panic!("{what}: {error}"));

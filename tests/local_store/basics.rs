@@ -7,9 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use castore_fs::castore::{Digest, Directory, Node, Root};
-use castore_fs::store::{Added, Answer, Damage, Error, Store, Usage};
+use castore_fs::store::{AddedTotals, Answer, Damage, Error, Store, StoreUsage};
 
-use crate::folder::{files, large, large_path, records};
+use crate::dir::{files, large, large_path, records};
 use crate::tree::*;
 
 const SIZES: [usize; 15] = [
@@ -33,8 +33,8 @@ const SIZES: [usize; 15] = [
 #[test]
 fn a_blob_of_any_size_comes_back_whole_and_in_parts() {
     for streamed in [false, true] {
-        let folder = tempfile::tempdir().unwrap();
-        let store = open(folder.path());
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
         let ingest = store.ingest().unwrap();
         for (seed, len) in SIZES.into_iter().enumerate() {
             let bytes = noise(seed as u64, len);
@@ -47,7 +47,7 @@ fn a_blob_of_any_size_comes_back_whole_and_in_parts() {
         let bytes = SIZES.iter().sum::<usize>() as u64;
         let blobs = SIZES.len() as u64 - 1; // the empty one is always there
         assert_eq!((added.blobs, added.blob_bytes), (blobs, bytes));
-        for store in [store.clone(), open(folder.path())] {
+        for store in [store.clone(), open(dir.path())] {
             for (seed, len) in SIZES.into_iter().enumerate() {
                 let bytes = noise(seed as u64, len);
                 let (digest, size) = (Digest::of(&bytes), len as u64);
@@ -82,7 +82,7 @@ fn a_blob_of_any_size_comes_back_whole_and_in_parts() {
             let absent = store.read_now(&Digest::of(b"absent"), 6, 0, &mut [0; 8]);
             assert_eq!(absent.unwrap(), Answer::Absent);
         }
-        let expected = Usage {
+        let expected = StoreUsage {
             blobs,
             blob_bytes: bytes,
             directories: 0,
@@ -93,15 +93,15 @@ fn a_blob_of_any_size_comes_back_whole_and_in_parts() {
 
 #[test]
 fn large_blobs_are_read_only_files_of_their_own_with_holes_where_zeros_are() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     let mut bytes = vec![0; 64 << 20];
     bytes[30_000_000..30_000_100].fill(7);
     let ingest = store.ingest().unwrap();
     stream(&*ingest, &bytes, 1_000_000).unwrap();
     ingest.commit().unwrap();
     let digest = Digest::of(&bytes);
-    let path = large_path(folder.path(), &digest);
+    let path = large_path(dir.path(), &digest);
     let found = fs::metadata(&path).unwrap();
     assert_eq!(found.len(), bytes.len() as u64);
     assert_eq!(found.permissions().mode() & 0o7777, 0o444);
@@ -123,18 +123,21 @@ fn state(path: &Path) -> Vec<(std::path::PathBuf, u64, i64, i64)> {
 
 #[test]
 fn importing_the_same_again_writes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let added = add_tree(&open(folder.path()), "tree", 1).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let added = add_tree(&open(dir.path()), "tree", 1).unwrap();
     assert_eq!(added.directories, 5);
-    let before = state(folder.path());
-    let store = open(folder.path());
+    let before = state(dir.path());
+    let store = open(dir.path());
     let version = store.roots_version().unwrap();
-    assert_eq!(add_tree(&store, "tree", 1).unwrap(), Added::default());
+    assert_eq!(add_tree(&store, "tree", 1).unwrap(), AddedTotals::default());
     drop(store);
-    assert_eq!(state(folder.path()), before);
-    let store = open(folder.path());
+    assert_eq!(state(dir.path()), before);
+    let store = open(dir.path());
     assert_eq!(store.roots_version().unwrap(), version);
-    assert_eq!(add_tree(&store, "other", 1).unwrap(), Added::default());
+    assert_eq!(
+        add_tree(&store, "other", 1).unwrap(),
+        AddedTotals::default()
+    );
     assert_eq!(store.roots_version().unwrap(), version + 1);
     // Blobs of a new tree that exist already are stored once.
     let more = add_tree(&store, "third", 2).unwrap();
@@ -144,13 +147,13 @@ fn importing_the_same_again_writes_nothing() {
     let usage = store.usage().unwrap().unwrap();
     assert_eq!(usage.directories, reached.directories.len() as u64);
     assert_eq!(usage.blobs, reached.blobs.len() as u64 - 1);
-    assert_eq!(records(folder.path()).len(), reached.blobs.len() - 1 + 10);
+    assert_eq!(records(dir.path()).len(), reached.blobs.len() - 1 + 10);
 }
 
 #[test]
 fn blobs_lie_in_the_order_they_came_and_directories_in_the_order_of_a_walk() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     let ingest = store.ingest().unwrap();
     let mut blobs = Vec::new();
     let mut branch = |depth: usize, label: &str| {
@@ -164,33 +167,33 @@ fn blobs_lie_in_the_order_they_came_and_directories_in_the_order_of_a_walk() {
     let b = leaf(vec![("y".into(), b_y.clone()), ("x".into(), b_x.clone())]);
     let a = leaf(vec![branch(1, "3")]);
     let c = leaf(vec![branch(1, "4")]);
-    let top = leaf(vec![
+    let tree_root = leaf(vec![
         ("c".into(), c.clone()),
         ("b".into(), b.clone()),
         ("a".into(), a.clone()),
     ]);
     let root = Root {
         name: name("top"),
-        node: top.clone(),
+        node: tree_root.clone(),
     };
     ingest.put_root(&root, None).unwrap();
     ingest.commit().unwrap();
     let found = |tag: &[u8; 4]| -> Vec<_> {
-        records(folder.path())
+        records(dir.path())
             .into_iter()
             .filter(|record| record.tag == *tag)
             .map(|record| record.digest)
             .collect()
     };
     assert_eq!(found(b"blob"), blobs);
-    let walk = [top, a, b, b_x, b_y, c].map(|node| node.digest().unwrap());
+    let walk = [tree_root, a, b, b_x, b_y, c].map(|node| node.digest().unwrap());
     assert_eq!(found(b"dir "), walk);
 }
 
 #[test]
 fn a_root_is_refused_while_something_below_it_is_missing() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     let blob = noise(1, 100);
     let child = Directory::from_entries(vec![(name("file"), file(&blob))]).unwrap();
     let parent = Directory::from_entries(vec![(name("child"), child.node())]).unwrap();
@@ -204,7 +207,7 @@ fn a_root_is_refused_while_something_below_it_is_missing() {
         ingest.put_root(&root, None).unwrap();
         ingest.commit()
     };
-    let refusal = |done: Result<Added, Error>, what: &Digest| match done {
+    let refusal = |done: Result<AddedTotals, Error>, what: &Digest| match done {
         Err(Error::Refused { why, .. }) => {
             assert!(why.contains(&what.to_string()), "{why}");
         }
@@ -224,10 +227,10 @@ fn a_root_is_refused_while_something_below_it_is_missing() {
     assert_eq!(store.root_now(b"root").unwrap(), Answer::Absent);
     let added = try_root(&|ingest| drop(put(ingest, &blob).unwrap())).unwrap();
     assert_eq!((added.blobs, added.directories), (1, 0));
-    assert_eq!(try_root(&|_| {}).unwrap(), Added::default());
+    assert_eq!(try_root(&|_| {}).unwrap(), AddedTotals::default());
     assert_eq!(verify_whole(&store).0, ["root"]);
     // A node with a wrong size.
-    let lie = Node::File {
+    let wrong_node = Node::File {
         digest: Digest::of(&blob),
         size: 99,
         executable: false,
@@ -235,7 +238,7 @@ fn a_root_is_refused_while_something_below_it_is_missing() {
     let ingest = store.ingest().unwrap();
     let root = Root {
         name: name("lie"),
-        node: lie,
+        node: wrong_node,
     };
     ingest.put_root(&root, None).unwrap();
     refusal(ingest.commit(), &Digest::of(&blob));
@@ -243,22 +246,22 @@ fn a_root_is_refused_while_something_below_it_is_missing() {
 
 #[test]
 fn what_is_dropped_before_its_commit_leaves_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     for round in 0..2 {
         let names = |path: &Path| -> Vec<_> {
             let held = state(path).into_iter();
             held.map(|(path, len, ..)| (path, len)).collect()
         };
-        let before = names(folder.path());
+        let before = names(dir.path());
         let ingest = store.ingest().unwrap();
         put_tree(&*ingest, 9).unwrap();
         let mut unfinished = ingest.blob_writer().unwrap();
         unfinished.write(&noise(3, 3 << 20)).unwrap();
-        assert_ne!(names(folder.path()), before);
+        assert_ne!(names(dir.path()), before);
         drop(ingest);
         drop(unfinished);
-        assert_eq!(names(folder.path()), before, "round {round}");
+        assert_eq!(names(dir.path()), before, "round {round}");
         add_tree(&store, "tree", 1).unwrap();
     }
     assert_eq!(verify_whole(&store).0, ["tree"]);
@@ -266,8 +269,8 @@ fn what_is_dropped_before_its_commit_leaves_nothing() {
 
 #[test]
 fn a_change_of_the_roots_is_seen_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let (writer, reader) = (open(folder.path()), open(folder.path()));
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, reader) = (open(dir.path()), open(dir.path()));
     let version = reader.roots_version().unwrap();
     let same = reader.wait_for_roots(version, Duration::from_millis(50));
     assert_eq!(same.unwrap(), version);
@@ -291,8 +294,8 @@ fn a_change_of_the_roots_is_seen_at_once() {
 
 #[test]
 fn path_infos_are_kept_with_their_root() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     let info = castore_fs::nix::PathInfo {
         references: vec![vec![1; 20].into()],
         ..Default::default()
@@ -303,7 +306,7 @@ fn path_infos_are_kept_with_their_root() {
     let root = Root { name, node };
     ingest.put_root(&root, Some(&info)).unwrap();
     ingest.commit().unwrap();
-    let store = open(folder.path());
+    let store = open(dir.path());
     let found = block_on(store.path_info(b"0123-name")).unwrap();
     assert_eq!(found, Some(info));
     let ingest = store.ingest().unwrap();
@@ -314,8 +317,8 @@ fn path_infos_are_kept_with_their_root() {
 
 #[test]
 fn many_threads_put_into_one_addition() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     let ingest = store.ingest().unwrap();
     std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -331,10 +334,10 @@ fn many_threads_put_into_one_addition() {
         }
     });
     assert_eq!(ingest.commit().unwrap().blobs, 401);
-    let found = records(folder.path());
+    let found = records(dir.path());
     assert_eq!(found.len(), 401);
     for record in found {
         read_all(&store, &record.digest, record.len as u64).unwrap();
     }
-    assert_eq!(large(folder.path()).len(), 1);
+    assert_eq!(large(dir.path()).len(), 1);
 }

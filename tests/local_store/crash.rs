@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use castore_fs::store::Store;
 
-use crate::folder::{large, records};
+use crate::dir::{large, records};
 use crate::processes::start;
 use crate::tree::*;
 
 /// Checks that there is no file that the index does not know.
 fn assert_tidy(path: &Path, store: &dyn Store) {
-    let left: Vec<_> = std::fs::read_dir(path.join("tmp")).unwrap().collect();
-    assert!(left.is_empty(), "{left:?}");
+    let remaining: Vec<_> = std::fs::read_dir(path.join("tmp")).unwrap().collect();
+    assert!(remaining.is_empty(), "{remaining:?}");
     for digest in large(path) {
         assert!(
             block_on(store.has_blob(&digest)).unwrap(),
@@ -42,19 +42,20 @@ fn assert_tidy(path: &Path, store: &dyn Store) {
 
 #[test]
 fn killed_at_any_moment_an_import_leaves_whole_roots_and_no_litter() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
     drop(open(path));
     let mut seed = 1;
     let mut through = 0;
     for round in 0..30u64 {
         let mut child = start(&format!("add-for-ever {seed}"), path);
         // Let it finish a few, then some part of one.
-        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut reported = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut lines = Vec::new();
         while lines.len() < round as usize % 3 {
             lines.extend(
-                said.next()
+                reported
+                    .next()
                     .unwrap()
                     .ok()
                     .filter(|line| line.starts_with("done ")),
@@ -63,7 +64,7 @@ fn killed_at_any_moment_an_import_leaves_whole_roots_and_no_litter() {
         thread::sleep(Duration::from_millis((round * 37) % 90));
         child.kill().unwrap();
         child.wait().unwrap();
-        lines.extend(said.map(Result::unwrap));
+        lines.extend(reported.map(Result::unwrap));
 
         let store = open(path);
         let (names, _) = verify_whole(&store);
@@ -92,8 +93,8 @@ fn killed_at_any_moment_an_import_leaves_whole_roots_and_no_litter() {
 
 #[test]
 fn what_another_process_is_writing_is_not_litter() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
     let store = open(path);
     let ingest = store.ingest().unwrap();
     let node = put_tree(&*ingest, 1).unwrap();
@@ -109,7 +110,7 @@ fn what_another_process_is_writing_is_not_litter() {
         .unwrap();
     ingest.commit().unwrap();
     assert_eq!(verify_whole(&store).0.len(), 21);
-    let left: Vec<_> = std::fs::read_dir(path.join("tmp")).unwrap().collect();
-    assert!(left.is_empty(), "{left:?}");
+    let remaining: Vec<_> = std::fs::read_dir(path.join("tmp")).unwrap().collect();
+    assert!(remaining.is_empty(), "{remaining:?}");
     assert!(!path.join("packs/00000077.pack").exists());
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use castore_fs::castore::{Digest, Root};
 use castore_fs::store::{Answer, Damage, Error, Object, Store};
 
-use crate::folder::{Record, large_path, records};
+use crate::dir::{Record, large_path, records};
 use crate::tree::*;
 
 fn flip(path: &Path, offset: usize) {
@@ -22,10 +22,10 @@ fn flip(path: &Path, offset: usize) {
 }
 
 fn sample() -> (tempfile::TempDir, Vec<Record>) {
-    let folder = tempfile::tempdir().unwrap();
-    add_tree(&open(folder.path()), "tree", 3).unwrap();
-    let found = records(folder.path());
-    (folder, found)
+    let dir = tempfile::tempdir().unwrap();
+    add_tree(&open(dir.path()), "tree", 3).unwrap();
+    let found = records(dir.path());
+    (dir, found)
 }
 
 /// The one object that is damaged, once everything was read.
@@ -45,7 +45,7 @@ fn only_damaged(path: &Path) -> (Object, Digest, Damage) {
 
 #[test]
 fn a_flipped_byte_anywhere_in_a_blob_damages_that_blob() {
-    let (folder, found) = sample();
+    let (dir, found) = sample();
     let longest = found
         .iter()
         .filter(|record| record.tag == *b"blob")
@@ -54,23 +54,23 @@ fn a_flipped_byte_anywhere_in_a_blob_damages_that_blob() {
     assert!(longest.len > 40_000);
     for at in [0, 20_000, longest.len - 1] {
         flip(&longest.pack, longest.offset + at);
-        let (object, digest, damage) = only_damaged(folder.path());
+        let (object, digest, damage) = only_damaged(dir.path());
         assert_eq!((object, digest), (Object::Blob, longest.digest));
         assert!(matches!(damage, Damage::WrongBytes { .. }), "{damage}");
         // The groups that are whole can still be read.
-        let store = open(folder.path());
+        let store = open(dir.path());
         let mut group = [0; 4096];
         let other = if at < 16384 { 20_480 } else { 0 };
         let answer = store.read_now(&digest, longest.len as u64, other, &mut group);
         assert_eq!(answer.unwrap(), Answer::Found(4096));
         flip(&longest.pack, longest.offset + at);
     }
-    verify_whole(&open(folder.path()));
+    verify_whole(&open(dir.path()));
 }
 
 #[test]
 fn a_flipped_byte_in_the_group_hashes_damages_their_blob() {
-    let (folder, found) = sample();
+    let (dir, found) = sample();
     let tables = found.iter().filter_map(|record| match &record.tag {
         b"blob" if record.len > 16384 => Some((record, record.offset + record.len + 40)),
         b"tabl" => Some((record, record.offset + 33)),
@@ -79,7 +79,7 @@ fn a_flipped_byte_in_the_group_hashes_damages_their_blob() {
     let mut tried = 0;
     for (record, at) in tables {
         flip(&record.pack, at);
-        let (_, digest, damage) = only_damaged(folder.path());
+        let (_, digest, damage) = only_damaged(dir.path());
         assert_eq!(digest, record.digest);
         assert!(matches!(damage, Damage::Groups(_)), "{damage}");
         flip(&record.pack, at);
@@ -90,11 +90,11 @@ fn a_flipped_byte_in_the_group_hashes_damages_their_blob() {
 
 #[test]
 fn a_flipped_byte_in_a_directory_damages_that_directory() {
-    let (folder, found) = sample();
+    let (dir, found) = sample();
     let directories = found.iter().filter(|record| record.tag == *b"dir ");
     for record in directories {
         flip(&record.pack, record.offset + 20);
-        let (object, digest, _) = only_damaged(folder.path());
+        let (object, digest, _) = only_damaged(dir.path());
         assert_eq!((object, digest), (Object::Directory, record.digest));
         flip(&record.pack, record.offset + 20);
     }
@@ -102,14 +102,14 @@ fn a_flipped_byte_in_a_directory_damages_that_directory() {
 
 #[test]
 fn a_large_file_that_is_changed_cut_or_gone_is_damaged_until_it_comes_again() {
-    let (folder, found) = sample();
+    let (dir, found) = sample();
     let table = found.iter().find(|record| record.tag == *b"tabl").unwrap();
     let (digest, size) = (table.digest, table.len as u64);
-    let path = large_path(folder.path(), &digest);
+    let path = large_path(dir.path(), &digest);
     // It is read-only, to all but root.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     flip(&path, 500_000);
-    let (_, hit, damage) = only_damaged(folder.path());
+    let (_, hit, damage) = only_damaged(dir.path());
     assert_eq!(hit, digest);
     assert!(matches!(damage, Damage::WrongBytes { .. }), "{damage}");
     flip(&path, 500_000);
@@ -117,46 +117,46 @@ fn a_large_file_that_is_changed_cut_or_gone_is_damaged_until_it_comes_again() {
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(size - 1).unwrap();
     drop(file);
-    let (_, hit, damage) = only_damaged(folder.path());
+    let (_, hit, damage) = only_damaged(dir.path());
     assert_eq!(hit, digest);
     assert!(
         matches!(damage, Damage::WrongSize { expected, actual }
             if expected == size && actual == size - 1),
         "{damage}"
     );
-    let store = open(folder.path());
+    let store = open(dir.path());
     assert!(store.backing_file(&digest, size).is_err());
     add_tree(&store, "tree", 3).unwrap();
     verify_whole(&store);
-    verify_whole(&open(folder.path()));
+    verify_whole(&open(dir.path()));
 
     fs::remove_file(&path).unwrap();
-    let (_, hit, damage) = only_damaged(folder.path());
+    let (_, hit, damage) = only_damaged(dir.path());
     assert_eq!(hit, digest);
     assert!(
         matches!(&damage, Damage::Gone(gone) if *gone == path),
         "{damage}"
     );
     let usage = store.usage().unwrap();
-    add_tree(&open(folder.path()), "tree", 3).unwrap();
-    verify_whole(&open(folder.path()));
+    add_tree(&open(dir.path()), "tree", 3).unwrap();
+    verify_whole(&open(dir.path()));
     assert_eq!(store.usage().unwrap(), usage);
 }
 
 #[test]
 fn a_pack_that_is_cut_or_gone_damages_what_was_in_it() {
-    let (folder, found) = sample();
+    let (dir, found) = sample();
     let blobs: Vec<_> = found.iter().filter(|found| found.tag == *b"blob").collect();
     let last = blobs.last().unwrap();
     let file = OpenOptions::new().write(true).open(&last.pack).unwrap();
     file.set_len(last.offset as u64 + 1).unwrap();
-    let (_, reached) = verify(&open(folder.path()));
+    let (_, reached) = verify(&open(dir.path()));
     assert!(!reached.errors.is_empty());
     for error in &reached.errors {
         assert!(matches!(error, Error::Damaged { .. }), "{error}");
     }
     // What is before the cut is untouched, and such a pack is not appended to.
-    let store = open(folder.path());
+    let store = open(dir.path());
     for blob in &blobs[..blobs.len() - 1] {
         read_all(&store, &blob.digest, blob.len as u64).unwrap();
     }
@@ -166,7 +166,7 @@ fn a_pack_that_is_cut_or_gone_damages_what_was_in_it() {
     assert!(other.errors.len() < reached.errors.len());
 
     fs::remove_file(&last.pack).unwrap();
-    let store = open(folder.path());
+    let store = open(dir.path());
     match read_all(&store, &last.digest, last.len as u64) {
         Err(Error::Damaged { damage, .. }) => {
             assert!(matches!(&*damage, Damage::Gone(gone) if *gone == last.pack));
@@ -177,17 +177,17 @@ fn a_pack_that_is_cut_or_gone_damages_what_was_in_it() {
 
 #[test]
 fn an_index_that_is_none_is_an_error_that_names_it() {
-    let (folder, _) = sample();
-    let path = folder.path().join("index.redb");
+    let (dir, _) = sample();
+    let path = dir.path().join("index.redb");
     fs::write(&path, noise(1, 100_000)).unwrap();
-    match castore_fs::store::LocalStore::open(folder.path()) {
+    match castore_fs::store::LocalStore::open(dir.path()) {
         Err(error) => assert!(error.to_string().contains("index.redb"), "{error}"),
         Ok(store) => panic!("{store:?} was opened"),
     }
 }
 
 /// Flips a byte of the shortest blob and of the first Directory; gives their digests.
-fn damage_two(path: &Path) -> (Digest, Digest) {
+pub(crate) fn damage_two(path: &Path) -> (Digest, Digest) {
     let found = records(path);
     let blobs = found.iter().filter(|record| record.tag == *b"blob");
     let blob = blobs.min_by_key(|record| record.len).unwrap();
@@ -200,8 +200,8 @@ fn damage_two(path: &Path) -> (Digest, Digest) {
 
 #[test]
 fn what_was_found_damaged_is_absent_for_additions_and_replaced_by_them() {
-    let (folder, _) = sample();
-    let path = folder.path();
+    let (dir, _) = sample();
+    let path = dir.path();
     let (blob, directory) = damage_two(path);
     let usage = open(path).usage().unwrap();
     // Nothing is known of it before it was read.
@@ -228,8 +228,8 @@ fn what_was_found_damaged_is_absent_for_additions_and_replaced_by_them() {
     let Answer::Found(root) = store.root_now(b"tree").unwrap() else {
         panic!("it is there");
     };
-    let top = root.node.digest().unwrap();
-    assert!(!block_on(store.has_tree(&top)).unwrap());
+    let tree_root = root.node.digest().unwrap();
+    assert!(!block_on(store.has_tree(&tree_root)).unwrap());
     // What leads to it is no root any more until it has come.
     let ingest = store.ingest().unwrap();
     assert!(!ingest.has_blob(&blob).unwrap());
@@ -243,7 +243,7 @@ fn what_was_found_damaged_is_absent_for_additions_and_replaced_by_them() {
     add_tree(&store, "tree", 3).unwrap();
     for store in [store, open(path)] {
         verify_whole(&store);
-        assert!(block_on(store.has_tree(&top)).unwrap());
+        assert!(block_on(store.has_tree(&tree_root)).unwrap());
         assert_eq!(store.usage().unwrap(), usage);
         assert_eq!(add_tree(&store, "tree", 3).unwrap(), Default::default());
     }
@@ -251,24 +251,24 @@ fn what_was_found_damaged_is_absent_for_additions_and_replaced_by_them() {
 
 #[test]
 fn a_copy_replaces_what_was_found_damaged_although_all_above_is_there() {
-    let (folder, _) = sample();
+    let (dir, _) = sample();
     let (good, _) = sample();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let blocking = |path: &Path| {
         castore_fs::store::Blocking::new(std::sync::Arc::new(open(path)), runtime.handle().clone())
     };
-    damage_two(folder.path());
-    assert_eq!(verify(&open(folder.path())).1.errors.len(), 2);
-    let (from, to) = (blocking(good.path()), blocking(folder.path()));
+    damage_two(dir.path());
+    assert_eq!(verify(&open(dir.path())).1.errors.len(), 2);
+    let (from, to) = (blocking(good.path()), blocking(dir.path()));
     let roots = from.roots().unwrap();
     castore_fs::tree::copy::copy(&from, &to, &roots, &Default::default()).unwrap();
-    verify_whole(&open(folder.path()));
+    verify_whole(&open(dir.path()));
 }
 
 #[test]
 fn what_is_sound_after_all_leaves_the_list() {
-    let (folder, _) = sample();
-    let path = folder.path();
+    let (dir, _) = sample();
+    let path = dir.path();
     let found = records(path);
     let blob = found.iter().find(|record| record.tag == *b"blob").unwrap();
     flip(&blob.pack, blob.offset + 3);
@@ -283,13 +283,13 @@ fn what_is_sound_after_all_leaves_the_list() {
 
 #[test]
 fn a_node_that_is_wrong_about_a_size_is_no_damage_of_the_blob() {
-    let (folder, found) = sample();
+    let (dir, found) = sample();
     let blob = found.iter().find(|record| record.tag == *b"blob").unwrap();
-    let store = open(folder.path());
+    let store = open(dir.path());
     let size = blob.len as u64 + 1;
     store
         .read_now(&blob.digest, size, 0, &mut [0; 8])
         .unwrap_err();
     drop(store);
-    assert!(block_on(open(folder.path()).has_blob(&blob.digest)).unwrap());
+    assert!(block_on(open(dir.path()).has_blob(&blob.digest)).unwrap());
 }

@@ -1,4 +1,4 @@
-//! Full disks, disks and folders that cannot be written to, and folders that are no store.
+//! Full disks, disks and directories that cannot be written to, and directories that are no store.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -10,7 +10,7 @@ use castore_fs::store::{Error, LocalStore, Store};
 use castore_fs::stores::open as open_url;
 use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
-use crate::folder::{large, records};
+use crate::dir::{large, records};
 use crate::processes::{command, start};
 use crate::tree::*;
 use kit::skip::skip;
@@ -50,15 +50,15 @@ fn read_only(from: &Path, at: &Path) -> Option<Disk> {
 
 #[test]
 fn a_full_disk_is_a_clear_error_and_loses_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some(_disk) = small_disk(folder.path(), 48 << 20) else {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(_disk) = small_disk(dir.path(), 48 << 20) else {
         return;
     };
-    let path = folder.path().join("store");
+    let path = dir.path().join("store");
     let store = open(&path);
     add_tree(&store, "first", 1).unwrap();
     let held = files_in(&path);
-    let filler = folder.path().join("filler");
+    let filler = dir.path().join("filler");
     let mut failures = 0;
     // Ever more room, so that it runs out in ever later steps.
     for spare in (0..).map(|step| step * (160 << 10)) {
@@ -91,7 +91,7 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
 
 /// The files with the lengths that they must keep; the index may grow.
 fn files_in(path: &Path) -> Vec<(PathBuf, u64)> {
-    crate::folder::files(path)
+    crate::dir::files(path)
         .into_iter()
         .filter(|path| !path.ends_with("index.redb"))
         .map(|path| {
@@ -103,8 +103,8 @@ fn files_in(path: &Path) -> Vec<(PathBuf, u64)> {
 
 #[test]
 fn a_store_on_a_read_only_disk_can_be_read_and_refuses_additions() {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, view) = (folder.path().join("store"), folder.path().join("view"));
+    let dir = tempfile::tempdir().unwrap();
+    let (path, view) = (dir.path().join("store"), dir.path().join("view"));
     fs::create_dir(&view).unwrap();
     add_tree(&open(&path), "tree", 1).unwrap();
     let Some(_mount) = read_only(&path, &view) else {
@@ -131,13 +131,13 @@ fn a_store_on_a_read_only_disk_can_be_read_and_refuses_additions() {
 
 #[test]
 fn a_store_whose_writer_was_killed_opens_even_on_a_read_only_disk() {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, view) = (folder.path().join("store"), folder.path().join("view"));
+    let dir = tempfile::tempdir().unwrap();
+    let (path, view) = (dir.path().join("store"), dir.path().join("view"));
     fs::create_dir(&view).unwrap();
     add_tree(&open(&path), "tree", 1).unwrap();
     let mut child = start("hold 5", &path);
-    let said = BufReader::new(child.stdout.take().unwrap());
-    assert!(said.lines().any(|line| line.unwrap() == "holding"));
+    let reported = BufReader::new(child.stdout.take().unwrap());
+    assert!(reported.lines().any(|line| line.unwrap() == "holding"));
     child.kill().unwrap();
     child.wait().unwrap();
     let Some(_mount) = read_only(&path, &view) else {
@@ -157,13 +157,13 @@ fn another_user_reads_a_store_and_gets_an_error_when_adding() {
         skip("only the superuser can start a process as another user");
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let path = folder.path().join("store");
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = dir.path().join("store");
     let store = open(&path);
     add_tree(&store, "tree", 1).unwrap();
     // The test binary may be in a directory that other users cannot enter.
-    let program = folder.path().join("test");
+    let program = dir.path().join("test");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let mut stranger = std::process::Command::new(&program);
     let like = command("look", &path);
@@ -180,36 +180,36 @@ fn another_user_reads_a_store_and_gets_an_error_when_adding() {
 
 #[test]
 fn a_store_made_by_a_newer_version_is_refused_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    drop(open(folder.path()));
-    let format = folder.path().join("format");
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let format = dir.path().join("format");
     let text = fs::read_to_string(&format).unwrap();
     fs::write(&format, text.replace("format = 2", "format = 7")).unwrap();
-    let error = LocalStore::open(folder.path()).unwrap_err().to_string();
+    let error = LocalStore::open(dir.path()).unwrap_err().to_string();
     assert!(
         error.contains("newer castore-fs (format 7), this one understands up to 2"),
         "{error}"
     );
     // One that has it open notices before it writes.
     fs::write(&format, text).unwrap();
-    let store = open(folder.path());
+    let store = open(dir.path());
     fs::write(&format, "format = 7").unwrap();
     let error = store.ingest().map(drop).unwrap_err();
     assert!(matches!(error, Error::Format { .. }), "{error}");
 }
 
 #[test]
-fn a_folder_that_is_no_store_is_left_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("precious"), b"").unwrap();
-    let error = LocalStore::open(folder.path()).unwrap_err().to_string();
+fn a_directory_that_is_no_store_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("precious"), b"").unwrap();
+    let error = LocalStore::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("precious"), "{error}");
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    let file = folder.path().join("precious");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    let file = dir.path().join("precious");
     let error = LocalStore::open(&file).unwrap_err().to_string();
     assert!(error.contains("precious"), "{error}");
     // One that a crash left half made is made again.
-    let half = folder.path().join("half");
+    let half = dir.path().join("half");
     fs::create_dir_all(half.join("packs")).unwrap();
     fs::write(half.join("index.redb.new"), b"half").unwrap();
     add_tree(&open(&half), "tree", 1).unwrap();
@@ -218,8 +218,8 @@ fn a_folder_that_is_no_store_is_left_alone() {
 
 #[test]
 fn urls_name_local_stores() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().to_str().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
     for url in [format!("local:{path}"), format!("local://{path}")] {
         let store = open_url(&url).unwrap();
         assert_eq!(store.url(), format!("local:{path}"));
@@ -232,11 +232,11 @@ fn urls_name_local_stores() {
 
 #[test]
 fn a_disk_that_fills_up_in_the_commit_is_a_clear_error_and_loses_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some(_disk) = small_disk(folder.path(), 24 << 20) else {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(_disk) = small_disk(dir.path(), 24 << 20) else {
         return;
     };
-    let path = folder.path().join("store");
+    let path = dir.path().join("store");
     let store = open(&path);
     add_tree(&store, "first", 1).unwrap();
     let node = store.root_now(b"first").unwrap();
@@ -253,7 +253,7 @@ fn a_disk_that_fills_up_in_the_commit_is_a_clear_error_and_loses_nothing() {
         }
         ingest.commit()
     };
-    let filler = folder.path().join("filler");
+    let filler = dir.path().join("filler");
     let file = fill(&filler, 0);
     for _ in 0..3 {
         let error = many(5000).unwrap_err().to_string();
@@ -268,4 +268,47 @@ fn a_disk_that_fills_up_in_the_commit_is_a_clear_error_and_loses_nothing() {
     fs::remove_file(&filler).unwrap();
     many(5000).unwrap();
     assert_eq!(verify_whole(&open(&path)).0.len(), 5001);
+}
+
+/// What is found damaged while the disk is full is damaged for that process and found again by the next;
+/// a repair that has no room loses nothing.
+#[test]
+fn on_a_full_disk_damage_is_found_and_repaired_once_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(_disk) = small_disk(dir.path(), 48 << 20) else {
+        return;
+    };
+    let path = dir.path().join("store");
+    add_tree(&open(&path), "tree", 3).unwrap();
+    let (blob, _) = crate::damage::damage_two(&path);
+    let filler = dir.path().join("filler");
+    let file = fill(&filler, 0);
+    let damaged = |store: &LocalStore| {
+        let (_, reached) = verify(store);
+        let mut errors = reached.errors.iter();
+        assert!(errors.all(|error| matches!(error, Error::Damaged { .. })));
+        reached.errors.len()
+    };
+    for _ in 0..3 {
+        let store = open(&path);
+        assert_eq!(damaged(&store), 2);
+        assert!(!block_on(store.has_blob(&blob)).unwrap());
+        add_tree(&store, "tree", 3).unwrap_err();
+        drop(store);
+        // Whether there was room for the list or not.
+        assert_eq!(damaged(&open(&path)), 2);
+    }
+    let index = path.join("index.redb");
+    fs::remove_file(&index).unwrap();
+    // What the index had is free now.
+    let rest = fill(&dir.path().join("rest"), 0);
+    let error = LocalStore::repair(&path).map(drop).unwrap_err().to_string();
+    assert!(error.contains("free some space"), "{error}");
+    drop((file, rest));
+    fs::remove_file(&filler).unwrap();
+    fs::remove_file(dir.path().join("rest")).unwrap();
+    let (store, repaired) = LocalStore::repair(&path).unwrap();
+    assert_eq!(repaired.index.unwrap().damaged, 2);
+    add_tree(&store, "tree", 3).unwrap();
+    assert_eq!(verify_whole(&open(&path)).0, ["tree"]);
 }

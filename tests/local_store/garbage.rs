@@ -7,14 +7,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use castore_fs::castore::Digest;
-use castore_fs::store::{Answer, Collected, Error, GcOptions, LocalStore, Store};
+use castore_fs::store::{Answer, Error, GcOptions, GcResult, LocalStore, Store};
 
-use crate::folder::{files, large, records};
+use crate::dir::{files, large, records};
 use crate::processes::start;
 use crate::tree::*;
 
 /// Collects at once, sparing nothing.
-pub fn now() -> GcOptions {
+pub(crate) fn now() -> GcOptions {
     GcOptions {
         grace: Duration::ZERO,
         dry_run: false,
@@ -22,7 +22,7 @@ pub fn now() -> GcOptions {
     }
 }
 
-pub fn remove(store: &dyn Store, root: &str) {
+pub(crate) fn remove(store: &dyn Store, root: &str) {
     let ingest = store.ingest().unwrap();
     ingest.remove_root(&name(root)).unwrap();
     ingest.commit().unwrap();
@@ -39,8 +39,8 @@ fn on_disk(path: &Path) -> u64 {
 
 #[test]
 fn what_no_root_leads_to_goes_and_the_disk_has_its_room_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
     let store = open(path);
     for seed in 0..8 {
         add_tree(&store, &format!("tree{seed}"), seed).unwrap();
@@ -50,7 +50,7 @@ fn what_no_root_leads_to_goes_and_the_disk_has_its_room_back() {
         on_disk(path),
         records(path).len(),
     );
-    assert_eq!(store.collect_garbage(&now()).unwrap(), Collected::default());
+    assert_eq!(store.collect_garbage(&now()).unwrap(), GcResult::default());
     assert_eq!(
         (
             store.usage().unwrap().unwrap(),
@@ -94,7 +94,7 @@ fn what_no_root_leads_to_goes_and_the_disk_has_its_room_back() {
     let objects = usage.blobs + usage.directories;
     assert_eq!(records(path).len() as u64, objects);
     assert_eq!(large(path).len(), 3);
-    assert_eq!(store.collect_garbage(&now()).unwrap(), Collected::default());
+    assert_eq!(store.collect_garbage(&now()).unwrap(), GcResult::default());
     verify_whole(&store);
     assert_eq!(verify_whole(&open(path)).0, ["tree0", "tree5"]);
     // What was collected comes again.
@@ -114,8 +114,8 @@ fn what_no_root_leads_to_goes_and_the_disk_has_its_room_back() {
 
 #[test]
 fn what_is_young_or_was_a_root_a_moment_ago_is_spared_for_a_while() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     add_tree(&store, "removed", 1).unwrap();
     // Comes without a root, as over the network.
     let ingest = store.ingest().unwrap();
@@ -123,7 +123,7 @@ fn what_is_young_or_was_a_root_a_moment_ago_is_spared_for_a_while() {
     ingest.commit().unwrap();
     remove(&store, "removed");
     let spared = store.collect_garbage(&GcOptions::default()).unwrap();
-    assert_eq!(spared, Collected::default());
+    assert_eq!(spared, GcResult::default());
     // Half of it counts as a root, the other half as young: each spares its own.
     let usage = store.usage().unwrap().unwrap();
     let collected = store.collect_garbage(&now()).unwrap();
@@ -135,8 +135,8 @@ fn what_is_young_or_was_a_root_a_moment_ago_is_spared_for_a_while() {
 
 #[test]
 fn a_reader_with_an_old_view_gets_no_wrong_byte_and_finds_what_came_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
     let writer = open(path);
     for seed in 0..4 {
         add_tree(&writer, &format!("tree{seed}"), seed).unwrap();
@@ -192,8 +192,8 @@ fn a_reader_with_an_old_view_gets_no_wrong_byte_and_finds_what_came_again() {
 
 #[test]
 fn an_addition_keeps_what_it_counts_on_and_a_collection_waits_for_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     add_tree(&store, "tree", 1).unwrap();
     let Answer::Found(root) = store.root_now(b"tree").unwrap() else {
         panic!("it was just added");
@@ -205,28 +205,28 @@ fn an_addition_keeps_what_it_counts_on_and_a_collection_waits_for_it() {
         patience: Duration::from_millis(50),
         ..now()
     };
-    let error = open(folder.path()).collect_garbage(&impatient).unwrap_err();
+    let error = open(dir.path()).collect_garbage(&impatient).unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error:?}");
     assert!(
         error.to_string().contains("additions were under way"),
         "{error}"
     );
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| open(folder.path()).collect_garbage(&now()));
+        let waiting = scope.spawn(|| open(dir.path()).collect_garbage(&now()));
         thread::sleep(Duration::from_millis(100));
         assert!(!waiting.is_finished());
         // Nothing of it is sent again: the addition counts on all of it.
         ingest.put_root(&root, None).unwrap();
         ingest.commit().unwrap();
-        assert_eq!(waiting.join().unwrap().unwrap(), Collected::default());
+        assert_eq!(waiting.join().unwrap().unwrap(), GcResult::default());
     });
     assert_eq!(verify_whole(&store).0, ["tree"]);
 }
 
 #[test]
 fn imports_and_readers_work_beside_collections() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
     let store = open(path);
     add_tree(&store, "stays", 500).unwrap();
     let mut children = [
@@ -263,8 +263,8 @@ fn imports_and_readers_work_beside_collections() {
 
 #[test]
 fn killed_at_any_moment_a_collection_loses_nothing_and_the_next_one_finishes_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
     let store = open(path);
     add_tree(&store, "stays", 500).unwrap();
     for round in 0..25u64 {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use castore_fs::castore::Node;
-use castore_fs::store::{Collected, LocalStore, Store};
+use castore_fs::store::{GcResult, LocalStore, Store};
 
 use crate::garbage::{now, remove};
 use crate::processes::command;
@@ -12,14 +12,14 @@ use crate::tree::*;
 
 /// A store with a tree; and its node.
 fn sample() -> (tempfile::TempDir, Node) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     add_tree(&store, "tree", 3).unwrap();
     let root = block_on(store.root(b"tree")).unwrap().unwrap();
-    (folder, root.node)
+    (dir, root.node)
 }
 
-fn collect(path: &Path) -> Collected {
+fn collect(path: &Path) -> GcResult {
     open(path).collect_garbage(&now()).unwrap()
 }
 
@@ -36,15 +36,15 @@ fn leases(path: &Path) -> Vec<std::path::PathBuf> {
 
 #[test]
 fn what_is_in_use_stays_after_its_root_was_removed_until_it_is_released() {
-    let (folder, node) = sample();
-    let path = folder.path();
+    let (dir, node) = sample();
+    let path = dir.path();
     let store = open(path);
     let lease = store.lease(None).unwrap();
     assert!(lease.hold(&node));
     assert!(!lease.hold(&node), "it is held already");
     remove(&store, "tree");
     let usage = store.usage().unwrap();
-    assert_eq!(collect(path), Collected::default());
+    assert_eq!(collect(path), GcResult::default());
     assert_eq!(store.usage().unwrap(), usage);
     assert_readable(&store, &node);
     lease.release(&node);
@@ -55,8 +55,8 @@ fn what_is_in_use_stays_after_its_root_was_removed_until_it_is_released() {
 
 #[test]
 fn a_lease_stays_small_however_much_was_held_in_its_time() {
-    let (folder, node) = sample();
-    let path = folder.path();
+    let (dir, node) = sample();
+    let path = dir.path();
     let store = open(path);
     let lease = store.lease(None).unwrap();
     lease.hold(&node);
@@ -69,27 +69,28 @@ fn a_lease_stays_small_however_much_was_held_in_its_time() {
     assert_eq!(files.len(), 1, "{files:?}");
     assert!(fs::metadata(&files[0]).unwrap().len() < 300_000);
     remove(&store, "tree");
-    assert_eq!(collect(path), Collected::default());
+    assert_eq!(collect(path), GcResult::default());
 }
 
 /// A process that died may be followed by another, which takes over its guest.
 #[test]
 fn what_a_dead_process_had_in_use_stays_for_a_while_and_not_over_a_boot() {
     use std::io::{BufRead, BufReader};
-    let (folder, node) = sample();
-    let path = folder.path();
+    let (dir, node) = sample();
+    let path = dir.path();
     let mut child = command("lease", path).spawn().unwrap();
-    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
-    said.find(|line| line.as_ref().unwrap() == "held")
+    let mut reported = BufReader::new(child.stdout.take().unwrap()).lines();
+    reported
+        .find(|line| line.as_ref().unwrap() == "held")
         .unwrap()
         .unwrap();
     let store = open(path);
     remove(&store, "tree");
-    assert_eq!(collect(path), Collected::default());
+    assert_eq!(collect(path), GcResult::default());
     child.kill().unwrap();
     child.wait().unwrap();
     for _ in 0..2 {
-        assert_eq!(collect(path), Collected::default());
+        assert_eq!(collect(path), GcResult::default());
     }
     assert_readable(&store, &node);
     let files = leases(path);

@@ -1,12 +1,12 @@
-//! The store in a folder, from outside: what other processes, crashes, full disks and damaged
+//! The store in a directory, from outside: what other processes, crashes, full disks and damaged
 //! files do to it.
 
 mod any_state;
 mod basics;
 mod crash;
 mod damage;
+mod dir;
 mod disk;
-mod folder;
 mod garbage;
 mod leases;
 mod missing;

@@ -6,20 +6,22 @@ use std::path::{Path, PathBuf};
 
 use castore_fs::castore::Root;
 use castore_fs::nix::PathInfo;
-use castore_fs::store::{Added, Error, LocalStore, Repaired, Store};
+use castore_fs::store::{
+    AddedTotals, Cache, CacheOptions, Error, LocalStore, MemoryStore, RepairOutcome, Store,
+};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::folder::{large, records};
+use crate::dir::{large, records};
 use crate::tree::*;
 
 /// A store with two trees, one of which has a PathInfo.
 fn sample() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     add_tree(&store, "tree", 3).unwrap();
     add_named(&store, NAME, 4);
     drop(store);
-    folder
+    dir
 }
 
 const NAME: &str = "00000000000000000000000000000000-name";
@@ -54,7 +56,7 @@ fn assert_whole(store: &LocalStore) {
 
 /// Every file with its contents, but for directories that are made again.
 fn contents(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let files = crate::folder::files(path).into_iter();
+    let files = crate::dir::files(path).into_iter();
     files
         .map(|file| (file.clone(), fs::read(file).unwrap()))
         .collect()
@@ -68,7 +70,7 @@ fn assert_names_repair(error: &Error, path: &Path) {
     assert!(error.to_string().contains(&command), "{error}");
 }
 
-fn repair(path: &Path) -> (LocalStore, Repaired) {
+fn repair(path: &Path) -> (LocalStore, RepairOutcome) {
     let (store, repaired) = LocalStore::repair(path).unwrap();
     assert_eq!(store.check_index().unwrap(), [] as [String; 0]);
     (store, repaired)
@@ -77,20 +79,20 @@ fn repair(path: &Path) -> (LocalStore, Repaired) {
 #[test]
 fn without_its_format_file_a_store_is_read_and_never_written() {
     for damage in [None, Some(&b""[..]), Some(b"\0\0\0\0"), Some(b"# only\n")] {
-        let folder = sample();
-        let format = folder.path().join("format");
+        let dir = sample();
+        let format = dir.path().join("format");
         fs::remove_file(&format).unwrap();
         if let Some(bytes) = damage {
             fs::write(&format, bytes).unwrap();
         }
-        let before = contents(folder.path());
-        let store = open(folder.path());
+        let before = contents(dir.path());
+        let store = open(dir.path());
         assert_whole(&store);
         let error = add_tree(&store, "other", 5).unwrap_err();
-        assert_names_repair(&error, folder.path());
+        assert_names_repair(&error, dir.path());
         drop(store);
-        assert_eq!(contents(folder.path()), before);
-        let (store, repaired) = repair(folder.path());
+        assert_eq!(contents(dir.path()), before);
+        let (store, repaired) = repair(dir.path());
         assert_eq!((repaired.format, repaired.index), (true, None));
         assert_whole(&store);
         add_tree(&store, "other", 5).unwrap();
@@ -128,27 +130,27 @@ fn make_version_1(path: &Path) {
 
 #[test]
 fn a_store_of_version_1_is_read_and_converted_by_its_first_change() {
-    let folder = sample();
-    make_version_1(folder.path());
-    let before = contents(folder.path());
-    let store = open(folder.path());
+    let dir = sample();
+    make_version_1(dir.path());
+    let before = contents(dir.path());
+    let store = open(dir.path());
     assert_whole(&store);
     let record = store.root_record(b"tree").unwrap().unwrap();
     assert_eq!((record.added, record.incomplete), (None, false));
-    assert_eq!(contents(folder.path()), before, "reading converts nothing");
+    assert_eq!(contents(dir.path()), before, "reading converts nothing");
     // One of version 1 that has the store open.
-    let old = Database::open(folder.path().join("index.redb"));
+    let old = Database::open(dir.path().join("index.redb"));
     drop(old);
     add_tree(&store, "third", 5).unwrap();
-    let format = fs::read_to_string(folder.path().join("format")).unwrap();
+    let format = fs::read_to_string(dir.path().join("format")).unwrap();
     assert!(format.contains("format = 2\n"), "{format}");
-    for store in [store, open(folder.path())] {
+    for store in [store, open(dir.path())] {
         assert_eq!(verify_whole(&store).0, [NAME, "third", "tree"]);
         assert_eq!(store.root_record(b"tree").unwrap().unwrap().added, None);
         let third = store.root_record(b"third").unwrap().unwrap();
         assert!(third.added.unwrap() > 1_700_000_000);
     }
-    let database = Database::open(folder.path().join("index.redb")).unwrap();
+    let database = Database::open(dir.path().join("index.redb")).unwrap();
     let view = database.begin_read().unwrap();
     let error = view.open_table(ROOTS).map(drop).unwrap_err();
     assert!(
@@ -157,16 +159,54 @@ fn a_store_of_version_1_is_read_and_converted_by_its_first_change() {
     );
     drop((view, database));
     // All of it is in the journal now, from which the index can be rebuilt.
-    fs::remove_file(folder.path().join("index.redb")).unwrap();
-    let (store, _) = repair(folder.path());
+    fs::remove_file(dir.path().join("index.redb")).unwrap();
+    let (store, _) = repair(dir.path());
     assert_eq!(verify_whole(&store).0, [NAME, "third", "tree"]);
+}
+
+/// As after a partial restore: the `format` file is older than the index, or is missing.
+#[test]
+fn an_index_of_a_newer_version_is_read_by_none_and_not_rebuilt() {
+    for format in [
+        Some("format = 2\n"),
+        Some("format = 2\nuse = cache\n"),
+        None,
+    ] {
+        let dir = sample();
+        let path = dir.path();
+        let database = Database::open(path.join("index.redb")).unwrap();
+        let txn = database.begin_write().unwrap();
+        txn.open_table(META).unwrap().insert("format", 7).unwrap();
+        txn.commit().unwrap();
+        drop(database);
+        match format {
+            Some(text) => fs::write(path.join("format"), text).unwrap(),
+            None => fs::remove_file(path.join("format")).unwrap(),
+        }
+        let before = contents(path);
+        let cache = format!("local:{}", path.display());
+        let as_cache = || {
+            let upstream: std::sync::Arc<dyn Store> = std::sync::Arc::new(MemoryStore::new());
+            Cache::open(&cache, upstream, CacheOptions::default()).map(drop)
+        };
+        for refused in [
+            LocalStore::open(path).map(drop),
+            LocalStore::repair(path).map(drop),
+            as_cache(),
+        ] {
+            let error = refused.unwrap_err().to_string();
+            let words = "newer castore-fs (format 7), this one understands up to 2";
+            assert!(error.contains(words), "{format:?}: {error}");
+        }
+        assert!(contents(path) == before, "{format:?}: it was changed");
+    }
 }
 
 #[test]
 fn a_lost_index_is_rebuilt_from_packs_and_journal() {
     for damage in 0..4 {
-        let folder = sample();
-        let path = folder.path();
+        let dir = sample();
+        let path = dir.path();
         let index = path.join("index.redb");
         let usage = open(path).usage().unwrap().unwrap();
         let length = fs::metadata(&index).unwrap().len();
@@ -197,15 +237,15 @@ fn a_lost_index_is_rebuilt_from_packs_and_journal() {
             assert_whole(&store);
             assert_eq!(store.usage().unwrap().unwrap(), usage);
             // Nothing that is there is sent again.
-            assert_eq!(add_tree(&store, "tree", 3).unwrap(), Added::default());
+            assert_eq!(add_tree(&store, "tree", 3).unwrap(), AddedTotals::default());
         }
     }
 }
 
 #[test]
 fn an_index_that_is_older_than_the_rest_is_not_written_to() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
     add_tree(&open(path), "tree", 3).unwrap();
     let old = fs::read(path.join("index.redb")).unwrap();
     add_named(&open(path), NAME, 4);
@@ -224,8 +264,8 @@ fn an_index_that_is_older_than_the_rest_is_not_written_to() {
 
 #[test]
 fn a_journal_of_another_index_is_written_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
     add_tree(&open(path), "tree", 3).unwrap();
     let journal = path.join("journal");
     let old = fs::read(&journal).unwrap();
@@ -255,8 +295,8 @@ fn a_journal_of_another_index_is_written_again() {
 
 #[test]
 fn without_index_and_journal_the_objects_are_found() {
-    let folder = sample();
-    let path = folder.path();
+    let dir = sample();
+    let path = dir.path();
     let usage = open(path).usage().unwrap();
     fs::remove_file(path.join("index.redb")).unwrap();
     fs::remove_file(path.join("journal")).unwrap();
@@ -271,7 +311,7 @@ fn without_index_and_journal_the_objects_are_found() {
         store.collect_garbage(&Default::default()).unwrap(),
         Default::default()
     );
-    assert_eq!(add_tree(&store, "tree", 3).unwrap(), Added::default());
+    assert_eq!(add_tree(&store, "tree", 3).unwrap(), AddedTotals::default());
     add_named(&store, NAME, 4);
     assert_whole(&store);
 }
@@ -279,8 +319,8 @@ fn without_index_and_journal_the_objects_are_found() {
 #[test]
 fn what_a_lost_pack_held_comes_again() {
     for all in [false, true] {
-        let folder = sample();
-        let path = folder.path();
+        let dir = sample();
+        let path = dir.path();
         match all {
             false => fs::remove_file(&records(path)[0].pack).unwrap(),
             true => {
@@ -311,8 +351,8 @@ fn what_a_lost_pack_held_comes_again() {
 
 #[test]
 fn what_is_not_needed_is_made_again() {
-    let folder = sample();
-    let path = folder.path();
+    let dir = sample();
+    let path = dir.path();
     fs::remove_file(path.join("sequence")).unwrap();
     fs::remove_file(path.join("additions")).unwrap();
     fs::remove_dir_all(path.join("tmp")).unwrap();
@@ -328,8 +368,8 @@ fn what_is_not_needed_is_made_again() {
 
 #[test]
 fn a_record_that_is_damaged_costs_itself_and_no_other() {
-    let folder = sample();
-    let path = folder.path();
+    let dir = sample();
+    let path = dir.path();
     let before = open(path).usage().unwrap().unwrap();
     let mut hit = 0;
     for record in records(path).iter().step_by(7) {

@@ -17,11 +17,11 @@ const ROLE: &str = "CASTORE_FS_TEST_ROLE";
 const STORE: &str = "CASTORE_FS_TEST_STORE";
 
 /// Starts a process that plays `role` at a store.
-pub fn start(role: &str, store: &Path) -> Child {
+pub(crate) fn start(role: &str, store: &Path) -> Child {
     command(role, store).spawn().unwrap()
 }
 
-pub fn command(role: &str, store: &Path) -> Command {
+pub(crate) fn command(role: &str, store: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", "processes::child", "--nocapture"])
@@ -43,7 +43,7 @@ fn child() {
     let (verb, number) = role.split_once(' ').unwrap_or((&role, "0"));
     let number: u64 = number.parse().unwrap();
     match verb {
-        // Adds a hundred roots of the same names as others do, each with a node of its own, and says which
+        // Adds a hundred roots of the same names as others do, each with a node of its own, and prints which
         // it could add.
         "claim" => {
             let store = open(std::path::Path::new(&path));
@@ -139,17 +139,17 @@ fn child() {
 /// A name is given once, whichever processes want it at once.
 #[test]
 fn of_processes_that_add_a_root_of_one_name_one_succeeds() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     let claimants: Vec<_> = (1..=3)
-        .map(|number| start(&format!("claim {number}"), folder.path()))
+        .map(|number| start(&format!("claim {number}"), dir.path()))
         .collect();
     let mut claims = std::collections::BTreeMap::new();
     for (number, claimant) in (1..).zip(claimants) {
         let output = claimant.wait_with_output().unwrap();
         assert!(output.status.success());
-        let said = String::from_utf8(output.stdout).unwrap();
-        for line in said
+        let reported = String::from_utf8(output.stdout).unwrap();
+        for line in reported
             .lines()
             .filter_map(|line| line.strip_prefix("claimed "))
         {
@@ -167,13 +167,10 @@ fn of_processes_that_add_a_root_of_one_name_one_succeeds() {
 
 #[test]
 fn processes_read_while_others_write() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     // Ten of each one's trees are the other's too.
-    let writers = [
-        start("add 0", folder.path()),
-        start("add 10", folder.path()),
-    ];
+    let writers = [start("add 0", dir.path()), start("add 10", dir.path())];
     let mut waiting = writers.map(Some);
     let mut seen = 0;
     let mut version = store.roots_version().unwrap();
@@ -198,13 +195,13 @@ fn processes_read_while_others_write() {
     let usage = store.usage().unwrap().unwrap();
     assert_eq!(usage.blobs, reached.blobs.len() as u64 - 1);
     assert_eq!(usage.directories, reached.directories.len() as u64);
-    assert_eq!(open(folder.path()).usage().unwrap(), Some(usage));
+    assert_eq!(open(dir.path()).usage().unwrap(), Some(usage));
 }
 
 #[test]
 fn two_stores_made_at_once_are_one() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("deep/store");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("deep/store");
     std::thread::scope(|scope| {
         for seed in 0..4 {
             let path = &path;

@@ -2,15 +2,15 @@
 
 use castore_fs::castore::{Digest, Root};
 use castore_fs::nix::PathInfo;
-use castore_fs::store::{Chunk, ChunkPlace, Error, Store};
+use castore_fs::store::{ChunkPlace, Error, Store, StoredChunk};
 
 use crate::garbage::{now, remove};
 use crate::tree::*;
 
 /// A tree's node, without the tree.
 fn node_of(seed: u64) -> castore_fs::castore::Node {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     add_tree(&store, "tree", seed).unwrap();
     let root = block_on(store.root(b"tree")).unwrap().unwrap();
     root.node
@@ -18,8 +18,8 @@ fn node_of(seed: u64) -> castore_fs::castore::Node {
 
 #[test]
 fn a_root_that_came_before_its_content_is_hidden_until_that_has_come() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     let root = Root {
         name: name("early"),
         node: node_of(1),
@@ -34,7 +34,7 @@ fn a_root_that_came_before_its_content_is_hidden_until_that_has_come() {
         ingest.commit()
     };
     announce(&root).unwrap();
-    for store in [store.clone(), open(folder.path())] {
+    for store in [store.clone(), open(dir.path())] {
         assert_eq!(block_on(store.root(b"early")).unwrap(), None);
         assert_eq!(block_on(store.roots()).unwrap(), []);
         assert_eq!(block_on(store.path_info(b"early")).unwrap(), None);
@@ -59,7 +59,7 @@ fn a_root_that_came_before_its_content_is_hidden_until_that_has_come() {
     ingest.commit().unwrap();
     assert!(store.roots_version().unwrap() > version);
     store.collect_garbage(&now()).unwrap();
-    for store in [store.clone(), open(folder.path())] {
+    for store in [store.clone(), open(dir.path())] {
         assert_eq!(verify_whole(&store).0, ["early"]);
         assert_eq!(
             block_on(store.path_info(b"early")).unwrap(),
@@ -67,7 +67,7 @@ fn a_root_that_came_before_its_content_is_hidden_until_that_has_come() {
         );
         assert_eq!(block_on(store.incomplete_root(b"early")).unwrap(), None);
     }
-    // A root whose content is here is not replaced by a promise.
+    // A root whose content is stored is not replaced by a promise.
     let error = announce(&other).unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error}");
     assert_eq!(verify_whole(&store).0, ["early"]);
@@ -75,8 +75,8 @@ fn a_root_that_came_before_its_content_is_hidden_until_that_has_come() {
 
 #[test]
 fn a_root_keeps_the_time_when_it_became_what_it_is() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     add_tree(&store, "tree", 1).unwrap();
     let added = |store: &castore_fs::store::LocalStore| {
         store.root_record(b"tree").unwrap().unwrap().added.unwrap()
@@ -97,12 +97,12 @@ fn a_root_keeps_the_time_when_it_became_what_it_is() {
 
 #[test]
 fn a_blobs_chunks_go_with_it_and_are_found_in_another_that_has_them() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
     let (one, two) = (noise(1, 3 << 20), noise(1, 2 << 20));
     let blobs = [&one, &two].map(|bytes| Digest::of(bytes));
-    let chunks = |bytes: &[u8]| -> Vec<Chunk> {
-        let chunks = bytes.chunks(1 << 20).map(|chunk| Chunk {
+    let chunks = |bytes: &[u8]| -> Vec<StoredChunk> {
+        let chunks = bytes.chunks(1 << 20).map(|chunk| StoredChunk {
             digest: Digest::of(chunk),
             len: chunk.len() as u64,
         });
@@ -120,7 +120,7 @@ fn a_blobs_chunks_go_with_it_and_are_found_in_another_that_has_them() {
     store.set_chunk_list(&blobs[0], &chunks(&one)).unwrap();
     store.set_chunk_list(&blobs[1], &chunks(&two)).unwrap();
     assert_eq!(
-        open(folder.path()).chunk_list(&blobs[0]).unwrap(),
+        open(dir.path()).chunk_list(&blobs[0]).unwrap(),
         Some(chunks(&one))
     );
     let second = chunks(&one)[1];

@@ -1,11 +1,11 @@
-# Evaluates the examples of the documentation. `folder` has a folder for each, whose default.nix is a
+# Evaluates the examples of the documentation. `directory` has a directory for each, whose default.nix is a
 # function of `pkgs` and `castore-fs` (our flake) to what the documentation shows: a flake, a module,
 # or a test. Gives, by name, what became of it: for each of its machines the daemon's file and the
 # file systems. An assertion that fails is an error.
 {
   lib,
   standIn,
-  folder,
+  directory,
 }:
 
 let
@@ -45,7 +45,7 @@ let
   became =
     name:
     let
-      value = import (folder + "/${name}") { inherit pkgs castore-fs; };
+      value = import (directory + "/${name}") { inherit pkgs castore-fs; };
     in
     if value ? outputs then
       lib.mapAttrs (_: system: lib.mapAttrs (_: machine) system.nodes)
@@ -55,4 +55,4 @@ let
     else
       { module.machine = machine value; };
 in
-lib.mapAttrs (name: _: became name) (builtins.readDir folder)
+lib.mapAttrs (name: _: became name) (builtins.readDir directory)

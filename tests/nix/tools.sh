@@ -1,5 +1,5 @@
-# For tests/nix/run and tests/nix/evaluate, in the repository's folder: Nix, wherever it comes from, a
-# scratch folder, and checks that are counted.
+# For tests/nix/run and tests/nix/evaluate, in the repository's directory: Nix, wherever it comes from, a
+# scratch directory, and checks that are counted.
 #
 # The tools are taken from PATH. Where they are not there, Nix comes from Debian's packages, unpacked
 # and not installed, and nixfmt and deadnix from crates.io; they are kept in $CASTORE_FS_TEST_CACHE
@@ -15,7 +15,7 @@ passed=0
 failed=0
 notes=()
 
-# check WHAT COMMAND...: goes on after a failure. What the command says is shown if it fails; the last
+# check WHAT COMMAND...: continues after a failure. The output of the command is shown if it fails; the last
 # line that begins with "# " in any case.
 check() {
     local what=$1 status
@@ -112,12 +112,12 @@ program() {
 
 documents=(README.md docs/nixos.md)
 
-# snippets FOLDER: puts each example in Nix into FOLDER/<document>-<number>/example.nix.
+# snippets DIRECTORY: puts each example in Nix into DIRECTORY/<document>-<number>/example.nix.
 snippets() {
-    local folder=$1 document
+    local directory=$1 document
     for document in "${documents[@]}"; do
-        awk -v folder="$folder" -v name="$(basename "$document" .md)" '
-            /^```nix$/ { number++; file = folder "/" name "-" number; system("mkdir -p " file); file = file "/example.nix"; next }
+        awk -v directory="$directory" -v name="$(basename "$document" .md)" '
+            /^```nix$/ { number++; file = directory "/" name "-" number; system("mkdir -p " file); file = file "/example.nix"; next }
             /^```$/ { file = "" }
             file { print > file }
         ' "$document"

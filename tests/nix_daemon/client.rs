@@ -5,23 +5,23 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-pub const LAST: u64 = 0x616c_7473;
-pub const ERROR: u64 = 0x6378_7470;
+pub(crate) const LAST: u64 = 0x616c_7473;
+pub(crate) const ERROR: u64 = 0x6378_7470;
 
 /// A connection after its handshake.
-pub struct Client(pub UnixStream);
+pub(crate) struct Client(pub UnixStream);
 
 /// Bytes of a request.
 #[derive(Default)]
-pub struct Bytes(pub Vec<u8>);
+pub(crate) struct Bytes(pub Vec<u8>);
 
 impl Bytes {
-    pub fn word(mut self, word: u64) -> Self {
+    pub(crate) fn word(mut self, word: u64) -> Self {
         self.0.extend(word.to_le_bytes());
         self
     }
 
-    pub fn text(self, text: &str) -> Self {
+    pub(crate) fn text(self, text: &str) -> Self {
         let mut bytes = self.word(text.len() as u64);
         bytes.0.extend(text.as_bytes());
         while !bytes.0.len().is_multiple_of(8) {
@@ -30,7 +30,7 @@ impl Bytes {
         bytes
     }
 
-    pub fn texts(self, texts: &[&str]) -> Self {
+    pub(crate) fn texts(self, texts: &[&str]) -> Self {
         let bytes = self.word(texts.len() as u64);
         texts.iter().fold(bytes, |bytes, text| bytes.text(text))
     }
@@ -38,7 +38,7 @@ impl Bytes {
 
 impl Client {
     /// A connection that has sent nothing.
-    pub fn silent(socket: &Path) -> Self {
+    pub(crate) fn silent(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).unwrap();
         // A server that should answer and does not fails the test.
         let patience = Some(Duration::from_secs(60));
@@ -48,13 +48,18 @@ impl Client {
     }
 
     /// A connection of Nix 2.26.
-    pub fn connect(socket: &Path) -> Self {
+    pub(crate) fn connect(socket: &Path) -> Self {
         Self::with_version(socket, 0x126)
     }
 
     /// A connection of a client with this version.
-    pub fn with_version(socket: &Path, version: u64) -> Self {
-        let mut client = Self::silent(socket);
+    pub(crate) fn with_version(socket: &Path, version: u64) -> Self {
+        Self::silent(socket).shake_hands(version)
+    }
+
+    /// The handshake of a client with this version.
+    pub(crate) fn shake_hands(self, version: u64) -> Self {
+        let mut client = self;
         client.send(Bytes::default().word(0x6e69_7863).word(version));
         assert_eq!(client.word(), 0x6478_696f);
         assert_eq!(client.word(), 0x126);
@@ -71,12 +76,12 @@ impl Client {
         client
     }
 
-    pub fn send(&mut self, bytes: Bytes) {
+    pub(crate) fn send(&mut self, bytes: Bytes) {
         self.0.write_all(&bytes.0).unwrap();
     }
 
     /// Sends an operation, and reads up to its result.
-    pub fn ask(&mut self, code: u64, fields: Bytes) -> &mut Self {
+    pub(crate) fn ask(&mut self, code: u64, fields: Bytes) -> &mut Self {
         if let Err(message) = self.try_ask(code, fields) {
             panic!("operation {code}: {message}");
         }
@@ -84,7 +89,7 @@ impl Client {
     }
 
     /// As [`ask`](Self::ask), or the message of the error.
-    pub fn try_ask(&mut self, code: u64, fields: Bytes) -> Result<(), String> {
+    pub(crate) fn try_ask(&mut self, code: u64, fields: Bytes) -> Result<(), String> {
         let mut all = Bytes::default().word(code);
         all.0.extend(fields.0);
         self.send(all);
@@ -92,7 +97,7 @@ impl Client {
     }
 
     /// Reads up to a result, or an error.
-    pub fn result(&mut self) -> Result<(), String> {
+    pub(crate) fn result(&mut self) -> Result<(), String> {
         match self.word() {
             LAST => Ok(()),
             ERROR => {
@@ -107,13 +112,13 @@ impl Client {
         }
     }
 
-    pub fn word(&mut self) -> u64 {
+    pub(crate) fn word(&mut self) -> u64 {
         let mut word = [0; 8];
         self.0.read_exact(&mut word).unwrap();
         u64::from_le_bytes(word)
     }
 
-    pub fn text(&mut self) -> String {
+    pub(crate) fn text(&mut self) -> String {
         let length = self.word() as usize;
         let mut text = vec![0; length.next_multiple_of(8)];
         self.0.read_exact(&mut text).unwrap();
@@ -122,24 +127,24 @@ impl Client {
         String::from_utf8(text).unwrap()
     }
 
-    pub fn texts(&mut self) -> Vec<String> {
+    pub(crate) fn texts(&mut self) -> Vec<String> {
         (0..self.word()).map(|_| self.text()).collect()
     }
 
-    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         self.0.read_exact(&mut bytes).unwrap();
         bytes
     }
 
     /// Whether the server has ended the connection.
-    pub fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&mut self) -> bool {
         matches!(self.0.read(&mut [0]), Ok(0))
             || matches!(self.0.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
     }
 
     /// Whether `path` is valid, by `IsValidPath`.
-    pub fn is_valid(&mut self, path: &str) -> bool {
+    pub(crate) fn is_valid(&mut self, path: &str) -> bool {
         self.ask(1, Bytes::default().text(path)).word() == 1
     }
 }

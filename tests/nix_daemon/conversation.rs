@@ -7,8 +7,8 @@ use tempfile::TempDir;
 
 use crate::bench::{Daemon, add, limits, local};
 use crate::client::{Bytes, Client};
-use crate::written::path;
 use kit::model::{Model, directory, file, program};
+use kit::written::path;
 
 fn tree() -> Model {
     directory([
@@ -18,28 +18,28 @@ fn tree() -> Model {
 }
 
 struct Bench {
-    _folder: TempDir,
+    _dir: TempDir,
     daemon: Daemon,
     dep: StorePath,
-    top: StorePath,
+    app: StorePath,
     nar: Vec<u8>,
 }
 
 /// dep <- top, in a local store; and a root of which nothing is known.
 fn bench() -> Bench {
-    let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("store");
-    let (dep, top) = (path('0', "dep"), path('1', "top"));
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let (dep, app) = (path('0', "dep"), path('1', "top"));
     add(&store, &dep, &file("dep"), &[]);
-    let nar = add(&store, &top, &tree(), &[&dep, &top]);
-    let bare = castore_fs::store::LocalStore::open(&store).unwrap();
-    file("bare").put_root(&bare, &path('2', "bare").to_string());
-    let daemon = Daemon::start(&local(&store), &folder.path().join("socket"), limits());
+    let nar = add(&store, &app, &tree(), &[&dep, &app]);
+    let empty = castore_fs::store::LocalStore::open(&store).unwrap();
+    file("bare").put_root(&empty, &path('2', "bare").to_string());
+    let daemon = Daemon::start(&local(&store), &dir.path().join("socket"), limits());
     Bench {
-        _folder: folder,
+        _dir: dir,
         daemon,
         dep,
-        top,
+        app,
         nar,
     }
 }
@@ -57,7 +57,7 @@ fn every_version_from_1_35_on_is_spoken() {
         let settings = (0..12).fold(Bytes::default(), Bytes::word);
         let settings = settings.word(1).text("cores").text("4");
         client.ask(19, settings);
-        assert!(client.is_valid(&bench.top.absolute()), "{version:x}");
+        assert!(client.is_valid(&bench.app.absolute()), "{version:x}");
         assert!(!client.is_valid(&path('3', "absent").absolute()));
     }
 }
@@ -81,10 +81,10 @@ fn an_older_client_is_refused_with_a_sentence() {
 fn what_is_known_of_a_path_is_sent_as_nix_reads_it() {
     let bench = bench();
     let mut client = Client::connect(&bench.daemon.socket);
-    assert_eq!(client.ask(26, one(&bench.top)).word(), 1);
+    assert_eq!(client.ask(26, one(&bench.app)).word(), 1);
     assert_eq!(client.text(), "", "no deriver");
     assert_eq!(client.text(), HEXLOWER.encode(&Sha256::digest(&bench.nar)));
-    assert_eq!(client.texts(), [bench.dep.absolute(), bench.top.absolute()]);
+    assert_eq!(client.texts(), [bench.dep.absolute(), bench.app.absolute()]);
     assert!(client.word() > 1_600_000_000, "when it was first reported");
     assert_eq!(client.word(), bench.nar.len() as u64);
     assert_eq!(client.word(), 0, "not built here");
@@ -100,22 +100,22 @@ fn what_is_known_of_a_path_is_sent_as_nix_reads_it() {
 #[test]
 fn questions_about_many_paths_are_answered() {
     let bench = bench();
-    let (dep, top) = (bench.dep.absolute(), bench.top.absolute());
+    let (dep, app) = (bench.dep.absolute(), bench.app.absolute());
     let absent = path('3', "absent").absolute();
     let mut client = Client::connect(&bench.daemon.socket);
-    let some = [&absent[..], &top, &dep];
+    let some = [&absent[..], &app, &dep];
     let valid = client
         .ask(31, Bytes::default().texts(&some).word(1))
         .texts();
-    assert_eq!(valid, [&top[..], &dep]);
-    assert_eq!(client.ask(23, Bytes::default()).texts(), [&dep[..], &top]);
-    assert_eq!(client.ask(6, one(&bench.dep)).texts(), [&top[..]]);
-    assert_eq!(client.ask(5, one(&bench.top)).texts(), [&dep[..], &top]);
+    assert_eq!(valid, [&app[..], &dep]);
+    assert_eq!(client.ask(23, Bytes::default()).texts(), [&dep[..], &app]);
+    assert_eq!(client.ask(6, one(&bench.dep)).texts(), [&app[..]]);
+    assert_eq!(client.ask(5, one(&bench.app)).texts(), [&dep[..], &app]);
     let hash = Bytes::default().text(&"1".repeat(32));
-    assert_eq!(client.ask(29, hash).text(), top);
+    assert_eq!(client.ask(29, hash).text(), app);
     let hash = Bytes::default().text(&"3".repeat(32));
     assert_eq!(client.ask(29, hash).text(), "");
-    assert_eq!(client.ask(33, one(&bench.top)).texts(), [""; 0]);
+    assert_eq!(client.ask(33, one(&bench.app)).texts(), [""; 0]);
     // What would be built, what substituted, what is unknown, and the sizes.
     client.ask(40, Bytes::default().texts(&some));
     assert_eq!(client.texts(), [""; 0]);
@@ -129,7 +129,7 @@ fn questions_about_many_paths_are_answered() {
     );
     assert_eq!(
         client
-            .ask(30, Bytes::default().word(1).text(&top).text(""))
+            .ask(30, Bytes::default().word(1).text(&app).text(""))
             .word(),
         0
     );
@@ -141,7 +141,7 @@ fn questions_about_many_paths_are_answered() {
         0
     );
     for done in [11, 10] {
-        assert_eq!(client.ask(done, one(&bench.top)).word(), 1);
+        assert_eq!(client.ask(done, one(&bench.app)).word(), 1);
     }
     for done in [13, 34] {
         assert_eq!(client.ask(done, Bytes::default()).word(), 1);
@@ -151,12 +151,12 @@ fn questions_about_many_paths_are_answered() {
 #[test]
 fn what_is_to_be_built_is_there_or_is_refused_path_by_path() {
     let bench = bench();
-    let (top, absent) = (bench.top.absolute(), path('3', "absent").absolute());
+    let (app, absent) = (bench.app.absolute(), path('3', "absent").absolute());
     for (version, times) in [(0x124, 0), (0x126, 2)] {
         let mut client = Client::with_version(&bench.daemon.socket, version);
-        client.ask(46, Bytes::default().texts(&[&top, &absent]).word(0));
+        client.ask(46, Bytes::default().texts(&[&app, &absent]).word(0));
         assert_eq!(client.word(), 2);
-        for (path, status) in [(&top, 2), (&absent, 14)] {
+        for (path, status) in [(&app, 2), (&absent, 14)] {
             assert_eq!(&client.text(), path);
             assert_eq!(client.word(), status);
             assert_eq!(client.text().is_empty(), status == 2);
@@ -167,7 +167,7 @@ fn what_is_to_be_built_is_there_or_is_refused_path_by_path() {
         }
         assert_eq!(
             client
-                .ask(9, Bytes::default().texts(&[&top]).word(0))
+                .ask(9, Bytes::default().texts(&[&app]).word(0))
                 .word(),
             1
         );
@@ -177,6 +177,19 @@ fn what_is_to_be_built_is_there_or_is_refused_path_by_path() {
                 .unwrap_err()
                 .contains("builds and substitutes nothing")
         );
+        // The derivation may be in the store: what is not there are its outputs.
+        let outputs = format!("{app}!out,dev");
+        for code in [9, 46] {
+            let wanted = Bytes::default().texts(&[&outputs]).word(0);
+            let refused = client.try_ask(code, wanted).unwrap_err();
+            assert!(
+                refused.starts_with(&format!(
+                    "outputs of the derivation '{app}' are requested (out,dev), and"
+                )),
+                "{refused}"
+            );
+            assert!(!refused.contains("is not in this store"), "{refused}");
+        }
     }
 }
 
@@ -184,23 +197,23 @@ fn what_is_to_be_built_is_there_or_is_refused_path_by_path() {
 fn contents_are_sent_as_a_nar() {
     let bench = bench();
     let mut client = Client::connect(&bench.daemon.socket);
-    let nar = client.ask(38, one(&bench.top)).bytes(bench.nar.len());
+    let nar = client.ask(38, one(&bench.app)).bytes(bench.nar.len());
     assert!(nar == bench.nar);
     let refused = client.try_ask(38, one(&path('3', "absent")));
     assert!(refused.unwrap_err().contains("is not valid"));
-    assert!(client.is_valid(&bench.top.absolute()));
+    assert!(client.is_valid(&bench.app.absolute()));
 }
 
 #[test]
 fn the_outputs_of_a_derivation_are_read_from_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("store");
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
     let (drv, source) = (path('4', "x.drv"), path('0', "source"));
     add(&store, &source, &file("s"), &[]);
     let text =
         r#"Derive([("dev","","r:sha256",""),("out","/nix/store/5-x","","")],[],[],"","",[],[])"#;
     add(&store, &drv, &file(text), &[&source]);
-    let daemon = Daemon::start(&local(&store), &folder.path().join("socket"), limits());
+    let daemon = Daemon::start(&local(&store), &dir.path().join("socket"), limits());
     let mut client = Client::connect(&daemon.socket);
     client.ask(41, one(&drv));
     assert_eq!(client.word(), 2);
@@ -215,7 +228,7 @@ fn the_outputs_of_a_derivation_are_read_from_it() {
 }
 
 #[test]
-fn what_this_store_does_not_do_is_refused_and_the_connection_goes_on() {
+fn what_this_store_does_not_do_is_refused_and_the_connection_continues() {
     let bench = bench();
     let mut client = Client::connect(&bench.daemon.socket);
     let bytes = Bytes::default;
@@ -274,13 +287,13 @@ fn what_this_store_does_not_do_is_refused_and_the_connection_goes_on() {
             refused.starts_with("this store of castore-fs "),
             "{code}: {refused}"
         );
-        assert!(client.is_valid(&bench.top.absolute()), "after {code}");
+        assert!(client.is_valid(&bench.app.absolute()), "after {code}");
     }
     for wrong in ["", "nix", "/nix/store", "/nix/store/x", "/gnu/store/x"] {
         let refused = client.try_ask(1, bytes().text(wrong)).unwrap_err();
         assert!(refused.contains("is no path of the Nix store"), "{refused}");
     }
-    assert!(client.is_valid(&bench.top.absolute()));
+    assert!(client.is_valid(&bench.app.absolute()));
     // Where the next request begins is not known after one that is not known.
     let refused = client.try_ask(99, bytes()).unwrap_err();
     assert!(refused.contains("99"), "{refused}");

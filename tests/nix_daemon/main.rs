@@ -6,6 +6,3 @@ mod client;
 mod conversation;
 mod handed_over;
 mod validity;
-#[path = "../binary_cache/written.rs"]
-#[allow(dead_code)]
-mod written;

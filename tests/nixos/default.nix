@@ -1,4 +1,4 @@
-# The flake's checks. What is evaluated is quick and says what it found when it is evaluated; what is
+# The flake's checks. What is evaluated is quick and reports what it found when it is evaluated; what is
 # built is one derivation each; `vm-*` boot machines.
 { self, pkgs }:
 
@@ -8,7 +8,7 @@ let
 
   standIn = import ./evaluation/stand-in.nix { inherit lib; };
 
-  # One that is made when there is nothing to say, and fails with what there is.
+  # One that is made when there is nothing to report, and fails with what there is.
   quiet =
     name: problems:
     if problems == [ ] then
@@ -97,7 +97,7 @@ in
   options-doc = quiet "castore-fs-options-doc" (
     lib.optional (
       optionsDoc != builtins.readFile ../../docs/nixos-options.md
-    ) "docs/nixos-options.md is not what the modules say; write it with tests/nix/evaluate --write LIB"
+    ) "docs/nixos-options.md is not what the modules have; write it with tests/nix/evaluate --write LIB"
   );
 }
 // machines

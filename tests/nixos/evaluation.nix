@@ -10,9 +10,9 @@
 let
   cases = import ./evaluation/cases.nix;
 
-  configOf =
+  evaluated =
     case:
-    (evaluate [
+    evaluate [
       ../../nixos/module.nix
       ../../nixos/guest.nix
       (case.also or { })
@@ -22,7 +22,8 @@ let
           case.services
         ];
       }
-    ]).config;
+    ];
+  configOf = case: (evaluated case).config;
 
   run =
     name: case:
@@ -100,8 +101,12 @@ let
 
   # The manual of NixOS takes no chapter of a module outside of it: its headings have no ids that the manual
   # knows, and every `nixos-rebuild` would stop.
-  chapters = lib.filter (file: lib.hasInfix "meta.doc" (builtins.readFile file)) (
-    lib.filesystem.listFilesRecursive ../../nixos
+  chapters = lib.unique (
+    lib.filter (lib.hasPrefix "${toString ../../nixos}/") (
+      lib.concatMap (case: map toString (evaluated case).options.meta.doc.files) (
+        lib.attrValues (lib.filterAttrs (_: case: !(case ? throws)) cases)
+      )
+    )
   );
 
   # The inputs of the package's build.

@@ -6,7 +6,7 @@ let
 
   scenarios = ../scenarios;
 
-  # A scenario with a machine for each name in `nodes`; its settings and steps are in its folder. What
+  # A scenario with a machine for each name in `nodes`; its settings and steps are in its directory. What
   # only NixOS can show comes after them, in `testScript`.
   scenario =
     {
@@ -17,10 +17,10 @@ let
       testScript ? "",
     }:
     let
-      folder = scenarios + "/${name}";
-      steps = lib.filter (lib.hasSuffix ".sh") (lib.attrNames (builtins.readDir folder));
+      directory = scenarios + "/${name}";
+      steps = lib.filter (lib.hasSuffix ".sh") (lib.attrNames (builtins.readDir directory));
       machineOf = step: lib.elemAt (lib.splitString "-" step) 1;
-      configured = machine: builtins.pathExists (folder + "/${machine}.toml");
+      configured = machine: builtins.pathExists (directory + "/${machine}.toml");
     in
     pkgs.testers.runNixOSTest {
       name = "castore-fs-${name}";
@@ -32,7 +32,7 @@ let
         ];
         services.castore-fs = lib.mkIf (configured machine) {
           enable = true;
-          settings = lib.importTOML (folder + "/${machine}.toml");
+          settings = lib.importTOML (directory + "/${machine}.toml");
         };
         environment.etc.castore-fs-scenarios.source = scenarios;
         environment.systemPackages = [
@@ -171,6 +171,8 @@ in
     '';
   };
 
+  port = scenario { name = "port"; };
+
   # As a user without privilege.
   fusermount = scenario {
     name = "fusermount";
@@ -237,6 +239,22 @@ in
         };
       };
     };
+  };
+
+  # A binary cache for a fleet: one machine uploads, another one substitutes.
+  binary-cache-server = scenario {
+    name = "binary-cache-server";
+    nodes = {
+      builder = { };
+      client = { };
+      server.services.castore-fs.openFirewall = true;
+    };
+  };
+
+  # A binary cache that Nix has written, behind a mount; the steps start and stop its server.
+  binary-cache-store = scenario {
+    name = "binary-cache-store";
+    nodes.machine.environment.systemPackages = [ pkgs.python3 ];
   };
 
   # Garage as nixpkgs has it; the steps make one cluster of the three.

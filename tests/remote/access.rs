@@ -11,7 +11,7 @@ use castore_fs::castore::Digest;
 use castore_fs::proto::castore_fs::services::part_service_client::PartServiceClient;
 use castore_fs::proto::castore_fs::v1::read_together_request::Wanted;
 use castore_fs::proto::castore_fs::v1::{MissingRequest, ReadPartRequest, ReadTogetherRequest};
-use castore_fs::server::{Listener, Options, ServerError, Tls, Tokens, serve};
+use castore_fs::server::{AcceptedTokens, Listener, ServerError, ServerOptions, TlsInput, serve};
 use castore_fs::store::{GrpcStore, MemoryStore, Store};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -22,7 +22,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::{memory, noise, put_file};
 use kit::double::{Double, Trouble};
-use kit::passed_on::start_with;
+use kit::passed_descriptors::start_with;
 use kit::server::Server;
 
 const TOKEN: &str = "c0rrect-horse-battery-staple";
@@ -36,8 +36,8 @@ fn with_blob() -> (MemoryStore, Digest) {
     (store, Digest::of(&blob))
 }
 
-fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
-    let path = folder.join(name);
+fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let path = dir.join(name);
     std::fs::write(&path, text).unwrap();
     path
 }
@@ -53,15 +53,15 @@ async fn read(url: &str, digest: &Digest) -> Result<usize, String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_requires_a_token_serves_no_client_without() {
     let (store, digest) = with_blob();
-    let folder = tempfile::tempdir().unwrap();
-    let address = format!("unix:{}", folder.path().join("socket").display());
-    let options = Options {
-        tokens: Some(Tokens::parse(format!("older\n{TOKEN}\n").as_bytes()).unwrap()),
-        ..Options::default()
+    let dir = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}", dir.path().join("socket").display());
+    let options = ServerOptions {
+        tokens: Some(AcceptedTokens::parse(format!("older\n{TOKEN}\n").as_bytes()).unwrap()),
+        ..ServerOptions::default()
     };
     let server = Server::with(Arc::new(store), &address, options);
-    let right = write(folder.path(), "right", &format!("{TOKEN}\n"));
-    let wrong = write(folder.path(), "wrong", "guessed");
+    let right = write(dir.path(), "right", &format!("{TOKEN}\n"));
+    let wrong = write(dir.path(), "wrong", "guessed");
     let with = |path: &Path| format!("{}?token-file={}", server.url, path.display());
     assert_eq!(read(&with(&right), &digest).await, Ok(1000));
     for url in [server.url.clone(), with(&wrong)] {
@@ -70,14 +70,14 @@ async fn a_server_that_requires_a_token_serves_no_client_without() {
         assert!(!error.contains("guessed"), "{error}");
     }
     // Probes have no token, and get the state and nothing else.
-    assert_eq!(health(&folder.path().join("socket")).await, 1);
+    assert_eq!(health(&dir.path().join("socket")).await, 1);
 }
 
 #[tokio::test]
 async fn a_token_is_not_taken_where_it_would_travel_in_the_clear() {
-    let options = Options {
-        tokens: Some(Tokens::parse(TOKEN.as_bytes()).unwrap()),
-        ..Options::default()
+    let options = ServerOptions {
+        tokens: Some(AcceptedTokens::parse(TOKEN.as_bytes()).unwrap()),
+        ..ServerOptions::default()
     };
     let listeners = Listener::bind("127.0.0.1:0").unwrap();
     let never = std::future::pending();
@@ -112,7 +112,7 @@ struct Certificates {
     client: (PathBuf, PathBuf),
 }
 
-fn certificates(folder: &Path, prefix: &str) -> Certificates {
+fn certificates(dir: &Path, prefix: &str) -> Certificates {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -125,11 +125,11 @@ fn certificates(folder: &Path, prefix: &str) -> Certificates {
     };
     let (certificate, key) = signed(ExtendedKeyUsagePurpose::ClientAuth);
     Certificates {
-        authority: write(folder, &format!("{prefix}-authority"), &authority.pem()),
+        authority: write(dir, &format!("{prefix}-authority"), &authority.pem()),
         server: signed(ExtendedKeyUsagePurpose::ServerAuth),
         client: (
-            write(folder, &format!("{prefix}-certificate"), &certificate),
-            write(folder, &format!("{prefix}-key"), &key),
+            write(dir, &format!("{prefix}-certificate"), &certificate),
+            write(dir, &format!("{prefix}-key"), &key),
         ),
     }
 }
@@ -137,20 +137,20 @@ fn certificates(folder: &Path, prefix: &str) -> Certificates {
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_demanded_and_checked_on_both_sides() {
     let (store, digest) = with_blob();
-    let folder = tempfile::tempdir().unwrap();
-    let ours = certificates(folder.path(), "ours");
-    let strange = certificates(folder.path(), "strange");
-    let options = Options {
-        tls: Some(Tls {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = certificates(dir.path(), "ours");
+    let strange = certificates(dir.path(), "strange");
+    let options = ServerOptions {
+        tls: Some(TlsInput {
             certificate: ours.server.0.clone().into(),
             key: ours.server.1.clone().into(),
             client_authority: Some(std::fs::read(&ours.authority).unwrap()),
         }),
-        tokens: Some(Tokens::parse(TOKEN.as_bytes()).unwrap()),
-        ..Options::default()
+        tokens: Some(AcceptedTokens::parse(TOKEN.as_bytes()).unwrap()),
+        ..ServerOptions::default()
     };
     let server = Server::with(Arc::new(store), "127.0.0.1:0", options);
-    let token = write(folder.path(), "token", TOKEN);
+    let token = write(dir.path(), "token", TOKEN);
     let url = |authority: &Path, client: Option<&(PathBuf, PathBuf)>, token: Option<&Path>| {
         let mut url = format!("{}?tls-ca-cert-path={}", server.url, authority.display());
         if let Some((certificate, key)) = client {
@@ -181,11 +181,11 @@ async fn certificates_are_demanded_and_checked_on_both_sides() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_run_to_their_end_when_the_server_is_stopped() {
     let (store, digest) = with_blob();
-    let slow = Arc::new(Double::far("double:", store));
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("socket");
+    let slow = Arc::new(Double::upstream("double:", store));
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
     let address = format!("unix:{}", socket.display());
-    let mut server = Server::with(slow.clone(), &address, Options::default());
+    let mut server = Server::with(slow.clone(), &address, ServerOptions::default());
     let client = server.client();
     assert!(client.root(b"missing").await.unwrap().is_none());
     slow.trouble(Trouble::Hangs);
@@ -206,10 +206,10 @@ async fn calls_run_to_their_end_when_the_server_is_stopped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_over_the_limit_wait_for_their_turn() {
     let (store, digest) = with_blob();
-    let slow = Arc::new(Double::far("double:", store));
-    let options = Options {
+    let slow = Arc::new(Double::upstream("double:", store));
+    let options = ServerOptions {
         streams: NonZeroU32::new(3).unwrap(),
-        ..Options::default()
+        ..ServerOptions::default()
     };
     let server = Server::with(slow.clone(), "127.0.0.1:0", options);
     let client = server.client();
@@ -279,18 +279,18 @@ impl Drop for Process {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_program_takes_sockets_from_systemd_and_tokens_from_its_credentials() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = format!("local:{}", folder.path().join("store").display());
-    let tree = write(folder.path(), "file", "content");
+    let dir = tempfile::tempdir().unwrap();
+    let store = format!("local:{}", dir.path().join("store").display());
+    let tree = write(dir.path(), "file", "content");
     let program = env!("CARGO_BIN_EXE_castore-fs");
     let imported = Command::new(program)
         .args(["import", "--store", &store, tree.to_str().unwrap()])
         .output()
         .unwrap();
     assert!(imported.status.success(), "{imported:?}");
-    let socket = folder.path().join("socket");
+    let socket = dir.path().join("socket");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    let tokens = write(folder.path(), "tokens", TOKEN);
+    let tokens = write(dir.path(), "tokens", TOKEN);
     let mut command = Command::new(program);
     command
         .args(["serve", "--store", &store])
@@ -299,7 +299,7 @@ async fn the_program_takes_sockets_from_systemd_and_tokens_from_its_credentials(
     let _server = Process(start_with(&command, listener));
 
     // The client is a unit that was given the token as its credential.
-    let credentials = folder.path().join("credentials");
+    let credentials = dir.path().join("credentials");
     std::fs::create_dir(&credentials).unwrap();
     write(&credentials, "upstream", TOKEN);
     let url = format!("grpc+unix:{}", socket.display());
@@ -314,14 +314,14 @@ async fn the_program_takes_sockets_from_systemd_and_tokens_from_its_credentials(
     let read = cat(&format!("{url}?token-file=upstream"), &credentials);
     assert!(read.status.success(), "{read:?}");
     assert_eq!(read.stdout, b"content");
-    let said = String::from_utf8_lossy(&read.stderr);
-    assert!(!said.contains(TOKEN));
-    assert!(said.contains("every user can read it"), "{said}");
+    let reported = String::from_utf8_lossy(&read.stderr);
+    assert!(!reported.contains(TOKEN));
+    assert!(reported.contains("every user can read it"), "{reported}");
     let refused = cat(&url, &credentials);
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(said.contains("requires a token"), "{said}");
+    let reported = String::from_utf8_lossy(&refused.stderr);
+    assert!(reported.contains("requires a token"), "{reported}");
     let missing = cat(&format!("{url}?token-file=other"), &credentials);
-    let said = String::from_utf8_lossy(&missing.stderr);
+    let reported = String::from_utf8_lossy(&missing.stderr);
     let place = credentials.join("other");
-    assert!(said.contains(place.to_str().unwrap()), "{said}");
+    assert!(reported.contains(place.to_str().unwrap()), "{reported}");
 }

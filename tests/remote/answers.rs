@@ -14,7 +14,7 @@ use castore_fs::proto::store::services::path_info_service_client::PathInfoServic
 use castore_fs::proto::store::v1::{
     GetPathInfoRequest, ListPathInfoRequest, PathInfo, get_path_info_request,
 };
-use castore_fs::proto::{Generation, MAX_MESSAGE_BYTES, RawDirectory, with_generation};
+use castore_fs::proto::{MAX_MESSAGE_BYTES, ProtocolGeneration, RawDirectory, with_generation};
 use castore_fs::store::Store;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -35,7 +35,7 @@ fn current(call: Call) -> Call {
 
 fn older(mut call: Call) -> Call {
     let uri = std::mem::take(call.uri_mut());
-    *call.uri_mut() = with_generation(uri, Generation::Older);
+    *call.uri_mut() = with_generation(uri, ProtocolGeneration::Older);
     assert!(call.uri().path().starts_with("/tvix."));
     call
 }
@@ -117,22 +117,22 @@ async fn questions_about_blobs() {
             };
             let read = all(client.read(request).await).await;
             assert_eq!(read.as_ref().err().copied(), expected);
-            if let Ok(pieces) = read {
-                let sizes = pieces.iter().map(|piece| piece.data.len());
+            if let Ok(buffers) = read {
+                let sizes = buffers.iter().map(|buffer| buffer.data.len());
                 assert!(sizes.clone().all(|size| size <= 1 << 20));
                 assert!(sizes.rev().skip(1).all(|size| size >= 64 << 10));
-                let read: Vec<u8> = pieces
+                let read: Vec<u8> = buffers
                     .iter()
-                    .flat_map(|piece| &piece.data[..])
+                    .flat_map(|buffer| &buffer.data[..])
                     .copied()
                     .collect();
                 assert!(read == there.blob);
             }
         }
-        let pieces = [&b"con"[..], b"", b"tent"].map(|data| BlobChunk {
+        let buffers = [&b"con"[..], b"", b"tent"].map(|data| BlobChunk {
             data: Bytes::from_static(data),
         });
-        let put = client.put(tokio_stream::iter(pieces)).await.unwrap();
+        let put = client.put(tokio_stream::iter(buffers)).await.unwrap();
         assert_eq!(put.into_inner().digest, bytes(&Digest::of(b"content")));
     }
 }

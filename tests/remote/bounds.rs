@@ -15,7 +15,7 @@ use castore_fs::proto::castore_fs::v1::IngestRequest;
 use castore_fs::proto::castore_fs::v1::MissingRequest;
 use castore_fs::proto::castore_fs::v1::ingest_request::{Part, What};
 use castore_fs::proto::store::services::path_info_service_client::PathInfoServiceClient;
-use castore_fs::server::{Limits, Options};
+use castore_fs::server::{ServerLimits, ServerOptions};
 use castore_fs::store::{GcOptions, LocalStore, Store};
 use futures_util::FutureExt;
 use http::uri::PathAndQuery;
@@ -55,19 +55,19 @@ async fn ask(channel: &Channel, path: &'static str, length: usize) -> Status {
     }
 }
 
-fn with_limits(limits: Limits) -> Options {
-    Options {
+fn with_limits(limits: ServerLimits) -> ServerOptions {
+    ServerOptions {
         writable: true,
         limits,
         drain: Duration::from_secs(1),
-        ..Options::default()
+        ..ServerOptions::default()
     }
 }
 
 fn local() -> (tempfile::TempDir, LocalStore) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = LocalStore::open(&folder.path().join("store")).unwrap();
-    (folder, store)
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(&dir.path().join("store")).unwrap();
+    (dir, store)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,7 +149,7 @@ async fn silent_uploads(server: &Server, connections: usize, each: usize) -> Vec
 
 #[tokio::test(flavor = "multi_thread")]
 async fn six_hundred_silent_uploads_keep_neither_readers_nor_collections() {
-    let (_folder, store) = local();
+    let (_dir, store) = local();
     let blob = noise(1, 100_000);
     let ingest = store.ingest().unwrap();
     put_file(ingest.as_ref(), &blob);
@@ -157,7 +157,7 @@ async fn six_hundred_silent_uploads_keep_neither_readers_nor_collections() {
     let server = Server::with(
         Arc::new(store.clone()),
         "127.0.0.1:0",
-        with_limits(Limits::default()),
+        with_limits(ServerLimits::default()),
     );
     let open = silent_uploads(&server, 3, 200).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -188,7 +188,7 @@ fn still_open(uploads: Vec<Silent>) -> Vec<Silent> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_continues_after_a_collection_that_ran_meanwhile() {
-    let (_folder, store) = local();
+    let (_dir, store) = local();
     let old = noise(5, 300_000);
     let ingest = store.ingest().unwrap();
     put_file(ingest.as_ref(), &old);
@@ -196,7 +196,7 @@ async fn an_upload_continues_after_a_collection_that_ran_meanwhile() {
     let server = Server::with(
         Arc::new(store.clone()),
         "127.0.0.1:0",
-        with_limits(Limits::default()),
+        with_limits(ServerLimits::default()),
     );
     // What goes into a pack, beside the old blob's, and what gets a file of its own.
     let (small, large) = (noise(6, 700_000), noise(7, 3 << 20));
@@ -243,9 +243,9 @@ async fn an_upload_continues_after_a_collection_that_ran_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_upload_ends_by_a_deadline_and_one_with_progress_does_not() {
-    let limits = Limits {
+    let limits = ServerLimits {
         silence: Duration::from_millis(600),
-        ..Limits::default()
+        ..ServerLimits::default()
     };
     let server = Server::with(Arc::new(memory()), "127.0.0.1:0", with_limits(limits));
     for (_, _, call) in silent_uploads(&server, 1, 2).await {
@@ -263,10 +263,10 @@ async fn a_silent_upload_ends_by_a_deadline_and_one_with_progress_does_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connections_are_closed_and_lock_no_client_out() {
-    let limits = Limits {
+    let limits = ServerLimits {
         connections: 8,
         first_call: Duration::from_secs(3600),
-        ..Limits::default()
+        ..ServerLimits::default()
     };
     let server = Server::with(Arc::new(memory()), "127.0.0.1:0", with_limits(limits));
     let address = server.url.trim_start_matches("grpc+http://").to_owned();
@@ -278,10 +278,10 @@ async fn silent_connections_are_closed_and_lock_no_client_out() {
     assert_eq!(asked.expect("locked out").unwrap(), None);
     // And after a while, even if no other connection needs its place.
     silent.clear();
-    let limits = Limits {
+    let limits = ServerLimits {
         first_call: Duration::from_millis(300),
         idle: Duration::from_millis(300),
-        ..Limits::default()
+        ..ServerLimits::default()
     };
     let server = Server::with(Arc::new(memory()), "127.0.0.1:0", with_limits(limits));
     let address = server.url.trim_start_matches("grpc+http://").to_owned();
@@ -318,12 +318,12 @@ async fn uploads_leave_the_disk_what_is_to_stay_free_and_have_an_end() {
         let put = client.put(tokio_stream::once(chunk)).await;
         put.map(drop).map_err(|status| status.code())
     };
-    let (folder, store) = local();
-    let limits = |keep_free| Limits {
-        disk: Some(folder.path().to_owned()),
+    let (dir, store) = local();
+    let limits = |keep_free| ServerLimits {
+        disk: Some(dir.path().to_owned()),
         keep_free,
         upload: 1_000_000,
-        ..Limits::default()
+        ..ServerLimits::default()
     };
     let start = |keep_free| {
         let options = with_limits(limits(keep_free));
@@ -336,14 +336,14 @@ async fn uploads_leave_the_disk_what_is_to_stay_free_and_have_an_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_are_not_read_take_bounded_memory_and_starve_no_client() {
-    let (_folder, store) = local();
+    let (_dir, store) = local();
     let blob = noise(1, 8 << 20);
     let ingest = store.ingest().unwrap();
     put_file(ingest.as_ref(), &blob);
     ingest.commit().unwrap();
-    let limits = Limits {
+    let limits = ServerLimits {
         response_memory: 4 << 20,
-        ..Limits::default()
+        ..ServerLimits::default()
     };
     let server = Server::with(Arc::new(store), "127.0.0.1:0", with_limits(limits));
     let digest = Bytes::copy_from_slice(Digest::of(&blob).as_bytes());
@@ -374,9 +374,13 @@ async fn answers_that_are_not_read_take_bounded_memory_and_starve_no_client() {
 async fn calls_that_wait_for_an_upstream_hold_no_thread() {
     // The runtime has 512 threads that may block.
     const CALLS: usize = 600;
-    let slow = Arc::new(Double::far("double:", memory()));
+    let slow = Arc::new(Double::upstream("double:", memory()));
     slow.trouble(Trouble::Hangs);
-    let server = Server::with(slow.clone(), "127.0.0.1:0", with_limits(Limits::default()));
+    let server = Server::with(
+        slow.clone(),
+        "127.0.0.1:0",
+        with_limits(ServerLimits::default()),
+    );
     let digest = Bytes::copy_from_slice(Digest::of(b"missing").as_bytes());
     let mut waiting = Vec::new();
     for _ in 0..3 {
@@ -419,7 +423,7 @@ async fn an_endless_nar_keeps_no_other_from_being_computed() {
     let server = Server::with(
         Arc::new(store),
         "127.0.0.1:0",
-        with_limits(Limits::default()),
+        with_limits(ServerLimits::default()),
     );
     let entry = |node: Node| {
         Entry::from(&Root {

@@ -9,7 +9,7 @@ use castore_fs::castore::{Digest, Node};
 use castore_fs::proto::castore::services::blob_service_client::BlobServiceClient;
 use castore_fs::proto::castore::v1::stat_blob_response::ChunkMeta;
 use castore_fs::proto::castore::v1::{ReadBlobRequest, StatBlobRequest};
-use castore_fs::server::Options;
+use castore_fs::server::ServerOptions;
 use castore_fs::store::{GcOptions, LocalStore, Store};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
@@ -80,8 +80,8 @@ impl Reader {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_blob_is_read_by_chunks_that_are_blobs_of_their_own() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = LocalStore::open(&folder.path().join("store")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(&dir.path().join("store")).unwrap();
     let blob = noise(1, (10 << 20) + 5);
     let small = noise(2, 1 << 20);
     let root = put_root(&store, "root", |ingest| {
@@ -89,10 +89,10 @@ async fn a_large_blob_is_read_by_chunks_that_are_blobs_of_their_own() {
         put_file(ingest, &blob)
     });
     let start = || {
-        let options = Options {
+        let options = ServerOptions {
             writable: true,
             local: Some(store.clone()),
-            ..Options::default()
+            ..ServerOptions::default()
         };
         Server::with(Arc::new(store.clone()), "127.0.0.1:0", options)
     };

@@ -22,14 +22,14 @@ use kit::skip::skip;
 const UNPRIVILEGED: u32 = 65_534;
 
 /// A directory that every user can use, with a tree that holds a large file.
-fn folder() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
+fn dir() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
     let all = fs::Permissions::from_mode(0o777);
-    fs::set_permissions(folder.path(), all).unwrap();
-    fs::create_dir(folder.path().join("tree")).unwrap();
-    fs::write(folder.path().join("tree/large"), noise(7, 3 << 20)).unwrap();
-    fs::write(folder.path().join("tree/small"), "small").unwrap();
-    folder
+    fs::set_permissions(dir.path(), all).unwrap();
+    fs::create_dir(dir.path().join("tree")).unwrap();
+    fs::write(dir.path().join("tree/large"), noise(7, 3 << 20)).unwrap();
+    fs::write(dir.path().join("tree/small"), "small").unwrap();
+    dir
 }
 
 fn program() -> Command {
@@ -50,16 +50,16 @@ struct Serving {
 }
 
 impl Serving {
-    fn start(folder: &Path, store: &str, arguments: &[&str]) -> Self {
-        Self::start_by(program(), folder, store, arguments)
+    fn start(dir: &Path, store: &str, arguments: &[&str]) -> Self {
+        Self::start_by(program(), dir, store, arguments)
     }
 
-    fn start_by(mut command: Command, folder: &Path, store: &str, arguments: &[&str]) -> Self {
+    fn start_by(mut command: Command, dir: &Path, store: &str, arguments: &[&str]) -> Self {
         let port = {
             let free = TcpListener::bind("127.0.0.1:0").unwrap();
             free.local_addr().unwrap().port()
         };
-        let socket = folder.join(format!("socket-{port}"));
+        let socket = dir.join(format!("socket-{port}"));
         command
             .args(["serve", "--store", store])
             .args(["--listen", &format!("unix:{}", socket.display())])
@@ -71,9 +71,9 @@ impl Serving {
         // The port is bound last.
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             if let Some(ended) = child.try_wait().unwrap() {
-                let mut said = String::new();
-                child.stderr.unwrap().read_to_string(&mut said).unwrap();
-                panic!("{ended}: {said}");
+                let mut reported = String::new();
+                child.stderr.unwrap().read_to_string(&mut reported).unwrap();
+                panic!("{ended}: {reported}");
             }
             assert!(began.elapsed() < Duration::from_secs(20), "no server");
             std::thread::sleep(Duration::from_millis(10));
@@ -128,11 +128,11 @@ impl Serving {
             }
             for blob in expected {
                 let digest = Bytes::copy_from_slice(Digest::of(&blob).as_bytes());
-                let pieces = all(client.read(ReadBlobRequest { digest }).await).await;
-                let read: Vec<u8> = pieces
+                let buffers = all(client.read(ReadBlobRequest { digest }).await).await;
+                let read: Vec<u8> = buffers
                     .unwrap()
                     .iter()
-                    .flat_map(|piece| &piece.data[..])
+                    .flat_map(|buffer| &buffer.data[..])
                     .copied()
                     .collect();
                 assert!(read == blob);
@@ -148,12 +148,12 @@ impl Drop for Serving {
     }
 }
 
-fn local(folder: &Path, name: &str) -> String {
-    format!("local:{}", folder.join(name).display())
+fn local(dir: &Path, name: &str) -> String {
+    format!("local:{}", dir.join(name).display())
 }
 
-fn imported(folder: &Path, name: &str) -> String {
-    let (store, tree) = (local(folder, name), folder.join("tree"));
+fn imported(dir: &Path, name: &str) -> String {
+    let (store, tree) = (local(dir, name), dir.join("tree"));
     succeeds(&["import", "--store", &store, tree.to_str().unwrap()]);
     store
 }
@@ -167,14 +167,14 @@ fn cat(url: &str, file: &str) -> Output {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_read_is_served_without_privileges() {
-    let folder = folder();
-    let store = imported(folder.path(), "store");
-    let serving = Serving::start(folder.path(), &store, &[]);
+    let dir = dir();
+    let store = imported(dir.path(), "store");
+    let serving = Serving::start(dir.path(), &store, &[]);
     serving.assert_confined();
     serving.speak(&noise(7, 3 << 20), false).await;
     assert_eq!(cat(&serving.url(), "tree/small").stdout, b"small");
     // What is added beside it is seen, as without.
-    let other = folder.path().join("tree/small");
+    let other = dir.path().join("tree/small");
     succeeds(&["import", "--store", &store, other.to_str().unwrap()]);
     assert_eq!(cat(&serving.url(), "small").stdout, b"small");
     serving.assert_confined();
@@ -183,22 +183,27 @@ async fn a_store_that_is_read_is_served_without_privileges() {
 /// Into a store that there was none of, by an ordinary user where these tests run as the superuser.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_is_added_to_without_privileges() {
-    let folder = folder();
-    let from = imported(folder.path(), "from");
+    let dir = dir();
+    // Many large files in one commit, which syncs the disk as a whole.
+    for number in 0..12 {
+        let large = dir.path().join(format!("tree/large-{number}"));
+        fs::write(large, noise(200 + number, (1 << 20) + 1)).unwrap();
+    }
+    let from = imported(dir.path(), "from");
     let is_root = rustix::process::geteuid().is_root();
     // Another user cannot run a program in a directory of the superuser.
-    let staged = folder.path().join("castore-fs");
+    let staged = dir.path().join("castore-fs");
     fs::copy(env!("CARGO_BIN_EXE_castore-fs"), &staged).unwrap();
     for (name, user) in [
         ("to", None),
         ("of-another-user", is_root.then_some(UNPRIVILEGED)),
     ] {
-        let store = local(folder.path(), name);
+        let store = local(dir.path(), name);
         let mut command = Command::new(&staged);
         if let Some(user) = user {
             command.uid(user).gid(user);
         }
-        let serving = Serving::start_by(command, folder.path(), &store, &["--writable"]);
+        let serving = Serving::start_by(command, dir.path(), &store, &["--writable"]);
         let copied = ["copy", "--from", &from, "--to", &serving.url(), "tree"];
         succeeds(&copied);
         serving.assert_confined();
@@ -213,51 +218,51 @@ async fn a_store_is_added_to_without_privileges() {
 /// Which it reaches with a token from a file elsewhere.
 #[test]
 fn an_upstream_is_served_without_privileges() {
-    let (folder, elsewhere) = (folder(), tempfile::tempdir().unwrap());
+    let (dir, elsewhere) = (dir(), tempfile::tempdir().unwrap());
     let token = elsewhere.path().join("token");
     fs::write(&token, "not-to-be-guessed").unwrap();
-    let store = imported(folder.path(), "store");
-    let far = folder.path().join("far");
+    let store = imported(dir.path(), "store");
+    let upstream = dir.path().join("far");
     let mut server = program()
         .args(["serve", "--store", &store, "--token-file"])
         .arg(&token)
-        .args(["--listen", &format!("unix:{}", far.display())])
+        .args(["--listen", &format!("unix:{}", upstream.display())])
         .spawn()
         .unwrap();
     let url = format!(
         "grpc+unix:{}?wait-connect=1&token-file={}",
-        far.display(),
+        upstream.display(),
         token.display()
     );
-    let serving = Serving::start(folder.path(), &url, &[]);
+    let serving = Serving::start(dir.path(), &url, &[]);
     serving.assert_confined();
     assert_eq!(cat(&serving.url(), "tree/large").stdout, noise(7, 3 << 20));
     let _ = server.kill();
     let _ = server.wait();
 }
 
-/// The store's large blobs, moved to another directory behind a symlink: Landlock sees the
+/// The store's large blobs, moved to another directory that a symlink leads to: Landlock sees the
 /// difference.
 #[test]
 fn files_outside_of_the_store_are_out_of_reach() {
-    let folder = folder();
-    let store = imported(folder.path(), "store");
-    let blobs = folder.path().join("store/blobs");
-    fs::rename(&blobs, folder.path().join("elsewhere")).unwrap();
-    symlink(folder.path().join("elsewhere"), &blobs).unwrap();
-    let open = Serving::start(folder.path(), &store, &["--no-sandbox"]);
+    let dir = dir();
+    let store = imported(dir.path(), "store");
+    let blobs = dir.path().join("store/blobs");
+    fs::rename(&blobs, dir.path().join("elsewhere")).unwrap();
+    symlink(dir.path().join("elsewhere"), &blobs).unwrap();
+    let open = Serving::start(dir.path(), &store, &["--no-sandbox"]);
     assert_eq!(cat(&open.url(), "tree/large").stdout, noise(7, 3 << 20));
     assert!(open.statuses()[0].contains("Seccomp:\t0\n"));
     drop(open);
     for arguments in [&[][..], &["--writable"]] {
-        let mut serving = Serving::start(folder.path(), &store, arguments);
+        let mut serving = Serving::start(dir.path(), &store, arguments);
         let read = cat(&serving.url(), "tree/large");
         let small = cat(&serving.url(), "tree/small");
         let _ = serving.child.kill();
-        let mut said = String::new();
+        let mut reported = String::new();
         let mut log = serving.child.stderr.take().unwrap();
-        log.read_to_string(&mut said).unwrap();
-        if said.contains("no Landlock in this kernel") {
+        log.read_to_string(&mut reported).unwrap();
+        if reported.contains("no Landlock in this kernel") {
             skip("this kernel no Landlock in this kernel");
             return;
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use castore_fs::castore::NodeRef;
 use castore_fs::store::{Blocking, LocalStore, Store};
-use castore_fs::tree::copy::{Progress, copy};
+use castore_fs::tree::copy::{CopyProgress, copy};
 use tokio::runtime::Runtime;
 
 use super::peer::Peer;
@@ -29,7 +29,7 @@ fn a_copy_sends_what_is_missing_and_nothing_else() {
         }
         put_directory(ingest, entries)
     });
-    let far = Server::read_only(Arc::new(source.clone()));
+    let upstream = Server::read_only(Arc::new(source.clone()));
     let peer = Peer::default();
     let ours = memory();
     let targets = [
@@ -38,9 +38,9 @@ fn a_copy_sends_what_is_missing_and_nothing_else() {
         (ours.clone(), Server::tcp(Arc::new(ours)), 1),
     ];
     for (target, server, not_sent) in targets {
-        let from = blocking(Arc::new(far.client()));
+        let from = blocking(Arc::new(upstream.client()));
         let to = blocking(Arc::new(server.client()));
-        let progress = Progress::default();
+        let progress = CopyProgress::default();
         copy(&from, &to, std::slice::from_ref(&root), &progress).unwrap();
         let mut expected = source.usage().unwrap().unwrap();
         expected.blobs -= not_sent;
@@ -52,7 +52,7 @@ fn a_copy_sends_what_is_missing_and_nothing_else() {
         assert_eq!(progress.blobs.load(Ordering::Relaxed), expected.blobs);
         let client = server.client();
         let to = blocking(Arc::new(client.clone()));
-        let again = Progress::default();
+        let again = CopyProgress::default();
         let added = copy(&from, &to, std::slice::from_ref(&root), &again).unwrap();
         assert_eq!(added, Default::default());
         assert_eq!(again.blobs.load(Ordering::Relaxed), 0);
@@ -68,8 +68,8 @@ fn a_copy_completes_a_tree_of_which_the_server_has_the_directories_only() {
     let blocking = |store: Arc<dyn Store>| Blocking::new(store, runtime.handle().clone());
     let source = memory();
     let root = put_root(&source, "tree", |ingest| put_tree(ingest, 1, 3, 4));
-    let folder = tempfile::tempdir().unwrap();
-    let target = LocalStore::open(&folder.path().join("store")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let target = LocalStore::open(&dir.path().join("store")).unwrap();
     let ingest = target.ingest().unwrap();
     let mut directories = vec![digest_and_size(&root.node).0];
     while let Some(digest) = directories.pop() {
@@ -87,7 +87,7 @@ fn a_copy_completes_a_tree_of_which_the_server_has_the_directories_only() {
     let server = Server::tcp(Arc::new(target.clone()));
     let from = blocking(Arc::new(source.clone()));
     let to = blocking(Arc::new(server.client()));
-    let progress = Progress::default();
+    let progress = CopyProgress::default();
     copy(&from, &to, std::slice::from_ref(&root), &progress).unwrap();
     let (there, wanted) = (target.usage().unwrap(), source.usage().unwrap());
     assert_eq!(there, wanted);
@@ -114,34 +114,44 @@ fn run(arguments: &[&str]) -> Output {
 
 #[test]
 fn users_serve_copy_list_and_read_from_the_command_line() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).display().to_string();
-    std::fs::create_dir(folder.path().join("tree")).unwrap();
-    std::fs::write(folder.path().join("tree/file"), noise(5, 3 << 20)).unwrap();
-    let (near, far) = (
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::create_dir(dir.path().join("tree")).unwrap();
+    std::fs::write(dir.path().join("tree/file"), noise(5, 3 << 20)).unwrap();
+    let (local_store, upstream) = (
         format!("local:{}", path("near")),
         format!("local:{}", path("far")),
     );
     let socket = format!("unix:{}", path("socket"));
-    run(&["import", "--store", &near, &path("tree")]);
-    let serve = ["serve", "--store", &far, "--listen", &socket, "--writable"];
+    run(&["import", "--store", &local_store, &path("tree")]);
+    let serve = [
+        "serve",
+        "--store",
+        &upstream,
+        "--listen",
+        &socket,
+        "--writable",
+    ];
     let child = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
         .args(serve)
         .spawn()
         .unwrap();
     let mut daemon = Daemon(child);
     let started = Instant::now();
-    while !folder.path().join("socket").exists() {
+    while !dir.path().join("socket").exists() {
         assert!(started.elapsed() < Duration::from_secs(10));
         std::thread::sleep(Duration::from_millis(10));
     }
     let remote = format!("grpc+{socket}?wait-connect=1");
-    let copied = run(&["copy", "--from", &near, "--to", &remote, "tree"]);
-    let said = String::from_utf8(copied.stdout).unwrap();
-    assert!(said.contains("1 directories, 1 blobs, 3.00 MiB"), "{said}");
-    let again = run(&["copy", "--from", &near, "--to", &remote, "--all"]);
-    let said = String::from_utf8(again.stdout).unwrap();
-    assert!(said.contains(" 0 blobs, 0 B"), "{said}");
+    let copied = run(&["copy", "--from", &local_store, "--to", &remote, "tree"]);
+    let reported = String::from_utf8(copied.stdout).unwrap();
+    assert!(
+        reported.contains("1 directories, 1 blobs, 3.00 MiB"),
+        "{reported}"
+    );
+    let again = run(&["copy", "--from", &local_store, "--to", &remote, "--all"]);
+    let reported = String::from_utf8(again.stdout).unwrap();
+    assert!(reported.contains(" 0 blobs, 0 B"), "{reported}");
     let read = run(&["cat", "--store", &remote, "tree/file"]);
     assert_eq!(read.stdout, noise(5, 3 << 20));
     let listed = run(&["ls", "--store", &remote]);
@@ -150,5 +160,5 @@ fn users_serve_copy_list_and_read_from_the_command_line() {
     let pid = rustix::process::Pid::from_child(&daemon.0);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(daemon.0.wait().unwrap().success());
-    run(&["verify", "--store", &far]);
+    run(&["verify", "--store", &upstream]);
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use castore_fs::castore::{Digest, Node};
-use castore_fs::image::{ImageTop, ImageVersion};
+use castore_fs::image::{ImageRoot, ImageVersion};
 use castore_fs::store::{GrpcStore, Store};
 use castore_fs::tree::ImageFile;
-use castore_fs::tree::copy::{Progress, copy};
+use castore_fs::tree::copy::{CopyProgress, copy};
 
 use super::{memory, name, noise, put_directory, put_file, put_root, put_tree, walk};
 use kit::link::{Link, Terms};
@@ -107,11 +107,12 @@ async fn the_metadata_of_an_image_takes_three_round_trips() {
     let server = Server::tcp(Arc::new(store));
     let link = long_way_to(&server.url);
     let client = connected(&link).await;
-    let far: Arc<dyn Store> = Arc::new(client.clone());
+    let upstream: Arc<dyn Store> = Arc::new(client.clone());
     let runtime = tokio::runtime::Handle::current();
     let listed = tokio::task::spawn_blocking(move || {
-        let top = ImageTop::Directory(root.node.digest().unwrap());
-        let image = ImageFile::new(far, top, ImageVersion::default(), &runtime).unwrap();
+        let mount_root = ImageRoot::Directory(root.node.digest().unwrap());
+        let image =
+            ImageFile::new(upstream, mount_root, ImageVersion::default(), &runtime).unwrap();
         let mut metadata = vec![0; image.layout().metadata_size() as usize];
         image.read_at(0, &mut metadata, &runtime).unwrap();
         image.layout().paths()
@@ -130,12 +131,12 @@ async fn a_copy_to_an_upstream_waits_by_the_batch() {
     let link = long_way_to(&server.url);
     let client = connected(&link).await;
     let runtime = tokio::runtime::Handle::current();
-    let far = client.clone();
+    let upstream = client.clone();
     let copied = tokio::task::spawn_blocking(move || {
         use castore_fs::store::Blocking;
         let from = Blocking::new(Arc::new(source), runtime.clone());
-        let to = Blocking::new(Arc::new(far), runtime);
-        copy(&from, &to, &[root], &Progress::default()).unwrap()
+        let to = Blocking::new(Arc::new(upstream), runtime);
+        copy(&from, &to, &[root], &CopyProgress::default()).unwrap()
     });
     let what = "a copy of 820 directories with a file each";
     let copied = within(what, &client, 40, copied).await.unwrap();
@@ -192,9 +193,9 @@ fn reads_here_and_there_fetch_what_they_read_and_nothing_else() {
     let server = Server::read_only(Arc::new(store));
     let link = long_way_to(&server.url);
     let client = GrpcStore::open(&format!("grpc+http://{}", link.address())).unwrap();
-    let mount = Mounted::top(Arc::new(client), &root.node);
+    let mount = Mounted::mount_root(Arc::new(client), &root.node);
     let read = |index: u64| std::fs::read(mount.join(format!("{index:04}"))).unwrap();
-    // 37 and 400 have no common divisor: each once, none behind another.
+    // 37 and 400 have no common divisor: each once, none right after another.
     for step in 0..40 {
         let index = step * 37 % FILES;
         assert_eq!(read(index), noise(index, 20_000));

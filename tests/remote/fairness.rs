@@ -14,7 +14,7 @@ use castore_fs::castore::{Digest, Node, Root, SymlinkTarget};
 use castore_fs::proto::castore::services::blob_service_client::BlobServiceClient;
 use castore_fs::proto::castore::v1::{Entry, ReadBlobRequest, StatBlobRequest};
 use castore_fs::proto::store::services::path_info_service_client::PathInfoServiceClient;
-use castore_fs::server::{Capacity, Limits, Options};
+use castore_fs::server::{Capacity, ServerLimits, ServerOptions};
 use castore_fs::store::Store;
 use hyper_util::rt::TokioIo;
 use tonic::transport::Channel;
@@ -49,12 +49,12 @@ async fn channel(server: &Server, from: Ipv4Addr) -> Channel {
     endpoint.connect_with_connector(connect).await.unwrap()
 }
 
-fn serve(store: Arc<dyn Store>, limits: Limits) -> Server {
-    let options = Options {
+fn serve(store: Arc<dyn Store>, limits: ServerLimits) -> Server {
+    let options = ServerOptions {
         writable: true,
         limits,
         drain: Duration::from_secs(1),
-        ..Options::default()
+        ..ServerOptions::default()
     };
     Server::with(store, "127.0.0.1:0", options)
 }
@@ -66,14 +66,14 @@ fn entry(node: Node) -> Entry {
     })
 }
 
-/// Each of these requests has to be answered though nothing that is stuck goes on.
+/// Each of these requests has to be answered though nothing that is stuck continues. All have one deadline.
 async fn answered<T>(requests: impl IntoIterator<Item = T>) -> usize
 where
     T: Future<Output = bool>,
 {
-    let mut answered = 0;
+    let (mut answered, end) = (0, tokio::time::Instant::now() + HANGS);
     for request in requests {
-        let answer = tokio::time::timeout(HANGS, request).await;
+        let answer = tokio::time::timeout_at(end, request).await;
         answered += usize::from(answer.unwrap_or(false));
     }
     answered
@@ -93,8 +93,8 @@ async fn nars_that_are_stuck_upstream_keep_no_other_client_from_its_own() {
         .map(|number| put_file(ingest.as_ref(), &noise(number as u64, 1000)))
         .collect();
     ingest.commit().unwrap();
-    let upstream = Arc::new(Double::far("double:", store));
-    let server = serve(upstream.clone(), Limits::default());
+    let upstream = Arc::new(Double::upstream("double:", store));
+    let server = serve(upstream.clone(), ServerLimits::default());
     upstream.close();
     let mut calls = Vec::new();
     for nodes in stuck.chunks(each) {
@@ -136,9 +136,9 @@ async fn answers_that_one_client_does_not_take_keep_no_other_from_its_own() {
     let blob = noise(1, 4 << 20);
     put_file(ingest.as_ref(), &blob);
     ingest.commit().unwrap();
-    let limits = Limits {
+    let limits = ServerLimits {
         response_memory: 4 << 20,
-        ..Limits::default()
+        ..ServerLimits::default()
     };
     let server = serve(Arc::new(store), limits);
     let digest = Digest::of(&blob);
@@ -148,8 +148,10 @@ async fn answers_that_one_client_does_not_take_keep_no_other_from_its_own() {
         let mut client = BlobServiceClient::new(channel(&server, HOSTILE).await);
         for _ in 0..20 {
             let digest = wanted.clone();
-            // The first message has come; none is taken.
-            open.push(client.read(ReadBlobRequest { digest }).await.unwrap());
+            // Answered, and no message is taken.
+            let answer = client.read(ReadBlobRequest { digest });
+            let answer = tokio::time::timeout(HANGS, answer).await;
+            open.push(answer.expect("a connection has no room").unwrap());
         }
     }
     for other in others(&server).await {
@@ -174,9 +176,9 @@ async fn answers_that_one_client_does_not_take_keep_no_other_from_its_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_whose_connections_are_all_busy_locks_no_other_out() {
-    let limits = Limits {
+    let limits = ServerLimits {
         connections: 8,
-        ..Limits::default()
+        ..ServerLimits::default()
     };
     let server = serve(Arc::new(memory()), limits);
     let (stop, calls) = (
@@ -215,19 +217,19 @@ async fn a_client_whose_connections_are_all_busy_locks_no_other_out() {
 /// Two servers of a process have one budget.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_servers_of_a_process_share_what_it_has() {
-    let limits = Limits {
+    let limits = ServerLimits {
         connections: 8,
         first_call: Duration::from_secs(3600),
-        ..Limits::default()
+        ..ServerLimits::default()
     };
     let capacity = Capacity::new(&limits);
     let start = || {
-        let options = Options {
+        let options = ServerOptions {
             writable: true,
             limits: limits.clone(),
             capacity: Some(capacity.clone()),
             drain: Duration::from_secs(1),
-            ..Options::default()
+            ..ServerOptions::default()
         };
         Server::with(Arc::new(memory()), "127.0.0.1:0", options)
     };
@@ -256,7 +258,7 @@ async fn several_servers_of_a_process_share_what_it_has() {
         let mut reads: &TcpStream = socket;
         let patience = Duration::from_secs(2);
         socket.set_read_timeout(Some(patience)).unwrap();
-        // What a server says first, and the end.
+        // What a server sends first, and the end.
         let ended = reads.read_to_end(&mut Vec::new());
         !ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
     });
@@ -266,7 +268,7 @@ async fn several_servers_of_a_process_share_what_it_has() {
 /// What headers take is bounded, in one piece or many, and whatever they are made of.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_headers_are_refused() {
-    let server = serve(Arc::new(memory()), Limits::default());
+    let server = serve(Arc::new(memory()), ServerLimits::default());
     let channel = channel(&server, HOSTILE).await;
     let digest = Bytes::copy_from_slice(Digest::of(b"missing").as_bytes());
     let ask = |headers: Vec<(String, usize)>| {

@@ -1,20 +1,20 @@
-//! The image of a tree far away, mounted by EROFS.
+//! The image of a tree in an upstream, mounted by EROFS.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use castore_fs::fs::Options;
+use castore_fs::fs::FsOptions;
 use castore_fs::store::{GrpcStore, MemoryStore, Store};
 use kit::link::{Link, Terms};
-use kit::mounted::{Mounted, can_mount, top_of};
+use kit::mounted::{Mounted, can_mount, mount_root_of};
 use kit::server::Server;
 use kit::skip::skip;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::{name, noise, put_directory, put_file, put_root};
 
-const FOLDERS: u64 = 500;
+const DIRS: u64 = 500;
 const FILES: u64 = 100;
 
 /// A mount that goes when it is dropped.
@@ -26,9 +26,9 @@ impl Drop for Image<'_> {
     }
 }
 
-/// How many names are below `folder`.
-fn names(folder: &Path) -> u64 {
-    let entries = std::fs::read_dir(folder).unwrap();
+/// How many names are below `dir`.
+fn names(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).unwrap();
     let counts = entries.map(|entry| {
         let entry = entry.unwrap();
         let found = entry.metadata().unwrap();
@@ -48,15 +48,15 @@ fn fifty_thousand_names_are_mounted_and_listed_in_three_round_trips_without_a_bl
     }
     let store = MemoryStore::new();
     put_root(&store, "tree", |ingest| {
-        let folders = (0..FOLDERS).map(|folder| {
+        let dirs = (0..DIRS).map(|dir| {
             let files = (0..FILES).map(|file| {
-                let content = noise(folder * FILES + file, 64);
+                let content = noise(dir * FILES + file, 64);
                 (name(&format!("{file}")), put_file(ingest, &content))
             });
             let node = put_directory(ingest, files.collect());
-            (name(&format!("folder-{folder}")), node)
+            (name(&format!("dir-{dir}")), node)
         });
-        put_directory(ingest, folders.collect())
+        put_directory(ingest, dirs.collect())
     });
     let server = Server::read_only(Arc::new(store));
     let terms = Terms {
@@ -65,18 +65,23 @@ fn fifty_thousand_names_are_mounted_and_listed_in_three_round_trips_without_a_bl
     };
     let address = server.url.trim_start_matches("grpc+http://");
     let link = Link::to(address.parse().unwrap(), terms);
-    let far = GrpcStore::open(&format!("grpc+http://{}", link.address())).unwrap();
+    let upstream = GrpcStore::open(&format!("grpc+http://{}", link.address())).unwrap();
     // Connecting, and finding out what the server is, is no part of it.
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    assert!(runtime.block_on(far.root(b"missing")).unwrap().is_none());
-    let before = far.calls();
-    let root = runtime.block_on(far.root(b"tree")).unwrap().unwrap();
-    let options = Options {
-        top: top_of(&root.node),
+    assert!(
+        runtime
+            .block_on(upstream.root(b"missing"))
+            .unwrap()
+            .is_none()
+    );
+    let before = upstream.calls();
+    let root = runtime.block_on(upstream.root(b"tree")).unwrap().unwrap();
+    let options = FsOptions {
+        mount_root: mount_root_of(&root.node),
         images: Some(Arc::default()),
-        ..Options::default()
+        ..FsOptions::default()
     };
-    let mounted = Mounted::new(Arc::new(far.clone()), options);
+    let mounted = Mounted::new(Arc::new(upstream.clone()), options);
     let at = tempfile::tempdir().unwrap();
     let digest = root.node.digest().unwrap().to_hex();
     let file = mounted.join(format!(".images/{digest}.erofs"));
@@ -87,12 +92,12 @@ fn fifty_thousand_names_are_mounted_and_listed_in_three_round_trips_without_a_bl
         ));
     }
     let _image = Image(at.path());
-    assert_eq!(names(at.path()), FOLDERS * (FILES + 1));
+    assert_eq!(names(at.path()), DIRS * (FILES + 1));
     // The root by its name, and its Directories.
-    let calls = far.calls() - before;
+    let calls = upstream.calls() - before;
     println!("{calls} calls");
     assert!(calls <= 3, "{calls} calls");
-    let read = std::fs::read(at.path().join("folder-7/3")).unwrap();
+    let read = std::fs::read(at.path().join("dir-7/3")).unwrap();
     assert!(read == noise(7 * FILES + 3, 64));
-    assert!(far.calls() - before > calls, "a blob had been fetched");
+    assert!(upstream.calls() - before > calls, "a blob had been fetched");
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use castore_fs::fs::{Options, RootListing, Top};
+use castore_fs::fs::{FsOptions, MountRoot, RootListing};
 use castore_fs::store::{Cache, CacheOptions, Error, Store};
 
 use super::peer::Peer;
@@ -31,9 +31,9 @@ fn names(store: &dyn Store, runtime: &tokio::runtime::Runtime) -> Vec<String> {
 
 fn mount(store: Arc<dyn Store>) -> Mounted {
     let list = RootListing::All;
-    let options = Options {
-        top: Top::Roots { list },
-        ..Options::default()
+    let options = FsOptions {
+        mount_root: MountRoot::Roots { list },
+        ..FsOptions::default()
     };
     Mounted::new(store, options)
 }
@@ -54,14 +54,14 @@ fn a_new_root_changes_the_version_without_a_look_up() {
     let store = peer.store.clone();
     let server = peer.serve(false);
     add(&store, FIRST);
-    let near = tempfile::tempdir().unwrap();
-    let cached = |far: Arc<dyn Store>| -> Arc<dyn Store> {
+    let local_store = tempfile::tempdir().unwrap();
+    let cached = |upstream: Arc<dyn Store>| -> Arc<dyn Store> {
         let options = CacheOptions {
             roots_max_age: MAX_AGE,
             ..CacheOptions::default()
         };
-        let near = format!("local:{}", near.path().display());
-        Arc::new(Cache::open(&near, far, options).unwrap())
+        let local_store = format!("local:{}", local_store.path().display());
+        Arc::new(Cache::open(&local_store, upstream, options).unwrap())
     };
     let plain: Arc<dyn Store> = Arc::new(server.client());
     plain.keep_listings_fresh(MAX_AGE);
@@ -116,7 +116,7 @@ fn a_running_mount_of_a_peer_lists_new_roots() {
 }
 
 #[test]
-fn a_peer_that_cannot_list_answers_for_names_and_says_so_of_listings() {
+fn a_peer_that_cannot_list_answers_for_names_and_refuses_listings() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let peer = Peer {
         cannot_list: true,
@@ -128,9 +128,14 @@ fn a_peer_that_cannot_list_answers_for_names_and_says_so_of_listings() {
     let client = server.client();
     let found = runtime.block_on(client.root(FIRST.as_bytes())).unwrap();
     assert!(found.is_some());
-    let near = tempfile::tempdir().unwrap();
-    let near = format!("local:{}", near.path().display());
-    let cache = Cache::open(&near, Arc::new(client.clone()), CacheOptions::default()).unwrap();
+    let local_store = tempfile::tempdir().unwrap();
+    let local_store = format!("local:{}", local_store.path().display());
+    let cache = Cache::open(
+        &local_store,
+        Arc::new(client.clone()),
+        CacheOptions::default(),
+    )
+    .unwrap();
     runtime.block_on(cache.root(FIRST.as_bytes())).unwrap();
     let between = Server::read_only(Arc::new(client.clone()));
     let stores: [&dyn Store; 3] = [&client, &cache, &between.client()];

@@ -1,4 +1,4 @@
-//! Stores behind gRPC: the client against castore-fs servers, and against other ones, old, slow,
+//! Stores over gRPC: the client against castore-fs servers, and against other ones, old, slow,
 //! broken or corrupt.
 
 mod access;

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use castore_fs::castore::{Digest, Node, Root};
 use castore_fs::store::{Blocking, GrpcStore, MemoryStore, ObjectStore, Store};
-use castore_fs::tree::copy::{Progress, copy};
+use castore_fs::tree::copy::{CopyProgress, copy};
 
 use super::peer::Peer;
 use super::{memory, name, noise, put_directory, put_file, put_root, put_tree};
-use kit::http::HttpFolder;
+use kit::http::HttpDir;
 use kit::link::{Link, Terms};
 use kit::mounted::{Mounted, can_mount};
 use kit::server::Server;
@@ -133,10 +133,10 @@ fn numbers() {
         ..Peer::default()
     };
     let peer = peer.serve(false);
-    let folder = tempfile::tempdir().unwrap();
-    let bucket = HttpFolder::serve(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let bucket = HttpDir::serve(dir.path());
     {
-        let to = format!("objectstore+file://{}", folder.path().display());
+        let to = format!("objectstore+file://{}", dir.path().display());
         let to = Blocking::new(
             Arc::new(ObjectStore::open(&to).unwrap()),
             runtime.handle().clone(),
@@ -159,7 +159,7 @@ fn numbers() {
             },
         };
         let roots = [data.find.clone(), data.tar.clone(), large, small];
-        copy(&from, &to, &roots, &Progress::default()).unwrap();
+        copy(&from, &to, &roots, &CopyProgress::default()).unwrap();
     }
     let address = |url: &str| url.trim_start_matches("grpc+http://").parse().unwrap();
     let files = data.directories * FILES;
@@ -219,7 +219,7 @@ fn measure(kind: &Kind, round_trip: Duration, data: &Data, runtime: &tokio::runt
     };
 
     let (store, calls) = connected();
-    let mount = Mounted::top(store, &data.find.node);
+    let mount = Mounted::mount_root(store, &data.find.node);
     let (before, started) = (calls(), Instant::now());
     let found = Command::new("find").arg(mount.path()).output().unwrap();
     table.line(
@@ -236,7 +236,7 @@ fn measure(kind: &Kind, round_trip: Duration, data: &Data, runtime: &tokio::runt
     drop(mount);
 
     let (store, calls) = connected();
-    let mount = Mounted::top(store, &data.tar.node);
+    let mount = Mounted::mount_root(store, &data.tar.node);
     let (before, started) = (calls(), Instant::now());
     let archived = archive(mount.path());
     let took = started.elapsed();

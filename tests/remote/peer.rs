@@ -21,10 +21,10 @@ use castore_fs::proto::store::services::path_info_service_server::{
 use castore_fs::proto::store::v1::{
     CalculateNarResponse, GetPathInfoRequest, ListPathInfoRequest, get_path_info_request,
 };
-use castore_fs::proto::{Generation, RawDirectory, with_generation};
+use castore_fs::proto::{ProtocolGeneration, RawDirectory, with_generation};
 use castore_fs::store::{Blocking, MemoryStore, Store};
 use castore_fs::tree::nar::write_nar;
-use castore_fs::tree::{TreePath, Walk, export};
+use castore_fs::tree::{TreePath, TreeWalk, export};
 use sha2::Digest as _;
 use tokio::runtime::Handle;
 use tokio_stream::{Stream, StreamExt};
@@ -34,15 +34,15 @@ use tower::util::MapRequestLayer;
 use kit::server::Server;
 
 /// Bytes of a chunk; a smaller blob is one.
-pub const CHUNK: usize = 300_000;
+pub(crate) const CHUNK: usize = 300_000;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[derive(Clone, Default)]
-pub struct Peer {
+pub(crate) struct Peer {
     pub store: MemoryStore,
     /// Flips a bit in every blob and chunk.
-    pub lies: bool,
+    pub corrupt_responses: bool,
     /// Answers questions for the chunks of one blob with those of another, each of which is right.
     pub list_of: Option<(Digest, Digest)>,
     /// The chunks that it has listed: they can be read by their digests.
@@ -60,14 +60,14 @@ pub struct Peer {
 
 impl Peer {
     /// Starts it; `older` for one that has only the older generation's names.
-    pub fn serve(self, older: bool) -> Server {
+    pub(crate) fn serve(self, older: bool) -> Server {
         Server::of(move |incoming| {
             tonic::transport::Server::builder()
                 .layer(MapRequestLayer::new(
                     move |mut request: http::Request<_>| {
                         let uri: http::Uri = std::mem::take(request.uri_mut());
                         *request.uri_mut() = match (older, uri.path().starts_with("/tvix.")) {
-                            (true, true) => with_generation(uri, Generation::Current),
+                            (true, true) => with_generation(uri, ProtocolGeneration::Current),
                             (false, false) => uri,
                             // A name without a service.
                             _ => "/unknown.Service/Method".parse().unwrap(),
@@ -148,7 +148,7 @@ impl BlobService for Peer {
         self.blob_reads.fetch_add(1, Ordering::Relaxed);
         let mut blob = self.blob(&request.into_inner().digest).await?;
         let middle = blob.len() / 2;
-        if self.lies
+        if self.corrupt_responses
             && let Some(byte) = blob.get_mut(middle)
         {
             *byte ^= 1;
@@ -320,7 +320,7 @@ impl PathInfoService for Peer {
         let has_empty = self.has_empty.load(Ordering::Relaxed);
         let store = Blocking::new(Arc::new(self.store.clone()), Handle::current());
         let rendered = tokio::task::spawn_blocking(move || {
-            let mut walk = Walk::new(&store, TreePath::default(), node.clone());
+            let mut walk = TreeWalk::new(&store, TreePath::default(), node.clone());
             while let Some(step) = walk.step()? {
                 if let NodeRef::File { size: 0, .. } = step.node
                     && !has_empty
@@ -329,9 +329,9 @@ impl PathInfoService for Peer {
                 }
             }
             let mut nar = Vec::new();
-            let progress = export::Progress::default();
+            let progress = export::ExportProgress::default();
             write_nar(&store, &TreePath::default(), &node, &mut nar, &progress)?;
-            Ok::<_, castore_fs::tree::Error>(Some(nar))
+            Ok::<_, castore_fs::tree::TreeError>(Some(nar))
         });
         let nar = rendered.await.unwrap();
         let nar = nar.map_err(|error| Status::not_found(error.to_string()))?;

@@ -12,7 +12,7 @@ use kit::server::Server;
 
 const NIX_NAME: &str = "yra1qha6bp2fm0mrb0qspjzsh9ismik0-tree";
 
-/// Lengths around every boundary: empty, one group, one segment, several, held, spooled.
+/// Lengths around every boundary: empty, one group, one extent, several, in memory, in a file.
 const LENGTHS: [usize; 9] = [
     0,
     1,
@@ -55,8 +55,8 @@ async fn blobs_of_all_sizes_read_right_from_every_kind_of_server() {
         put_file(ingest.as_ref(), blob);
     }
     ingest.commit().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let socket = format!("unix:{}", folder.path().join("socket").display());
+    let dir = tempfile::tempdir().unwrap();
+    let socket = format!("unix:{}", dir.path().join("socket").display());
     let peer = || Peer {
         store: store.clone(),
         ..Peer::default()
@@ -156,7 +156,7 @@ async fn a_thousand_readers_of_one_cold_blob_cause_one_download() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_random_read_of_a_large_blob_moves_a_segment_and_takes_one_call() {
+async fn a_random_read_of_a_large_blob_moves_one_extent_in_one_call() {
     let store = memory();
     let blob = noise(3, 64 << 20);
     let ingest = store.ingest().unwrap();
@@ -171,7 +171,7 @@ async fn a_random_read_of_a_large_blob_moves_a_segment_and_takes_one_call() {
         .read(&digest, blob.len() as u64, at as u64, 4096)
         .await;
     assert_eq!(read.unwrap().unwrap(), blob[at..at + 4096]);
-    // The segment, with what proves it.
+    // The extent, with what proves it.
     assert_eq!(client.calls() - before, 1);
 }
 
@@ -213,10 +213,13 @@ async fn what_a_walk_will_read_comes_together() {
         client.will_need(&wanted);
         // Requested twice, fetched once.
         client.will_need(&wanted);
+        let mut reads = Vec::new();
         for blob in small.iter() {
             let (digest, size) = claim(blob);
             let read = client.read(&digest, size, 0, blob.len()).await;
-            assert_eq!(read.unwrap().unwrap(), *blob);
+            let read = read.unwrap().unwrap();
+            assert_eq!(read, *blob);
+            reads.push(read);
         }
         let (digest, size) = claim(&missing);
         assert_eq!(client.read(&digest, size, 0, 1).await.unwrap(), None);
@@ -231,6 +234,21 @@ async fn what_a_walk_will_read_comes_together() {
             let mut buffer = vec![0; blob.len()];
             let now = client.read_now(&digest, size, 0, &mut buffer).unwrap();
             assert_eq!(now, Answer::Found(blob.len()));
+        }
+        // None holds the message that it came in with others.
+        drop(client);
+        for mut read in reads {
+            let (length, mut tries) = (read.len(), 0);
+            let alone = loop {
+                match read.try_into_mut() {
+                    Ok(alone) => break alone,
+                    Err(shared) => read = shared,
+                }
+                tries += 1;
+                assert!(tries < 10_000, "another has a part of the same message");
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            };
+            assert!(alone.capacity() <= 2 * length, "{}", alone.capacity());
         }
     }
 }
@@ -251,7 +269,7 @@ async fn chunks_of_a_peer_are_read_alone_where_they_suffice() {
     let at = 11_111_111;
     let read = client.read(&digest, size, at as u64, 4096).await;
     assert_eq!(read.unwrap().unwrap(), blob[at..at + 4096]);
-    // A segment of 256 KiB is in two chunks at most.
+    // An extent of 256 KiB is in two chunks at most.
     assert!(reads.load(Ordering::Relaxed) <= 2);
     reads_right(&client, &blob).await;
     // All of it was read, and belongs to the digest: no byte came twice.
@@ -306,12 +324,12 @@ async fn a_change_of_the_roots_is_heard_of() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_behind_a_client_behind_a_server_serves_the_same() {
+async fn a_server_whose_store_is_a_client_of_another_serves_the_same() {
     let store = memory();
     let root = put_root(&store, NIX_NAME, |ingest| put_tree(ingest, 1, 3, 3));
-    let far = Server::tcp(Arc::new(store.clone()));
-    let near = Server::tcp(Arc::new(far.client()));
-    let client = near.client();
+    let upstream = Server::tcp(Arc::new(store.clone()));
+    let local_store = Server::tcp(Arc::new(upstream.client()));
+    let client = local_store.client();
     assert_eq!(
         client.root(NIX_NAME.as_bytes()).await.unwrap(),
         Some(root.clone())

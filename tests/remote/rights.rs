@@ -13,7 +13,7 @@ use castore_fs::proto::store::v1::nar_info::Signature;
 use castore_fs::proto::store::v1::{
     GetPathInfoRequest, ListPathInfoRequest, get_path_info_request::ByWhat,
 };
-use castore_fs::server::{Options, Tokens};
+use castore_fs::server::{AcceptedTokens, ServerOptions};
 use castore_fs::store::{Error, GrpcStore, LocalStore, Store};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
@@ -27,12 +27,12 @@ const CONTENT: &[u8] = b"#!/bin/sh\n";
 /// Longer than anything here takes on a busy machine.
 const HANGS: Duration = Duration::from_secs(60);
 
-fn writable(allow_replace: bool) -> Options {
-    Options {
+fn writable(allow_replace: bool) -> ServerOptions {
+    ServerOptions {
         writable: true,
         allow_replace,
         drain: Duration::from_secs(1),
-        ..Options::default()
+        ..ServerOptions::default()
     }
 }
 
@@ -171,17 +171,17 @@ fn a_server_that_is_added_to_replaces_and_removes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_has_the_rights_that_the_file_gives_it() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let store = memory();
     let tokens = "all-may-read read\nadder read add\nowner read replace\ndrop-box add\n";
-    let options = Options {
-        tokens: Some(Tokens::parse(tokens.as_bytes()).unwrap()),
+    let options = ServerOptions {
+        tokens: Some(AcceptedTokens::parse(tokens.as_bytes()).unwrap()),
         ..writable(false)
     };
-    let address = format!("unix:{}", folder.path().join("socket").display());
+    let address = format!("unix:{}", dir.path().join("socket").display());
     let server = Server::with(Arc::new(store), &address, options);
     let client = |token: &str| {
-        let file = folder.path().join(token);
+        let file = dir.path().join(token);
         std::fs::write(&file, token).unwrap();
         GrpcStore::open(&format!("{}?token-file={}", server.url, file.display())).unwrap()
     };
@@ -297,8 +297,8 @@ async fn the_nar_of_any_node_is_computed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_path_may_come_before_its_content_and_is_hidden_until_that_came() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = LocalStore::open(&folder.path().join("store")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(&dir.path().join("store")).unwrap();
     let server = Server::with(Arc::new(store.clone()), "127.0.0.1:0", writable(false));
     let peer = Peer::of(&server).await;
     let client = server.client();
@@ -344,7 +344,7 @@ async fn a_narinfo_that_is_lacking_is_computed_and_left_out_until_then() {
 
     let store = memory();
     put(&store);
-    let options = Options {
+    let options = ServerOptions {
         narinfos_ahead: true,
         ..writable(false)
     };
@@ -366,8 +366,8 @@ async fn a_request_for_a_narinfo_is_answered_by_the_deadline() {
     let store = memory();
     let content = noise(1, 10_000);
     put_root(&store, NIX_NAME, |ingest| put_file(ingest, &content));
-    let slow = Arc::new(Double::far("double:", store));
-    let server = Server::with(slow.clone(), "127.0.0.1:0", Options::default());
+    let slow = Arc::new(Double::upstream("double:", store));
+    let server = Server::with(slow.clone(), "127.0.0.1:0", ServerOptions::default());
     let peer = Peer::of(&server).await;
     let hash = castore_fs::nix::output_hash(NIX_NAME.as_bytes()).unwrap();
     let ask = |peer: &Peer| {

@@ -28,11 +28,11 @@ async fn a_corrupt_server_never_gets_a_wrong_byte_through() {
         let (digest, size) = (Digest::of(&blob), len as u64);
         let ours = Double {
             flip_at: Some(size / 2),
-            ..Double::far("double:", store.clone())
+            ..Double::upstream("double:", store.clone())
         };
         let peer = Peer {
             store,
-            lies: true,
+            corrupt_responses: true,
             ..Peer::default()
         };
         for (server, whole) in [
@@ -99,7 +99,7 @@ async fn right_chunks_of_a_wrong_list_get_no_byte_through_unless_allowed_and_the
         }
     };
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
-    assert!(at < size, "the last segment was handed out");
+    assert!(at < size, "the last extent was handed out");
     // In quarantine: not even what is in memory.
     let mut buffer = [0; 10];
     let now = trusting.read_now(&digest, size, 0, &mut buffer).unwrap();
@@ -116,11 +116,11 @@ async fn right_chunks_of_a_wrong_list_get_no_byte_through_unless_allowed_and_the
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_directory_than_the_requested_one_is_an_error() {
-    let liar = Double {
+    let corrupt = Double {
         swap_directories: Some(Directory::empty()),
         ..Double::default()
     };
-    let server = Server::tcp(Arc::new(liar));
+    let server = Server::tcp(Arc::new(corrupt));
     let error = server.client().directory(&Digest::of(b"asked")).await;
     assert!(matches!(error, Err(Error::Damaged { .. })), "{error:?}");
 }
@@ -164,7 +164,7 @@ async fn a_failing_store_is_an_error_and_not_absence() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_hangs_costs_one_deadline_and_no_second() {
     let (store, blob) = with_blob(1000);
-    let hanging = Arc::new(Double::far("double:", store));
+    let hanging = Arc::new(Double::upstream("double:", store));
     let server = Server::tcp(hanging.clone());
     let client = server.client_with("first-byte-timeout=0.5&stall-timeout=0.5");
     let tree = put_root(&*hanging.inner(), "tree", |ingest| {
@@ -232,8 +232,8 @@ async fn a_moment_of_unavailability_is_ridden_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_server_lets_its_watchers_go_and_its_return_is_noticed() {
     let store = memory();
-    let folder = tempfile::tempdir().unwrap();
-    let address = format!("unix:{}", folder.path().join("socket").display());
+    let dir = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}", dir.path().join("socket").display());
     let mut server = Server::start(Arc::new(store.clone()), &address, false);
     let client = server.client();
     assert_eq!(client.root(b"late").await.unwrap(), None);

@@ -117,21 +117,27 @@ fn a_name_that_a_peer_refuses_is_refused_before_anything_is_sent() {
         blocking(Arc::new(source)),
         blocking(Arc::new(server.client())),
     );
-    let refused = copy::copy(&from, &to, &plain, &copy::Progress::default());
+    let refused = copy::copy(&from, &to, &plain, &copy::CopyProgress::default());
     let refused = refused.unwrap_err().to_string();
     assert!(
         refused.contains("root \"any name\" and 1 more") && refused.contains("<hash>-<name>"),
         "{refused}"
     );
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("file"), "content").unwrap();
-    let source = import::Source::Path(folder.path());
-    let naming = import::Naming::Name(name("tree"));
-    let options = import::Options::default();
-    let refused = import::import(&to, source, naming, &options, &import::Progress::new());
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "content").unwrap();
+    let source = import::ImportSource::Path(dir.path());
+    let naming = import::RootNaming::Name(name("tree"));
+    let options = import::ImportOptions::default();
+    let refused = import::import(
+        &to,
+        source,
+        naming,
+        &options,
+        &import::ImportProgress::new(),
+    );
     assert!(refused.unwrap_err().to_string().contains("<hash>-<name>"));
     assert_eq!(puts.load(Ordering::Relaxed), 0);
-    copy::copy(&from, &to, &plain[2..], &copy::Progress::default()).unwrap();
+    copy::copy(&from, &to, &plain[2..], &copy::CopyProgress::default()).unwrap();
     assert_ne!(puts.load(Ordering::Relaxed), 0);
 }
 
@@ -155,11 +161,11 @@ fn a_peer_without_the_empty_blob_is_seen_and_mended_by_the_next_copy() {
     );
     let verify = || {
         let trees = [(TreePath::new(NIX_NAME.as_bytes()), root.node.clone())];
-        verify::verify(&to, &trees, &verify::Progress::default()).unwrap()
+        verify::verify(&to, &trees, &verify::VerifyProgress::default()).unwrap()
     };
     let report = verify();
     assert!(
-        matches!(&report.faults[..], [fault] if matches!(fault.why, verify::Why::Missing)),
+        matches!(&report.faults[..], [fault] if matches!(fault.why, verify::FaultCause::Missing)),
         "{report:?}"
     );
     // The Directory vouches for what is below it, so that nothing else is sent.
@@ -167,7 +173,7 @@ fn a_peer_without_the_empty_blob_is_seen_and_mended_by_the_next_copy() {
         &from,
         &to,
         std::slice::from_ref(&root),
-        &copy::Progress::default(),
+        &copy::CopyProgress::default(),
     )
     .unwrap();
     assert!(has_empty.load(Ordering::Relaxed));

@@ -8,7 +8,7 @@ fail() {
     exit 1
 }
 
-# make_tree DIR: files and folders with the corners of the format in them.
+# make_tree DIR: files and directories with the corners of the format in them.
 make_tree() {
     mkdir -p "$1/many" "$1/twin-a" "$1/twin-b" "$1/empty" "$1/deep/er/and/deeper"
     printf 'hello\n' >"$1/file"
@@ -65,8 +65,14 @@ forget() {
     { echo 3 >/proc/sys/vm/drop_caches; } 2>/dev/null || true
 }
 
-# make_nix_store: where the machine is no NixOS, a folder like its Nix store, on a file system that an
-# overlay can have for its upper layer, and the module's unit, over the mount at $lower.
+# as_here UNIT: what the module writes, for a machine without its store paths.
+as_here() {
+    sed -e "s# /nix/store/[^ ]*-nix-store-overlay.sh# $SCENARIOS/below-nix-store/files/nix-store-overlay.sh#g" \
+        -e 's#/nix/store/[^/]*/bin#/usr/bin#g' "$1"
+}
+
+# make_nix_store: where the machine is no NixOS, a directory like its Nix store, on a file system that an
+# overlay can have for its upper layer, and the module's unit ($unit), over the mount at $lower.
 make_nix_store() {
     ! test -d /nix/store || return 0
     lower=${lower-/run/castore-fs-lower}
@@ -76,18 +82,9 @@ make_nix_store() {
     printf 'own\n' >/nix/store/22222222222222222222222222222222-own/file
     mount --bind /nix/store /nix/store
     mount -o remount,bind,ro /nix/store
-    overlay="/bin/sh $SCENARIOS/below-nix-store/files/nix-store-overlay.sh"
-    cat >/run/systemd/system/castore-fs-nix-store.service <<UNIT
-[Unit]
-Wants=castore-fs.service
-After=castore-fs.service
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=$overlay up $lower
-ExecReload=$overlay refresh $lower
-ExecStop=$overlay down
-UNIT
+    # Its systemctl calls are for the Nix daemon, of which there is none.
+    as_here "${unit-$SCENARIOS/below-nix-store/files/castore-fs-nix-store.service}" |
+        sed -e "s#/run/castore-fs/store#$lower#g" >/run/systemd/system/castore-fs-nix-store.service
     systemctl daemon-reload
     systemctl start castore-fs-nix-store.service
 }

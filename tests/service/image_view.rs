@@ -1,14 +1,15 @@
 //! Mounts of the service whose view is an image.
 
-use super::far::{Server, config_of};
+use super::upstream::{Server, config_of};
 use super::*;
+use kit::patience::wait_until;
 
 fn config(view: &str) -> String {
     format!("{ONE_MOUNT}root = 'tree'\nview = '{view}'\n")
 }
 
 /// A service with a tree, if this machine can mount images; it is skipped if not.
-fn service_of(view: &str, folders: usize) -> Option<Manager> {
+fn service_of(view: &str, dirs: usize) -> Option<Manager> {
     let file_systems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let can = rustix::process::geteuid().is_root() && file_systems.contains("\terofs\n");
     if !can {
@@ -20,7 +21,7 @@ fn service_of(view: &str, folders: usize) -> Option<Manager> {
     }
     let manager = Manager::new(&config(view));
     let tree = manager.join("tree");
-    make_tree(&tree, folders);
+    make_tree(&tree, dirs);
     manager.import(&tree, "tree");
     Some(manager)
 }
@@ -48,8 +49,8 @@ fn status(manager: &Manager) -> serde_json::Value {
 
 #[test]
 fn nothing_fails_on_an_image_while_the_service_is_killed_again_and_again() {
-    const FOLDERS: usize = 30;
-    let Some(mut manager) = service_of("image", FOLDERS) else {
+    const DIRS: usize = 30;
+    let Some(mut manager) = service_of("image", DIRS) else {
         return;
     };
     let times = match std::env::var("CASTORE_FS_KILLS") {
@@ -60,9 +61,9 @@ fn nothing_fails_on_an_image_while_the_service_is_killed_again_and_again() {
     assert_eq!(types(&manager), ["erofs"]);
     assert_eq!(manager.kept(), ["mount.tree", "nodes.tree"]);
     let mnt = manager.join("mnt");
-    let mut open = fs::File::open(mnt.join("folder-1/file-19")).unwrap();
-    let inode = fs::metadata(mnt.join("folder-1")).unwrap().ino();
-    let load = Load::start(&mnt, FOLDERS, 4);
+    let mut open = fs::File::open(mnt.join("dir-1/file-19")).unwrap();
+    let inode = fs::metadata(mnt.join("dir-1")).unwrap().ino();
+    let load = Load::start(&mnt, DIRS, 4);
     for round in 0..times {
         std::thread::sleep(Duration::from_millis(40 + 17 * (round % 5)));
         drop_caches();
@@ -79,16 +80,16 @@ fn nothing_fails_on_an_image_while_the_service_is_killed_again_and_again() {
         let mut bytes = Vec::new();
         open.seek(SeekFrom::Start(0)).unwrap();
         open.read_to_end(&mut bytes).unwrap();
-        assert!(bytes == content(Path::new("folder-1"), 19));
+        assert!(bytes == content(Path::new("dir-1"), 19));
     }
     let (operations, longest) = (load.operations(), load.longest.load(Ordering::Relaxed));
     let failures = load.stop();
     println!("{times} kills, {operations} operations; the longest took {longest} ms");
     assert!(failures.is_empty(), "{failures:?}");
-    assert_eq!(fs::metadata(mnt.join("folder-1")).unwrap().ino(), inode);
+    assert_eq!(fs::metadata(mnt.join("dir-1")).unwrap().ino(), inode);
     let found = status(&manager);
     assert_eq!(
-        (&found["adopted"], &found["view"]),
+        (&found["taken_over"], &found["view"]),
         (&true.into(), &"image".into())
     );
     assert_eq!(found["opened_images"].as_array().unwrap().len(), 1);
@@ -132,7 +133,7 @@ fn a_root_that_moves_on_is_shown_after_a_restart_and_nothing_of_the_old_mount_st
     manager.start_and_wait();
     assert_eq!(fs::read_dir(&mnt).unwrap().count(), 3);
     assert_eq!(types(&manager), ["erofs"]);
-    assert_eq!(status(&manager)["adopted"], false);
+    assert_eq!(status(&manager)["taken_over"], false);
 }
 
 #[test]
@@ -144,8 +145,8 @@ fn a_reload_and_a_restart_change_the_view() {
     let mnt = manager.join("mnt");
     let check = |manager: &Manager, wanted: &str| {
         assert_eq!(types(manager), [wanted]);
-        let read = fs::read(mnt.join("folder-1/file-3")).unwrap();
-        assert!(read == content(Path::new("folder-1"), 3));
+        let read = fs::read(mnt.join("dir-1/file-3")).unwrap();
+        assert!(read == content(Path::new("dir-1"), 3));
     };
     check(&manager, "fuse.castore-fs");
     manager.configure(&config("image"));
@@ -167,7 +168,7 @@ fn a_reload_and_a_restart_change_the_view() {
 }
 
 #[test]
-fn what_no_image_can_be_is_a_fuse_mount_and_the_log_says_why() {
+fn what_no_image_can_be_is_a_fuse_mount_and_the_reason_is_logged() {
     let Some(mut manager) = service_of("auto", 2) else {
         return;
     };
@@ -190,7 +191,7 @@ fn a_stop_waits_for_the_users_of_an_image() {
         return;
     };
     manager.start_and_wait();
-    let path = manager.join("mnt/folder-1/file-3");
+    let path = manager.join("mnt/dir-1/file-3");
     let mut open = fs::File::open(path).unwrap();
     manager.signal(libc::SIGTERM);
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -202,18 +203,18 @@ fn a_stop_waits_for_the_users_of_an_image() {
     drop_caches();
     let mut bytes = Vec::new();
     open.read_to_end(&mut bytes).unwrap();
-    assert!(bytes == content(Path::new("folder-1"), 3));
+    assert!(bytes == content(Path::new("dir-1"), 3));
     drop(open);
     assert!(manager.wait(), "{}", manager.log());
 }
 
-fn far_config(address: std::net::SocketAddr, view: &str) -> String {
+fn upstream_config(address: std::net::SocketAddr, view: &str) -> String {
     config_of(address, &format!("root = 'tree'\nview = '{view}'"))
 }
 
-/// Names and sizes below a folder.
-fn walk(folder: &Path, all: &mut BTreeMap<PathBuf, u64>) {
-    for entry in fs::read_dir(folder).unwrap() {
+/// Names and sizes below a directory.
+fn walk(dir: &Path, all: &mut BTreeMap<PathBuf, u64>) {
+    for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let found = fs::symlink_metadata(&path).unwrap();
         if found.is_dir() {
@@ -224,7 +225,7 @@ fn walk(folder: &Path, all: &mut BTreeMap<PathBuf, u64>) {
 }
 
 #[test]
-fn a_walk_over_a_tree_far_away_asks_for_nothing() {
+fn a_walk_over_an_upstreams_tree_sends_no_request() {
     let Some(mut manager) = service_of("auto", 2) else {
         return;
     };
@@ -234,7 +235,7 @@ fn a_walk_over_a_tree_far_away_asks_for_nothing() {
     }
     manager.import(&tree, "tree");
     let server = Server::start(&manager);
-    manager.configure(&far_config(server.address, "auto"));
+    manager.configure(&upstream_config(server.address, "auto"));
     manager.start_and_wait();
     assert_eq!(types(&manager), ["erofs"], "{}", manager.log());
     let questions = |manager: &Manager| {
@@ -245,9 +246,9 @@ fn a_walk_over_a_tree_far_away_asks_for_nothing() {
     walk(&manager.join("mnt"), &mut all);
     assert_eq!(all.len(), 62 * 21 + 6);
     assert_eq!(questions(&manager), before);
-    let read = fs::read(manager.join("mnt/b/d/e/f/folder-7/file-3")).unwrap();
-    assert!(read == content(Path::new("folder-7"), 3));
-    assert!(questions(&manager) > before);
+    let read = fs::read(manager.join("mnt/b/d/e/f/dir-7/file-3")).unwrap();
+    assert!(read == content(Path::new("dir-7"), 3));
+    wait_until("the request is counted", || questions(&manager) > before);
 }
 
 #[test]
@@ -261,15 +262,15 @@ fn directories_that_take_long_make_a_fuse_mount() {
         bytes_per_second: None,
     };
     let link = kit::link::Link::to(server.address, terms);
-    manager.configure(&far_config(link.address(), "auto"));
+    manager.configure(&upstream_config(link.address(), "auto"));
     manager.start_and_wait();
     assert_eq!(types(&manager), ["fuse.castore-fs"]);
     let why = status(&manager)["why_no_image"].clone();
     assert!(why.as_str().unwrap().contains("not come in time"), "{why}");
-    let read = fs::read(manager.join("mnt/folder-1/file-3")).unwrap();
-    assert!(read == content(Path::new("folder-1"), 3));
+    let read = fs::read(manager.join("mnt/dir-1/file-3")).unwrap();
+    assert!(read == content(Path::new("dir-1"), 3));
     // One that is wanted in any case is waited for.
-    manager.configure(&far_config(link.address(), "image"));
+    manager.configure(&upstream_config(link.address(), "image"));
     reload(&mut manager);
     assert_eq!(types(&manager), ["erofs"], "{}", manager.log());
 }

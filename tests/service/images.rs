@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::far::{Server, config_of};
+use crate::upstream::{Server, config_of};
 use crate::{ONE_MOUNT, drop_caches, make_tree};
 use kit::link::{Link, Terms};
 use kit::manager::Manager;
@@ -39,9 +39,9 @@ fn an_open_image_stays_the_same_over_kills_and_when_its_root_moves_on() {
     }
     let closure = "[images.both]\nroots = ['tree', 'other']\n";
     let mut manager = Manager::new(&with_images(closure));
-    for (name, folders) in [("tree", 2), ("other", 3)] {
+    for (name, dirs) in [("tree", 2), ("other", 3)] {
         let tree = manager.join(name);
-        make_tree(&tree, folders);
+        make_tree(&tree, dirs);
         manager.import(&tree, name);
     }
     manager.start_and_wait();
@@ -58,7 +58,7 @@ fn an_open_image_stays_the_same_over_kills_and_when_its_root_moves_on() {
     let open: Vec<_> = ["tree", "both"]
         .map(|name| {
             let path = directory.join(format!("{name}.erofs"));
-            // The kernel learns from a first close that nothing is flushed here. Without it, the process
+            // The kernel finds out from a first close that nothing is flushed here. Without it, the process
             // that is to take over would wait in its exec, which closes the files of this one, for a
             // server that is not there yet.
             drop(fs::File::open(&path).unwrap());
@@ -76,7 +76,7 @@ fn an_open_image_stays_the_same_over_kills_and_when_its_root_moves_on() {
             manager.import(&manager.join("other"), "tree");
         }
         manager.start_and_wait();
-        assert_eq!(manager.status()["mounts"]["tree"]["adopted"], true);
+        assert_eq!(manager.status()["mounts"]["tree"]["taken_over"], true);
         drop_caches();
         let both = fs::metadata(directory.join("both.erofs")).unwrap();
         assert_eq!(
@@ -138,11 +138,11 @@ fn a_closure_changes_with_the_configuration_and_the_mount_stays() {
     manager.wait_for("READY=1", ready + 1);
     assert!(!path.exists());
     assert!(manager.log().contains("three"), "{}", manager.log());
-    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], false);
+    assert_eq!(manager.status()["mounts"]["tree"]["taken_over"], false);
 }
 
-/// An image in a mount of a store far away, and what its bytes are.
-struct FarImage {
+/// An image in a mount of an upstream, and what its bytes are.
+struct UpstreamImage {
     manager: Manager,
     path: std::path::PathBuf,
     bytes: Vec<u8>,
@@ -150,7 +150,7 @@ struct FarImage {
     _server: Server,
 }
 
-impl FarImage {
+impl UpstreamImage {
     fn new(patience: &str) -> Self {
         let mut manager = Manager::new("");
         let tree = manager.join("tree");
@@ -202,29 +202,29 @@ fn a_failed_fetch_of_a_page_is_repeated_until_the_server_is_back() {
     if !can_mount() {
         return;
     }
-    let far = FarImage::new("10m");
-    let image = fs::File::open(&far.path).unwrap();
-    let (at, mut page) = (far.last_data(), vec![0; 4096]);
+    let upstream = UpstreamImage::new("10m");
+    let image = fs::File::open(&upstream.path).unwrap();
+    let (at, mut page) = (upstream.last_data(), vec![0; 4096]);
     image.read_exact_at(&mut page, 0).unwrap();
-    far.link.cut();
+    upstream.link.cut();
     let reader = std::thread::spawn(move || image.read_exact_at(&mut page, at).map(|()| page));
-    far.wait_for_log("the fetch is repeated");
+    upstream.wait_for_log("the fetch is repeated");
     // One that is to die does not wait.
-    let mut killed = Command::new("cat").arg(&far.path).spawn().unwrap();
+    let mut killed = Command::new("cat").arg(&upstream.path).spawn().unwrap();
     std::thread::sleep(Duration::from_millis(300));
     killed.kill().unwrap();
     assert!(!killed.wait().unwrap().success());
     assert!(!reader.is_finished());
-    far.link.mend();
+    upstream.link.mend();
     let page = reader.join().unwrap().unwrap();
-    assert!(page == far.bytes[at as usize..][..4096]);
-    let log = far.manager.log();
+    assert!(page == upstream.bytes[at as usize..][..4096]);
+    let log = upstream.manager.log();
     assert!(!log.contains("an image cannot be read\""), "{log}");
     // The line names what is there.
     let line = log
         .lines()
         .find(|line| line.contains("the fetch is repeated"));
-    assert!(line.unwrap().contains("/folder-"), "{log}");
+    assert!(line.unwrap().contains("/dir-"), "{log}");
 }
 
 #[test]
@@ -232,19 +232,22 @@ fn a_failed_fetch_of_a_page_is_an_error_once_patience_ends() {
     if !can_mount() {
         return;
     }
-    let far = FarImage::new("0s");
-    let image = fs::File::open(&far.path).unwrap();
-    far.link.cut();
-    let read = image.read_exact_at(&mut [0; 4096], far.last_data());
+    let upstream = UpstreamImage::new("0s");
+    let image = fs::File::open(&upstream.path).unwrap();
+    upstream.link.cut();
+    let read = image.read_exact_at(&mut [0; 4096], upstream.last_data());
     assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EIO));
-    far.link.mend();
+    upstream.link.mend();
     let mut page = vec![0; 4096];
     let deadline = Instant::now() + Duration::from_secs(60);
-    while image.read_exact_at(&mut page, far.last_data()).is_err() {
-        assert!(Instant::now() < deadline, "{}", far.manager.log());
+    while image
+        .read_exact_at(&mut page, upstream.last_data())
+        .is_err()
+    {
+        assert!(Instant::now() < deadline, "{}", upstream.manager.log());
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(page == far.bytes[far.last_data() as usize..][..4096]);
+    assert!(page == upstream.bytes[upstream.last_data() as usize..][..4096]);
 }
 
 #[test]

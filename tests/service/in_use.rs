@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use castore_fs::castore::Name;
-use castore_fs::store::{Collected, GcOptions, LocalStore, Store};
+use castore_fs::store::{GcOptions, GcResult, LocalStore, Store};
 
 use super::passthrough::Map;
 use super::*;
@@ -26,7 +26,7 @@ fn bytes(file: usize) -> Vec<u8> {
 }
 
 /// Removes roots and collects everything that nothing holds, as another process does.
-fn collect(manager: &Manager, remove: &[&str]) -> Collected {
+fn collect(manager: &Manager, remove: &[&str]) -> GcResult {
     let store = LocalStore::open(&manager.join("store")).unwrap();
     let ingest = store.ingest().unwrap();
     for name in remove {
@@ -76,9 +76,9 @@ fn what_is_mounted_open_or_mapped_stays_over_restarts_and_collections() {
     for round in 0..4 {
         // While no process serves, and while one does.
         manager.kill();
-        assert_eq!(collect(&manager, &[]), Collected::default(), "{round}");
+        assert_eq!(collect(&manager, &[]), GcResult::default(), "{round}");
         manager.start_and_wait();
-        assert_eq!(collect(&manager, &[]), Collected::default(), "{round}");
+        assert_eq!(collect(&manager, &[]), GcResult::default(), "{round}");
         drop_caches();
         for file in 0..FILES {
             let path = manager.join(&format!("one/below/{file}"));
@@ -88,8 +88,8 @@ fn what_is_mounted_open_or_mapped_stays_over_restarts_and_collections() {
         let at = 4096 * (round + 1);
         assert!(map.page(at) == &bytes(1)[at..][..4096], "the mapped file");
     }
-    assert_eq!(manager.status()["mounts"]["one"]["adopted"], true);
-    // A stop leaves a mount to those who still use it.
+    assert_eq!(manager.status()["mounts"]["one"]["taken_over"], true);
+    // A stop leaves a mount to those that still use it.
     manager.signal(libc::SIGTERM);
     manager.wait_for("EXTEND_TIMEOUT_USEC=10000000", 1);
     let meanwhile = collect(&manager, &[]).blobs as usize;

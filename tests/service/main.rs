@@ -1,12 +1,14 @@
 //! The service as systemd runs it, with a small stand-in for systemd. The real one is in
 //! `tests/system`.
 
-mod far;
+mod binary_cache;
 mod image_view;
 mod images;
 mod in_use;
 mod passthrough;
 mod refused;
+mod secrets;
+mod upstream;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -23,29 +25,29 @@ use kit::mounted::can_mount;
 
 const ONE_MOUNT: &str = "[stores.disk]\nurl = 'local:@/store'\n[mounts.tree]\npath = '@/mnt'\n";
 
-/// A tree with `folders` directories of 20 files, each of which contains its own place.
-fn make_tree(at: &Path, folders: usize) {
-    for folder in 0..folders {
-        let folder = at.join(format!("folder-{folder}"));
-        fs::create_dir_all(&folder).unwrap();
+/// A tree with `dirs` directories of 20 files, each of which contains its own place.
+fn make_tree(at: &Path, dirs: usize) {
+    for dir in 0..dirs {
+        let dir = at.join(format!("dir-{dir}"));
+        fs::create_dir_all(&dir).unwrap();
         for file in 0..20 {
-            let path = folder.join(format!("file-{file}"));
-            fs::write(&path, content(&folder, file)).unwrap();
+            let path = dir.join(format!("file-{file}"));
+            fs::write(&path, content(&dir, file)).unwrap();
         }
     }
 }
 
-fn content(folder: &Path, file: usize) -> Vec<u8> {
-    let name = folder.file_name().unwrap().to_str().unwrap();
+fn content(dir: &Path, file: usize) -> Vec<u8> {
+    let name = dir.file_name().unwrap().to_str().unwrap();
     format!("{name}/{file} ")
         .repeat(300 * (file + 1))
         .into_bytes()
 }
 
-fn service(folders: usize) -> Manager {
+fn service(dirs: usize) -> Manager {
     let manager = Manager::new(ONE_MOUNT);
     let tree = manager.join("tree");
-    make_tree(&tree, folders);
+    make_tree(&tree, dirs);
     manager.import(&tree, "tree");
     manager
 }
@@ -64,7 +66,7 @@ struct Load {
 }
 
 impl Load {
-    fn start(tree: &Path, folders: usize, readers: usize) -> Self {
+    fn start(tree: &Path, dirs: usize, readers: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (operations, longest) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let readers = (0..readers)
@@ -76,9 +78,9 @@ impl Load {
                     let mut at = seed * 7919;
                     while !stop.load(Ordering::Relaxed) {
                         at = at.wrapping_mul(25).wrapping_add(13) % 1_000_003;
-                        let folder = tree.join(format!("folder-{}", at % folders));
+                        let dir = tree.join(format!("dir-{}", at % dirs));
                         let began = Instant::now();
-                        if let Err(what) = operate(&folder, at) {
+                        if let Err(what) = operate(&dir, at) {
                             failures.push(what);
                         }
                         let took = began.elapsed().as_millis() as u64;
@@ -110,26 +112,26 @@ impl Load {
 }
 
 /// One thing that a program does: read, list, look for what is not there, stat.
-fn operate(folder: &Path, at: usize) -> Result<(), String> {
-    let said = |what: &str, error: std::io::Error| format!("{what} {}: {error}", folder.display());
+fn operate(dir: &Path, at: usize) -> Result<(), String> {
+    let reported = |what: &str, error: std::io::Error| format!("{what} {}: {error}", dir.display());
     match at % 5 {
         0 => {
-            let listed = fs::read_dir(folder).map_err(|error| said("list", error))?;
+            let listed = fs::read_dir(dir).map_err(|error| reported("list", error))?;
             let count = listed.filter(|entry| entry.is_ok()).count();
             (count == 20)
                 .then_some(())
                 .ok_or(format!("{count} entries listed"))
         }
-        1 => match folder.join(format!("missing-{at}")).symlink_metadata() {
+        1 => match dir.join(format!("missing-{at}")).symlink_metadata() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(said("look up", error)),
+            Err(error) => Err(reported("look up", error)),
             Ok(_) => Err("found what is not there".to_owned()),
         },
         _ => {
             let file = at / 5 % 20;
-            let path = folder.join(format!("file-{file}"));
-            let read = fs::read(&path).map_err(|error| said("read", error))?;
-            let right = read == content(folder, file);
+            let path = dir.join(format!("file-{file}"));
+            let read = fs::read(&path).map_err(|error| reported("read", error))?;
+            let right = read == content(dir, file);
             right
                 .then_some(())
                 .ok_or(format!("wrong bytes in {}", path.display()))
@@ -155,11 +157,11 @@ fn ready_means_that_mounts_and_sockets_answer() {
             .unwrap()
             > 0
     );
-    let said = manager
+    let reported = manager
         .messages()
         .into_iter()
         .find(|line| line.starts_with("STATUS="));
-    assert!(said.unwrap().starts_with("STATUS=serving 1 mount"));
+    assert!(reported.unwrap().starts_with("STATUS=serving 1 mount"));
     assert_eq!(manager.kept(), ["mount.tree", "nodes.tree"]);
     // Stopped without a restart.
     manager.signal(libc::SIGTERM);
@@ -178,21 +180,21 @@ fn nothing_fails_while_the_service_is_killed_again_and_again() {
         Ok(times) => times.parse().unwrap(),
         Err(_) => 25,
     };
-    const FOLDERS: usize = 40;
-    let mut manager = service(FOLDERS);
+    const DIRS: usize = 40;
+    let mut manager = service(DIRS);
     manager.start_and_wait();
     let mnt = manager.join("mnt");
-    // What a program holds: a working directory, an open file, an open folder.
+    // What a program holds: a working directory, an open file, an open directory.
     let sleeper = Command::new("sh")
         .args(["-c", "read line; cat file-3 | wc -c; pwd -P"])
-        .current_dir(mnt.join("tree/folder-7"))
+        .current_dir(mnt.join("tree/dir-7"))
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let mut open = fs::File::open(mnt.join("tree/folder-1/file-19")).unwrap();
-    let inode = fs::metadata(mnt.join("tree/folder-1")).unwrap().ino();
-    let load = Load::start(&mnt.join("tree"), FOLDERS, 6);
+    let mut open = fs::File::open(mnt.join("tree/dir-1/file-19")).unwrap();
+    let inode = fs::metadata(mnt.join("tree/dir-1")).unwrap().ino();
+    let load = Load::start(&mnt.join("tree"), DIRS, 6);
     let mut pauses = Vec::new();
     for round in 0..times {
         std::thread::sleep(Duration::from_millis(40 + 17 * (round % 5)));
@@ -213,7 +215,7 @@ fn nothing_fails_while_the_service_is_killed_again_and_again() {
         let mut bytes = Vec::new();
         open.seek(SeekFrom::Start(0)).unwrap();
         open.read_to_end(&mut bytes).unwrap();
-        assert!(bytes == content(Path::new("folder-1"), 19));
+        assert!(bytes == content(Path::new("dir-1"), 19));
     }
     let (operations, longest) = (load.operations(), load.longest.load(Ordering::Relaxed));
     let failures = load.stop();
@@ -226,11 +228,8 @@ fn nothing_fails_while_the_service_is_killed_again_and_again() {
         pauses[pauses.len() - 1],
     );
     assert!(failures.is_empty(), "{failures:?}");
-    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], true);
-    assert_eq!(
-        fs::metadata(mnt.join("tree/folder-1")).unwrap().ino(),
-        inode
-    );
+    assert_eq!(manager.status()["mounts"]["tree"]["taken_over"], true);
+    assert_eq!(fs::metadata(mnt.join("tree/dir-1")).unwrap().ino(), inode);
     assert!(
         !manager.log().contains("mounting again"),
         "{}",
@@ -241,16 +240,16 @@ fn nothing_fails_while_the_service_is_killed_again_and_again() {
     let output = sleeper.wait_with_output().unwrap();
     let expected = format!(
         "{}\n{}\n",
-        content(Path::new("folder-7"), 3).len(),
-        mnt.canonicalize().unwrap().join("tree/folder-7").display()
+        content(Path::new("dir-7"), 3).len(),
+        mnt.canonicalize().unwrap().join("tree/dir-7").display()
     );
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
 }
 
 /// By the helper process; readers notice only that they need no request.
 /// The inode number of every path in a directory, from readdir and stat.
-fn numbers(folder: &Path, all: &mut BTreeMap<PathBuf, u64>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn numbers(dir: &Path, all: &mut BTreeMap<PathBuf, u64>) {
+    for entry in fs::read_dir(dir).unwrap() {
         let entry = entry.unwrap();
         let stat = fs::symlink_metadata(entry.path()).unwrap();
         assert_eq!(stat.ino(), entry.ino(), "{entry:?}");
@@ -261,7 +260,7 @@ fn numbers(folder: &Path, all: &mut BTreeMap<PathBuf, u64>) {
     }
 }
 
-/// Of equal trees under several names, which only the hand-over state tells apart: their numbers go by
+/// Of equal trees under several names, which only the hand-over state distinguishes: their numbers go by
 /// the order in which they were first looked up.
 #[test]
 fn inode_numbers_are_handed_over() {
@@ -277,7 +276,7 @@ fn inode_numbers_are_handed_over() {
     let mnt = manager.join("mnt");
     let mut before = BTreeMap::new();
     for name in ["c", "tree"] {
-        assert!(fs::metadata(mnt.join(name).join("folder-1")).is_ok());
+        assert!(fs::metadata(mnt.join(name).join("dir-1")).is_ok());
     }
     numbers(&mnt, &mut before);
     let distinct: HashSet<_> = before.values().collect();
@@ -309,14 +308,14 @@ fn files_that_are_read_in_order_are_pushed_ahead_and_are_right() {
     manager.start_and_wait();
     let tree = manager.join("mnt/tree");
     let mut files = 0;
-    let mut folders: Vec<_> = fs::read_dir(&tree)
+    let mut dirs: Vec<_> = fs::read_dir(&tree)
         .unwrap()
         .map(|at| at.unwrap().path())
         .collect();
-    folders.sort();
-    for folder in folders {
+    dirs.sort();
+    for dir in dirs {
         // As tar does: names and attributes first.
-        let mut names: Vec<_> = fs::read_dir(&folder)
+        let mut names: Vec<_> = fs::read_dir(&dir)
             .unwrap()
             .map(|entry| {
                 let entry = entry.unwrap();
@@ -328,7 +327,7 @@ fn files_that_are_read_in_order_are_pushed_ahead_and_are_right() {
         for name in names {
             let number = name.strip_prefix("file-").unwrap().parse().unwrap();
             assert!(
-                fs::read(folder.join(&name)).unwrap() == content(&folder, number),
+                fs::read(dir.join(&name)).unwrap() == content(&dir, number),
                 "{name}"
             );
             files += 1;
@@ -388,20 +387,20 @@ fn a_node_table_of_another_version_means_a_new_mount_and_a_line_in_the_log() {
     assert_eq!(fs::read_dir(manager.join("mnt/tree")).unwrap().count(), 2);
     manager.kill();
     // The version is the 32-bit word after the 8 bytes that every such file starts with.
-    let table = manager.kept_descriptor("nodes.tree");
+    let table = manager.held_descriptor("nodes.tree");
     rustix::io::pwrite(&table, &99u32.to_ne_bytes(), 8).unwrap();
     drop(table);
     manager.start_and_wait();
     assert_eq!(fs::read_dir(manager.join("mnt/tree")).unwrap().count(), 2);
     assert!(manager.log().contains("layout 99"), "{}", manager.log());
-    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], false);
+    assert_eq!(manager.status()["mounts"]["tree"]["taken_over"], false);
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let mnt = manager.join("mnt").display().to_string();
     assert_eq!(mounts.lines().filter(|line| line.contains(&mnt)).count(), 1);
     // And the new one is handed over again.
     manager.kill();
     manager.start_and_wait();
-    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], true);
+    assert_eq!(manager.status()["mounts"]["tree"]["taken_over"], true);
 }
 
 #[test]
@@ -444,7 +443,7 @@ fn a_reload_changes_what_changed_and_nothing_else() {
     assert_eq!(fs::metadata(second.join("tree")).unwrap().uid(), 7);
 
     // Changed, while it is in use.
-    let mut used = fs::File::open(second.join("tree/folder-1/file-0")).unwrap();
+    let mut used = fs::File::open(second.join("tree/dir-1/file-0")).unwrap();
     manager.configure(&format!(
         "{ONE_MOUNT}[mounts.second]\npath = '@/second'\nuid = 8\n"
     ));
@@ -452,7 +451,7 @@ fn a_reload_changes_what_changed_and_nothing_else() {
     assert_eq!(fs::metadata(second.join("tree")).unwrap().uid(), 8);
     let mut bytes = Vec::new();
     used.read_to_end(&mut bytes).unwrap();
-    assert!(bytes == content(Path::new("folder-1"), 0));
+    assert!(bytes == content(Path::new("dir-1"), 0));
     assert_eq!(manager.status()["leaving"], 1);
 
     // Removed.
@@ -472,14 +471,14 @@ fn a_stop_waits_for_remaining_readers_and_reports_it() {
     let mut manager = service(2);
     manager.start_and_wait();
     let mnt = manager.join("mnt");
-    let mut used = fs::File::open(mnt.join("tree/folder-1/file-5")).unwrap();
+    let mut used = fs::File::open(mnt.join("tree/dir-1/file-5")).unwrap();
     manager.signal(libc::SIGTERM);
     manager.wait_for("EXTEND_TIMEOUT_USEC=10000000", 1);
     assert_eq!(fs::read_dir(&mnt).unwrap().count(), 0, "out of the tree");
     drop_caches();
     let mut bytes = Vec::new();
     used.read_to_end(&mut bytes).unwrap();
-    assert!(bytes == content(Path::new("folder-1"), 5));
+    assert!(bytes == content(Path::new("dir-1"), 5));
     drop(used);
     let began = Instant::now();
     assert!(manager.wait());
@@ -586,7 +585,7 @@ fn an_empty_configuration_serves_the_embedded_store_on_its_own_socket() {
         "tree\n",
         "{listed:?}"
     );
-    // Through the service, as through the folder.
+    // Through the service, as through the directory.
     let url = format!("grpc+unix:{}", manager.join("castore.sock").display());
     let imported = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
         .args(["import", "--store", &url, "--name", "through"])
@@ -614,9 +613,9 @@ fn a_listener_requires_a_token_if_configured() {
     manager.start_and_wait();
     let socket = manager.join("castore.sock");
     let refused = list_over(&socket);
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let reported = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success(), "{refused:?}");
-    assert!(said.contains("token"), "{said}");
+    assert!(reported.contains("token"), "{reported}");
     let token = manager.join("token");
     let with_token = format!("{}?token-file={}", socket.display(), token.display());
     let listed = list_over(Path::new(&with_token));
@@ -696,13 +695,13 @@ fn metrics_are_served_where_configured_and_nowhere_else() {
         let head = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(length));
         stream.write_all(head.as_bytes()).unwrap();
         let mut answer = Vec::new();
-        // The rest that was not read may reset the connection behind the answer.
+        // The rest that was not read may reset the connection after the answer.
         let _ = stream.read_to_end(&mut answer);
         String::from_utf8(answer).unwrap()
     };
     assert!(long(15_000).starts_with("HTTP/1.1 200 "));
     assert!(long(20_480).starts_with("HTTP/1.1 431 "));
-    // Connections that say nothing keep no other out.
+    // Silent connections keep no other out.
     let open = || std::os::unix::net::UnixStream::connect(manager.join("metrics")).unwrap();
     let silent: Vec<_> = (0..300).map(|_| open()).collect();
     assert!(get("/metrics").starts_with("HTTP/1.1 200 "));

@@ -131,14 +131,14 @@ fn use_files(tree: &Path, seed: usize, stop: &AtomicBool) -> (Vec<String>, u64) 
     while !stop.load(Ordering::Relaxed) {
         at = at.wrapping_mul(25).wrapping_add(13) % 1_000_003;
         let file = at / 7 % (LARGE + SMALL);
-        let folder = if at % 3 == 0 {
+        let dir = if at % 3 == 0 {
             tree.join("again")
         } else {
             tree.to_owned()
         };
         let outcome = || -> std::io::Result<Vec<&str>> {
             let mut wrong = Vec::new();
-            let opened = File::open(folder.join(name(file)))?;
+            let opened = File::open(dir.join(name(file)))?;
             let from = at * 131 % size(file).max(1);
             let mut part = vec![0; 30_000.min(size(file) - from)];
             opened.read_exact_at(&mut part, from as u64)?;
@@ -173,7 +173,7 @@ fn use_files(tree: &Path, seed: usize, stop: &AtomicBool) -> (Vec<String>, u64) 
         match { outcome }() {
             Ok(wrong) if wrong.is_empty() => done += 1,
             Ok(wrong) => failures.push(format!("{wrong:?} reads other bytes, at {at}")),
-            Err(error) => failures.push(format!("{} in {}: {error}", name(file), folder.display())),
+            Err(error) => failures.push(format!("{} in {}: {error}", name(file), dir.display())),
         }
     }
     (failures, done)
@@ -291,7 +291,7 @@ fn open_files_outlive_the_process_again_and_again() {
         "{}",
         manager.log()
     );
-    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], true);
+    assert_eq!(manager.status()["mounts"]["tree"]["taken_over"], true);
 
     assert!(running.try_wait().unwrap().is_none(), "the program ended");
     running.kill().unwrap();
@@ -310,7 +310,7 @@ fn open_files_outlive_the_process_again_and_again() {
     );
     // And the kernel has those and no others.
     manager.kill();
-    let device = manager.kept_descriptor("mount.tree");
+    let device = manager.held_descriptor("mount.tree");
     let ended = end_registrations(&device);
     assert_eq!(ended.len() as u64, registered, "{ended:?}");
     assert_eq!(end_registrations(&device), [0; 0]);
@@ -387,14 +387,14 @@ fn a_mount_with_another_kind_of_reads_is_made_again() {
     manager.start_and_wait();
     let status = manager.status();
     assert!(status["mounts"]["tree"]["open"].is_null(), "{status}");
-    assert_eq!(status["mounts"]["tree"]["adopted"], false);
+    assert_eq!(status["mounts"]["tree"]["taken_over"], false);
     // The state of a page-cache mount has no room for open files.
     manager.kill();
     manager.configure(MOUNT);
     manager.start_and_wait();
     let status = manager.status();
     assert_eq!(status["mounts"]["tree"]["open"]["files"], 0);
-    assert_eq!(status["mounts"]["tree"]["adopted"], false);
+    assert_eq!(status["mounts"]["tree"]["taken_over"], false);
     assert!(
         manager
             .log()

@@ -10,7 +10,7 @@ fn certificate() -> (String, String) {
     (certificate.pem(), key.serialize_pem())
 }
 
-/// What `check-config` says of the configuration; nothing if it accepts it.
+/// What `check-config` reports about the configuration; nothing if it accepts it.
 fn checked(manager: &Manager, options: &[&str]) -> Option<String> {
     let output = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
         .arg("check-config")
@@ -20,8 +20,8 @@ fn checked(manager: &Manager, options: &[&str]) -> Option<String> {
         .env("RUNTIME_DIRECTORY", manager.path())
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    (!output.status.success()).then_some(said)
+    let reported = String::from_utf8(output.stderr).unwrap();
+    (!output.status.success()).then_some(reported)
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn check_config_and_the_daemon_refuse_the_same() {
         .replace("unix:@/l.sock", "localhost:0")
     };
     let cache = |rest: &str| listen(&format!("protocol = 'binary-cache'\n{rest}"));
-    // With files and without: whether it is refused, and what is said.
+    // With files and without: whether it is refused, and what is printed.
     for (config, files_only, word) in [
         ("state-dir = 'relative'\n".to_owned(), false, "absolute"),
         ("sttae-dir = '/x'\n".to_owned(), false, "sttae-dir"),
@@ -78,8 +78,8 @@ fn check_config_and_the_daemon_refuse_the_same() {
     ] {
         manager.configure(&config);
         let word = word.replace('@', manager.path().to_str().unwrap());
-        let said = checked(&manager, &[]).unwrap_or_else(|| panic!("it is accepted: {config}"));
-        assert!(said.contains(&word), "{config}: {said}");
+        let reported = checked(&manager, &[]).unwrap_or_else(|| panic!("it is accepted: {config}"));
+        assert!(reported.contains(&word), "{config}: {reported}");
         let without = checked(&manager, &["--no-files"]);
         assert_eq!(without.is_none(), files_only, "{config}: {without:?}");
         let before = manager.log().len();

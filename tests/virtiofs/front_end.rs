@@ -14,32 +14,32 @@ use vhost::{VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub const EVENT_IDX: u64 = 1 << 29;
-pub const INDIRECT: u64 = 1 << 28;
+pub(crate) const EVENT_IDX: u64 = 1 << 29;
+pub(crate) const INDIRECT: u64 = 1 << 28;
 const VERSION_1: u64 = 1 << 32;
 
-pub const NEXT: u16 = 1;
-pub const WRITE: u16 = 2;
-pub const TABLE: u16 = 4;
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const TABLE: u16 = 4;
 
 /// The guest's memory: one piece from address 0 on.
-pub const MEMORY: usize = 8 << 20;
+pub(crate) const MEMORY: usize = 8 << 20;
 /// Entries of a queue.
-pub const ENTRIES: u16 = 64;
+pub(crate) const ENTRIES: u16 = 64;
 /// What each queue has of the memory for its rings and its requests.
 const QUEUE_BYTES: u64 = 2 << 20;
 /// How long a test waits for what should come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A connection and a guest behind it.
-pub struct FrontEnd {
+/// A connection and its guest.
+pub(crate) struct FrontEnd {
     pub vhost: Frontend,
     pub memory: GuestMemoryMmap,
     pub queues: Vec<Queue>,
 }
 
 /// The guest's side of a queue.
-pub struct Queue {
+pub(crate) struct Queue {
     base: u64,
     kick: EventFd,
     call: EventFd,
@@ -50,7 +50,7 @@ pub struct Queue {
 
 /// A descriptor: address, length, flags, next.
 #[derive(Clone, Copy)]
-pub struct Descriptor(pub u64, pub u32, pub u16, pub u16);
+pub(crate) struct Descriptor(pub u64, pub u32, pub u16, pub u16);
 
 impl Descriptor {
     fn bytes(self) -> [u8; 16] {
@@ -65,7 +65,7 @@ impl Descriptor {
 
 impl FrontEnd {
     /// Connects to `socket`, with one high-priority queue and `requests` others.
-    pub fn connect(socket: &Path, requests: usize, features: u64) -> Self {
+    pub(crate) fn connect(socket: &Path, requests: usize, features: u64) -> Self {
         let file = std::fs::File::from(
             rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap(),
         );
@@ -112,20 +112,20 @@ impl FrontEnd {
     }
 
     /// Takes the memory away. Nothing here may touch it any more.
-    pub fn truncate_memory(&self) {
+    pub(crate) fn truncate_memory(&self) {
         let region = self.memory.iter().next().unwrap();
         region.file_offset().unwrap().file().set_len(0).unwrap();
     }
 
     /// The connection.
-    pub fn connection(&self) -> UnixStream {
+    pub(crate) fn connection(&self) -> UnixStream {
         // SAFETY: the descriptor is open as long as the front end is.
         let socket = unsafe { BorrowedFd::borrow_raw(self.vhost.as_raw_fd()) };
         socket.try_clone_to_owned().unwrap().into()
     }
 
     /// Starts a queue at the ring index `at`.
-    pub fn start(&mut self, number: usize, at: u16) {
+    pub(crate) fn start(&mut self, number: usize, at: u16) {
         let queue = &self.queues[number];
         let vhost = &mut self.vhost;
         let host = |address: u64| {
@@ -150,7 +150,7 @@ impl FrontEnd {
     }
 
     /// Sets a queue up again, like a driver after a reset.
-    pub fn restart(&mut self, number: usize) {
+    pub(crate) fn restart(&mut self, number: usize) {
         self.vhost.get_vring_base(number).unwrap();
         let queue = &mut self.queues[number];
         for address in [queue.available(), queue.used()] {
@@ -163,7 +163,7 @@ impl FrontEnd {
     }
 
     /// Makes `request` on a queue, leaving `room` bytes for the reply; gives the reply.
-    pub fn request(&mut self, number: usize, request: &[u8], room: u32) -> Vec<u8> {
+    pub(crate) fn request(&mut self, number: usize, request: &[u8], room: u32) -> Vec<u8> {
         let head = self.send(number, request, room);
         let (answered, length) = self.receive(number);
         assert_eq!(answered, head, "another request was answered");
@@ -171,7 +171,7 @@ impl FrontEnd {
     }
 
     /// Makes a request; gives its descriptor's number.
-    pub fn send(&mut self, number: usize, request: &[u8], room: u32) -> u16 {
+    pub(crate) fn send(&mut self, number: usize, request: &[u8], room: u32) -> u16 {
         let queue = &self.queues[number];
         let head = queue.head();
         let (at, to) = (queue.request(head), queue.reply(head));
@@ -188,7 +188,7 @@ impl FrontEnd {
     }
 
     /// Puts descriptors into the table from `head` on, and makes them available.
-    pub fn offer(&mut self, number: usize, head: u16, chain: &[Descriptor]) {
+    pub(crate) fn offer(&mut self, number: usize, head: u16, chain: &[Descriptor]) {
         for (index, descriptor) in (head..).zip(chain) {
             let address = self.queues[number].table() + u64::from(index) * 16;
             self.write(address, &descriptor.bytes());
@@ -197,7 +197,7 @@ impl FrontEnd {
     }
 
     /// Makes the chain that begins at `head` available, and kicks.
-    pub fn make_available(&mut self, number: usize, head: u16) {
+    pub(crate) fn make_available(&mut self, number: usize, head: u16) {
         let queue = &mut self.queues[number];
         let slot = queue.available() + 4 + u64::from(queue.next % ENTRIES) * 2;
         queue.next = queue.next.wrapping_add(1);
@@ -208,24 +208,24 @@ impl FrontEnd {
         self.kick(number);
     }
 
-    pub fn kick(&self, number: usize) {
+    pub(crate) fn kick(&self, number: usize) {
         self.queues[number].kick.write(1).unwrap();
     }
 
     /// Writes descriptors somewhere else: an indirect table.
-    pub fn write_table(&self, address: u64, chain: &[Descriptor]) {
+    pub(crate) fn write_table(&self, address: u64, chain: &[Descriptor]) {
         for (index, descriptor) in chain.iter().enumerate() {
             self.write(address + index as u64 * 16, &descriptor.bytes());
         }
     }
 
-    pub fn write(&self, address: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) {
         self.memory
             .write_slice(bytes, GuestAddress(address))
             .unwrap();
     }
 
-    pub fn read(&self, address: u64, length: usize) -> Vec<u8> {
+    pub(crate) fn read(&self, address: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         self.memory
             .read_slice(&mut bytes, GuestAddress(address))
@@ -234,12 +234,16 @@ impl FrontEnd {
     }
 
     /// Waits for the next answer: its descriptor's number, and how many bytes were written.
-    pub fn receive(&mut self, number: usize) -> (u16, u32) {
+    pub(crate) fn receive(&mut self, number: usize) -> (u16, u32) {
         let answer = self.receive_within(number, PATIENCE);
         answer.unwrap_or_else(|| panic!("no answer on queue {number}"))
     }
 
-    pub fn receive_within(&mut self, number: usize, patience: Duration) -> Option<(u16, u32)> {
+    pub(crate) fn receive_within(
+        &mut self,
+        number: usize,
+        patience: Duration,
+    ) -> Option<(u16, u32)> {
         let deadline = Instant::now() + patience;
         let queue = &self.queues[number];
         if queue.event_idx {
@@ -263,9 +267,9 @@ impl FrontEnd {
             // SAFETY: the descriptor is open as long as the queue is.
             let fd = unsafe { BorrowedFd::borrow_raw(queue.call.as_raw_fd()) };
             let mut call = [PollFd::new(&fd, PollFlags::IN)];
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = rustix::event::Timespec::try_from(left).unwrap();
-            rustix::event::poll(&mut call, Some(&left)).unwrap();
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let remaining = rustix::event::Timespec::try_from(remaining).unwrap();
+            rustix::event::poll(&mut call, Some(&remaining)).unwrap();
             let _ = queue.call.read();
         }
         fence(Ordering::SeqCst);
@@ -277,7 +281,7 @@ impl FrontEnd {
 
     /// Whether the last that was given back cannot be, by which a guest's driver takes the device
     /// for broken.
-    pub fn is_broken_off(&self, number: usize) -> bool {
+    pub(crate) fn is_poisoned(&self, number: usize) -> bool {
         let used = self.queues[number].used();
         let index: u16 = self.memory.read_obj(GuestAddress(used + 2)).unwrap();
         let last = u64::from(index.wrapping_sub(1) % ENTRIES);
@@ -285,41 +289,41 @@ impl FrontEnd {
     }
 
     /// The reply to the request `head`.
-    pub fn reply(&self, number: usize, head: u16, length: u32) -> Vec<u8> {
+    pub(crate) fn reply(&self, number: usize, head: u16, length: u32) -> Vec<u8> {
         self.read(self.queues[number].reply(head), length as usize)
     }
 }
 
 impl Queue {
-    pub fn table(&self) -> u64 {
+    pub(crate) fn table(&self) -> u64 {
         self.base + 0x1000
     }
 
-    pub fn available(&self) -> u64 {
+    pub(crate) fn available(&self) -> u64 {
         self.base + 0x2000
     }
 
-    pub fn used(&self) -> u64 {
+    pub(crate) fn used(&self) -> u64 {
         self.base + 0x3000
     }
 
     /// Takes back kicks that no thread has seen.
-    pub fn forget_kicks(&self) {
+    pub(crate) fn forget_kicks(&self) {
         let _ = self.kick.read();
     }
 
     /// A descriptor that is free: requests take two each, in turn.
-    pub fn head(&self) -> u16 {
+    pub(crate) fn head(&self) -> u16 {
         self.next.wrapping_mul(2) % ENTRIES
     }
 
     /// The place of the request `head`.
-    pub fn request(&self, head: u16) -> u64 {
+    pub(crate) fn request(&self, head: u16) -> u64 {
         self.base + 0x1_0000 + u64::from(head) * 0x1000
     }
 
     /// Where the reply to the request `head` goes: 64 KiB apart, from 1 MiB on.
-    pub fn reply(&self, head: u16) -> u64 {
+    pub(crate) fn reply(&self, head: u16) -> u64 {
         self.base + 0x10_0000 + u64::from(head % 16) * 0x1_0000
     }
 }

@@ -3,7 +3,7 @@
 
 mod front_end;
 mod fuse;
-mod handover;
+mod hand_over;
 mod process;
 mod service;
 mod warm_up;
@@ -13,10 +13,10 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use castore_fs::castore::{Digest, Node};
-use castore_fs::fs::{Options, RootListing, Top};
+use castore_fs::fs::{FsOptions, MountRoot, RootListing};
 use castore_fs::store::{MemoryStore, Store};
 use castore_fs::transport::virtiofs::{
-    Access, DeviceOptions, Endpoint, EndpointStatus, ROOT_TIMEOUT, Socket, Tag,
+    DeviceOptions, DeviceTag, EndpointStatus, ROOT_TIMEOUT, Socket, SocketAccess, VirtiofsEndpoint,
 };
 use front_end::{Descriptor, EVENT_IDX, FrontEnd, INDIRECT, MEMORY, NEXT, TABLE, WRITE};
 use kit::double::{Double, Fate};
@@ -34,42 +34,42 @@ const ROOM: u32 = 4096;
 
 /// A store that is served.
 struct Served {
-    endpoint: Endpoint,
+    endpoint: VirtiofsEndpoint,
     socket: PathBuf,
-    _folder: tempfile::TempDir,
+    _dir: tempfile::TempDir,
 }
 
 impl Served {
-    fn new(store: Arc<dyn Store>, top: Top) -> Self {
-        let options = Options {
-            top,
-            root_timeout: ROOT_TIMEOUT,
-            ..Options::default()
+    fn new(store: Arc<dyn Store>, mount_root: MountRoot) -> Self {
+        let options = FsOptions {
+            mount_root,
+            ..FsOptions::default()
         };
         Self::with(store, options)
     }
 
-    fn with(store: Arc<dyn Store>, options: Options) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("socket");
-        let listening = Socket::bind(&socket, Access::default()).unwrap();
+    fn with(store: Arc<dyn Store>, options: FsOptions) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let listening = Socket::bind(&socket, SocketAccess::default()).unwrap();
         let device = DeviceOptions {
-            tag: Some(Tag::new("castore").unwrap()),
+            tag: Some(DeviceTag::new("castore").unwrap()),
             request_queues: 2,
+            ..DeviceOptions::default()
         };
         let runtime = RUNTIME.handle().clone();
-        let endpoint = Endpoint::serve(store, listening, options, device, runtime).unwrap();
+        let endpoint = VirtiofsEndpoint::serve(store, listening, options, device, runtime).unwrap();
         Self {
             endpoint,
             socket,
-            _folder: folder,
+            _dir: dir,
         }
     }
 
     fn tree(model: &Model) -> Self {
         let store = Arc::new(MemoryStore::new());
         let node = model.put_root(&*store, "root");
-        Self::new(store, top_of(&node))
+        Self::new(store, mount_root_of(&node))
     }
 
     fn connect(&self) -> FrontEnd {
@@ -94,9 +94,9 @@ impl Served {
     }
 }
 
-fn top_of(node: &Node) -> Top {
+fn mount_root_of(node: &Node) -> MountRoot {
     match node {
-        Node::Directory { digest, size } => Top::Directory {
+        Node::Directory { digest, size } => MountRoot::Directory {
             digest: *digest,
             size: *size,
         },
@@ -190,7 +190,7 @@ fn roots_are_cached_for_a_while_only_and_their_listing_shows_that_it_changed() {
     directory([("file", file("1"))]).put_root(&*store, "first");
     let served = Served::new(
         store.clone(),
-        Top::Roots {
+        MountRoot::Roots {
             list: RootListing::All,
         },
     );
@@ -383,7 +383,7 @@ fn an_inconsistent_ring_is_not_served_until_it_is_set_up_again() {
 fn gated(model: &Model) -> (Arc<Double>, Node) {
     let inner = MemoryStore::new();
     let node = model.put_root(&inner, "root");
-    let store = Double::near("gated:", inner).with(&Digest::of(b"panics"), Fate::Panics);
+    let store = Double::local_store("gated:", inner).with(&Digest::of(b"panics"), Fate::Panics);
     (Arc::new(store), node)
 }
 
@@ -398,15 +398,15 @@ fn requests_that_wait_keep_no_other_from_being_served() {
         ("far", file(pattern(1000))),
         ("near", file("near")),
     ]));
-    let served = Served::new(store.clone(), top_of(&node));
+    let served = Served::new(store.clone(), mount_root_of(&node));
     let mut guest = served.mounted();
-    let (far, near) = (guest.look_up(ROOT, "far"), guest.look_up(ROOT, "near"));
-    let nothing = guest.request(1, &fuse::read(near.node, 0, 10), ROOM);
+    let (upstream, local_store) = (guest.look_up(ROOT, "far"), guest.look_up(ROOT, "near"));
+    let nothing = guest.request(1, &fuse::read(local_store.node, 0, 10), ROOM);
     assert_eq!(fuse::body(&nothing).unwrap(), b"near");
     store.close();
     // Eight wait, on one queue, and the ninth is answered.
     let waiting: Vec<u16> = (0..8)
-        .map(|_| guest.send(1, &fuse::read(far.node, 0, 100), ROOM))
+        .map(|_| guest.send(1, &fuse::read(upstream.node, 0, 100), ROOM))
         .collect();
     store.until_waiting(8);
     let head = guest.send(1, &fuse::get_attributes(ROOT), ROOM);
@@ -424,11 +424,11 @@ fn requests_that_wait_keep_no_other_from_being_served() {
 #[test]
 fn a_queue_that_stops_answers_what_waits_and_nothing_is_written_later() {
     let (store, node) = gated(&directory([("far", file(pattern(1000)))]));
-    let served = Served::new(store.clone(), top_of(&node));
+    let served = Served::new(store.clone(), mount_root_of(&node));
     let mut guest = served.mounted();
-    let far = guest.look_up(ROOT, "far");
+    let upstream = guest.look_up(ROOT, "far");
     store.close();
-    let head = guest.send(1, &fuse::read(far.node, 0, 1000), ROOM);
+    let head = guest.send(1, &fuse::read(upstream.node, 0, 1000), ROOM);
     store.until_waiting(1);
     let start = Instant::now();
     let stopped_at = guest.vhost.get_vring_base(1).unwrap();
@@ -453,7 +453,7 @@ fn a_queue_that_stops_answers_what_waits_and_nothing_is_written_later() {
     );
     guest.start(1, stopped_at as u16);
     assert_eq!(guest.look_up(ROOT, "far").size, 1000);
-    let reply = guest.request(1, &fuse::read(far.node, 0, 1000), ROOM);
+    let reply = guest.request(1, &fuse::read(upstream.node, 0, 1000), ROOM);
     assert!(fuse::body(&reply).unwrap() == pattern(1000));
 }
 
@@ -518,7 +518,7 @@ fn a_panic_in_a_store_is_one_requests_eio() {
         ("panics", file("panics")),
         ("fine", file("ok")),
     ]));
-    let served = Served::new(store, top_of(&node));
+    let served = Served::new(store, mount_root_of(&node));
     let mut guest = served.mounted();
     let panics = guest.look_up(ROOT, "panics");
     for _ in 0..3 {
@@ -536,10 +536,10 @@ fn a_guest_knows_no_more_directories_than_it_may() {
     let inside = directory([("file", file("content"))]);
     let tree = directory((0..5).map(|n| (format!("{n}"), inside.clone())));
     let node = tree.put_root(&*store, "root");
-    let options = Options {
-        top: top_of(&node),
+    let options = FsOptions {
+        mount_root: mount_root_of(&node),
         most_directories: 3,
-        ..Options::default()
+        ..FsOptions::default()
     };
     let served = Served::with(store, options);
     let mut guest = served.mounted();
@@ -647,8 +647,8 @@ fn front_ends_can_read_the_tag() {
     let (_, config) = guest.vhost.get_config(0, 40, flags, &[0; 40]).unwrap();
     assert_eq!(&config[..8], b"castore\0");
     assert_eq!(&config[36..], 2u32.to_le_bytes());
-    assert!(Tag::new("").is_err() && Tag::new(&"x".repeat(37)).is_err());
-    Tag::new(&"x".repeat(36)).unwrap();
+    assert!(DeviceTag::new("").is_err() && DeviceTag::new(&"x".repeat(37)).is_err());
+    DeviceTag::new(&"x".repeat(36)).unwrap();
 }
 
 #[test]
@@ -658,7 +658,7 @@ fn an_endpoint_that_ends_answers_eio() {
     let Served {
         endpoint,
         socket,
-        _folder,
+        _dir,
     } = served;
     drop(endpoint);
     let lookup = fuse::lookup(ROOT, b"file");

@@ -14,22 +14,22 @@ use castore_fs::store::LocalStore;
 use super::front_end::FrontEnd;
 use super::{ROOT, fuse, pattern};
 use kit::model::{Model, directory, file};
-use kit::passed_on::start_with;
+use kit::passed_descriptors::start_with;
 
 /// More than a store puts into packs.
 const LARGE: usize = 3 << 20;
 
 /// A store on disk, and the program that serves it.
-pub struct Program {
-    folder: tempfile::TempDir,
+pub(crate) struct Program {
+    dir: tempfile::TempDir,
 }
 
 /// The parent process, which keeps the guests.
-pub struct Running(pub Child);
+pub(crate) struct Running(pub Child);
 
 impl Running {
     /// The process that serves them.
-    pub fn worker(&self) -> u32 {
+    pub(crate) fn worker(&self) -> u32 {
         self.has_worker().expect("a worker")
     }
 
@@ -42,14 +42,14 @@ impl Running {
     /// Its output, if it has ended.
     fn assert_runs(&mut self) {
         if let Some(status) = self.0.try_wait().unwrap() {
-            let mut said = String::new();
-            let _ = self.0.stderr.take().unwrap().read_to_string(&mut said);
-            panic!("{status}: {said}");
+            let mut reported = String::new();
+            let _ = self.0.stderr.take().unwrap().read_to_string(&mut reported);
+            panic!("{status}: {reported}");
         }
     }
 
     /// Kills the process that serves them, at whatever it does.
-    pub fn kill_worker(&self) {
+    pub(crate) fn kill_worker(&self) {
         let worker = rustix::process::Pid::from_raw(self.worker() as i32).unwrap();
         rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
     }
@@ -82,15 +82,15 @@ impl Program {
     }
 
     /// With `tree` in its store.
-    pub fn of(tree: &Model) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let store = LocalStore::open(&folder.path().join("store")).unwrap();
+    pub(crate) fn of(tree: &Model) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(&dir.path().join("store")).unwrap();
         tree.put_root(&store, "tree");
-        Self { folder }
+        Self { dir }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -105,12 +105,16 @@ impl Program {
     }
 
     /// Starts it on a socket, and waits until it is ready.
-    pub fn start(&self, arguments: &[&str]) -> Running {
+    pub(crate) fn start(&self, arguments: &[&str]) -> Running {
         self.start_with(arguments, |_| ())
     }
 
     /// As [`start`](Self::start), `changed`.
-    pub fn start_with(&self, arguments: &[&str], changed: impl FnOnce(&mut Command)) -> Running {
+    pub(crate) fn start_with(
+        &self,
+        arguments: &[&str],
+        changed: impl FnOnce(&mut Command),
+    ) -> Running {
         let notify = UnixDatagram::bind(self.path("notify")).unwrap();
         let everybody = fs::Permissions::from_mode(0o777);
         fs::set_permissions(self.path("notify"), everybody).unwrap();
@@ -139,7 +143,7 @@ impl Program {
         running
     }
 
-    pub fn guest(&self) -> FrontEnd {
+    pub(crate) fn guest(&self) -> FrontEnd {
         let mut guest = FrontEnd::connect(&self.path("socket"), 2, 0);
         guest.init();
         guest
@@ -185,7 +189,7 @@ fn the_process_serves_its_store_and_can_do_nothing_else() {
     assert!(guest.content(large.node, large.size) == pattern(LARGE));
 }
 
-/// The store's large blobs, moved to another directory behind a symlink: Landlock sees the
+/// The store's large blobs, moved to another directory that a symlink leads to: Landlock sees the
 /// difference.
 #[test]
 fn files_outside_of_the_store_are_out_of_reach() {
@@ -233,18 +237,18 @@ fn sockets_are_taken_over_from_systemd() {
 #[test]
 fn wrong_arguments_are_reported() {
     let program = Program::new();
-    let said = |arguments: &[&str]| {
+    let reported = |arguments: &[&str]| {
         let output = program.command(arguments).output().unwrap();
         assert!(!output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(said(&[]).contains("--socket PATH"));
+    assert!(reported(&[]).contains("--socket PATH"));
     let taken = program.path("file");
     fs::write(&taken, "").unwrap();
-    let text = said(&["--socket", taken.to_str().unwrap()]);
+    let text = reported(&["--socket", taken.to_str().unwrap()]);
     assert!(text.contains("is no socket"), "{text}");
     let socket = program.path("socket");
-    let text = said(&[
+    let text = reported(&[
         "--socket",
         socket.to_str().unwrap(),
         "--socket-group",
@@ -291,17 +295,17 @@ fn descriptors(running: &Running) -> usize {
 /// what a guest knows.
 #[test]
 fn an_ordinary_user_serves_and_holds_no_descriptor_for_a_file() {
-    let folders = (0..40).map(|n| {
+    let dirs = (0..40).map(|n| {
         let files = (0..25).map(|n| (format!("{n}"), file(format!("{n}"))));
-        (format!("folder-{n}"), directory(files))
+        (format!("dir-{n}"), directory(files))
     });
-    let program = Program::of(&directory(folders));
+    let program = Program::of(&directory(dirs));
     let ordinary = |command: &mut Command| {
         if rustix::process::geteuid().is_root() {
             command.uid(65_534).gid(65_534);
         }
     };
-    open_to_all(program.folder.path());
+    open_to_all(program.dir.path());
     let running = program.start_with(&[], ordinary);
     let user: u32 = status(&running, "Uid")
         .split_whitespace()
@@ -312,10 +316,10 @@ fn an_ordinary_user_serves_and_holds_no_descriptor_for_a_file() {
     assert_ne!(user, 0);
     let mut guest = program.guest();
     let before = descriptors(&running);
-    for folder in 0..40 {
-        let folder = guest.look_up(ROOT, &format!("folder-{folder}"));
+    for dir in 0..40 {
+        let dir = guest.look_up(ROOT, &format!("dir-{dir}"));
         for name in 0..25 {
-            let found = guest.look_up(folder.node, &name.to_string());
+            let found = guest.look_up(dir.node, &name.to_string());
             assert_eq!(
                 guest.content(found.node, found.size),
                 name.to_string().as_bytes()
@@ -326,8 +330,8 @@ fn an_ordinary_user_serves_and_holds_no_descriptor_for_a_file() {
     assert!(after <= before + 4, "{before} descriptors became {after}");
 }
 
-fn open_to_all(folder: &Path) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn open_to_all(dir: &Path) {
+    for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let mode = if path.is_dir() { 0o777 } else { 0o666 };
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
@@ -335,7 +339,7 @@ fn open_to_all(folder: &Path) {
             open_to_all(&path);
         }
     }
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
 }
 
 #[test]

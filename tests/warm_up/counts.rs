@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use castore_fs::fs::WarmUpCount;
 
-use super::mounts::{Scene, learn};
+use super::mounts::{Scene, record};
 use super::{STARTS_WITH, start, tree};
 use kit::double::Double;
-use kit::mounted::{Mounted, can_mount, top_of};
+use kit::mounted::{Mounted, can_mount, mount_root_of};
 use kit::patience::wait_until;
 
 fn count(mount: &Mounted) -> WarmUpCount {
@@ -16,86 +16,89 @@ fn count(mount: &Mounted) -> WarmUpCount {
 }
 
 #[test]
-fn what_was_learned_fetched_and_touched_is_counted() {
+fn what_was_recorded_prefetched_and_used_is_counted() {
     if !can_mount() {
         return;
     }
     let scene = Scene::new();
     let node = tree(1).put_root(&scene.memory, "app-1");
     let (_, store) = scene.cold();
-    let mount = Mounted::new(store, scene.learning(top_of(&node), Some("app-1")));
+    let mount = Mounted::new(store, scene.recording(mount_root_of(&node), Some("app-1")));
     start(mount.path(), 1);
     mount.session.remember();
-    let learned = count(&mount);
-    assert!((1..=2).contains(&learned.saves), "{learned:?}");
+    let recorded = count(&mount);
+    assert!((1..=2).contains(&recorded.saves), "{recorded:?}");
     let expected = WarmUpCount {
-        learning: 1,
+        recording: 1,
         none: 1,
-        learned: 6,
-        saves: learned.saves,
+        recorded: 6,
+        saves: recorded.saves,
         ..WarmUpCount::default()
     };
-    assert_eq!(learned, expected);
+    assert_eq!(recorded, expected);
     drop(mount);
 
     // Another version of it.
     let node = tree(2).put_root(&scene.memory, "app-2");
     let (_, store) = scene.cold();
-    let mount = Mounted::new(store, scene.learning(top_of(&node), Some("app-2")));
+    let mount = Mounted::new(store, scene.recording(mount_root_of(&node), Some("app-2")));
     wait_until("all is fetched", || count(&mount).fetches == 1);
     let fetched = count(&mount);
     assert!(fetched.fetch_micros > 0);
-    let bytes = STARTS_WITH.map(|folder| super::contents(2, folder).len() as u64);
+    let bytes = STARTS_WITH.map(|dir| super::contents(2, dir).len() as u64);
     let expected = WarmUpCount {
-        learning: 1,
+        recording: 1,
         similar: 1,
         fetches: 1,
         fetch_micros: fetched.fetch_micros,
-        stretches: 6,
+        extents: 6,
         bytes: bytes.iter().sum(),
         ..WarmUpCount::default()
     };
     assert_eq!(fetched, expected);
-    // What was not fetched ahead is no hit, nor is what is touched twice.
-    fs::read(mount.join("folder-5/file")).unwrap();
+    // What was not fetched ahead is no hit, nor is what is read twice.
+    fs::read(mount.join("dir-5/file")).unwrap();
     for _ in 0..2 {
-        fs::read(mount.join("folder-7/file")).unwrap();
-        fs::read(mount.join("folder-3/file")).unwrap();
+        fs::read(mount.join("dir-7/file")).unwrap();
+        fs::read(mount.join("dir-3/file")).unwrap();
     }
     mount.session.remember();
-    assert_eq!((count(&mount).learned, count(&mount).hits), (3, 2));
+    assert_eq!((count(&mount).recorded, count(&mount).hits), (3, 2));
     start(mount.path(), 2);
     mount.session.remember();
-    assert_eq!((count(&mount).learned, count(&mount).hits), (7, 6));
-    assert_eq!(count(&mount).stretches, 6);
+    assert_eq!((count(&mount).recorded, count(&mount).hits), (7, 6));
+    assert_eq!(count(&mount).extents, 6);
     drop(mount);
 
     let (_, store) = scene.cold();
-    let mount = Mounted::new(store, scene.learning(top_of(&node), Some("app-2")));
+    let mount = Mounted::new(store, scene.recording(mount_root_of(&node), Some("app-2")));
     wait_until("all is fetched", || count(&mount).fetches == 1);
     assert_eq!((count(&mount).own, count(&mount).similar), (1, 0));
 }
 
 #[test]
-fn who_has_to_wait_for_what_is_being_fetched_found_it_too_late() {
+fn a_read_that_waits_for_a_prefetch_is_no_hit() {
     if !can_mount() {
         return;
     }
     let scene = Scene::new();
-    let node = learn(&scene, "tree", 1);
-    let far = Arc::new(Double::far("double:", scene.memory.clone()));
-    far.close();
-    let mount = Mounted::new(far.clone(), scene.learning(top_of(&node), Some("tree")));
-    far.until_waiting(STARTS_WITH.len());
+    let node = record(&scene, "tree", 1);
+    let upstream = Arc::new(Double::upstream("double:", scene.memory.clone()));
+    upstream.close();
+    let mount = Mounted::new(
+        upstream.clone(),
+        scene.recording(mount_root_of(&node), Some("tree")),
+    );
+    upstream.until_waiting(STARTS_WITH.len());
     std::thread::scope(|scope| {
-        scope.spawn(|| fs::read(mount.join("folder-7/file")).unwrap());
-        far.until_waiting(STARTS_WITH.len() + 1);
-        far.open();
+        scope.spawn(|| fs::read(mount.join("dir-7/file")).unwrap());
+        upstream.until_waiting(STARTS_WITH.len() + 1);
+        upstream.open();
     });
-    wait_until("all is fetched", || count(&mount).stretches == 6);
+    wait_until("all is fetched", || count(&mount).extents == 6);
     start(mount.path(), 1);
     mount.session.remember();
-    assert_eq!((count(&mount).learned, count(&mount).hits), (6, 5));
+    assert_eq!((count(&mount).recorded, count(&mount).hits), (6, 5));
 }
 
 #[test]
@@ -105,15 +108,15 @@ fn what_fails_is_counted() {
     }
     let scene = Scene::new();
     let node = tree(1).put_root(&scene.memory, "tree");
-    let folder = scene.profiles().folder().to_owned();
-    fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("tree.profile"), "something else").unwrap();
+    let dir = scene.profiles().dir().to_owned();
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("tree.profile"), "something else").unwrap();
     let (_, store) = scene.cold();
-    let mount = Mounted::new(store, scene.learning(top_of(&node), Some("tree")));
+    let mount = Mounted::new(store, scene.recording(mount_root_of(&node), Some("tree")));
     wait_until("it was looked for", || count(&mount).failed_finds == 1);
     assert_eq!(count(&mount).none, 1);
-    fs::remove_dir_all(&folder).unwrap();
-    fs::write(&folder, "no folder").unwrap();
+    fs::remove_dir_all(&dir).unwrap();
+    fs::write(&dir, "no directory").unwrap();
     start(mount.path(), 1);
     mount.session.remember();
     wait_until("it was not written", || count(&mount).failed_saves > 0);

@@ -1,4 +1,4 @@
-//! Profiles: learned by a mount, used by the next one, shipped by a command.
+//! Profiles: recorded by a mount, used by the next one, shipped by a command.
 
 mod counts;
 mod mounts;
@@ -8,40 +8,40 @@ mod service;
 use std::fs;
 use std::path::Path;
 
-use castore_fs::profile::Subject;
+use castore_fs::profile::ProfileKey;
 use kit::model::{Model, directory, file};
 
-const FOLDERS: usize = 12;
+const DIRS: usize = 12;
 
-/// What the file in `folder` of version `version` holds.
-pub fn contents(version: u32, folder: usize) -> String {
-    format!("version {version}, folder {folder}\n").repeat(100)
+/// What the file in `dir` of version `version` holds.
+pub fn contents(version: u32, dir: usize) -> String {
+    format!("version {version}, number {dir}\n").repeat(100)
 }
 
-/// A tree with files `FOLDER/file` and `FOLDER/other`.
+/// A tree with files `DIR/file` and `DIR/other`.
 pub fn tree(version: u32) -> Model {
-    let folder = |folder| {
+    let dir = |dir| {
         let files = [
-            ("file", file(contents(version, folder))),
-            ("other", file(format!("{version} other {folder}"))),
+            ("file", file(contents(version, dir))),
+            ("other", file(format!("{version} other {dir}"))),
         ];
-        (format!("folder-{folder}"), directory(files))
+        (format!("dir-{dir}"), directory(files))
     };
-    directory((0..FOLDERS).map(folder))
+    directory((0..DIRS).map(dir))
 }
 
-/// The folders whose files a program reads when it starts, in its order.
+/// The directories whose files a program reads when it starts, in its order.
 pub const STARTS_WITH: [usize; 6] = [7, 3, 11, 0, 8, 2];
 
 /// What `text` names.
-pub fn subject_of(text: &str) -> Subject {
-    Subject::new(text.as_bytes()).unwrap()
+pub fn profile_key_of(text: &str) -> ProfileKey {
+    ProfileKey::new(text.as_bytes()).unwrap()
 }
 
 /// Reads as a program does when it starts.
 pub fn start(at: &Path, version: u32) {
-    for folder in STARTS_WITH {
-        let read = fs::read_to_string(at.join(format!("folder-{folder}/file"))).unwrap();
-        assert_eq!(read, contents(version, folder));
+    for dir in STARTS_WITH {
+        let read = fs::read_to_string(at.join(format!("dir-{dir}/file"))).unwrap();
+        assert_eq!(read, contents(version, dir));
     }
 }

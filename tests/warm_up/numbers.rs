@@ -13,14 +13,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use castore_fs::castore::Node;
-use castore_fs::fs::{Options, WarmUp};
+use castore_fs::fs::{FsOptions, WarmUpOptions};
 use castore_fs::profile::Profiles;
 use castore_fs::store::{Cache, CacheOptions, GrpcStore, LocalStore, MemoryStore, Store};
 
-use super::subject_of;
+use super::profile_key_of;
 use kit::link::{Link, Terms};
 use kit::model::{directory, file};
-use kit::mounted::{Mounted, can_mount, top_of};
+use kit::mounted::{Mounted, can_mount, mount_root_of};
 use kit::noise::noise;
 use kit::server::Server;
 
@@ -39,14 +39,14 @@ fn size(number: u64) -> usize {
 /// A tree of `directories`, and what a start reads of it, in its order: one file in ten.
 fn data(store: &MemoryStore, directories: u64) -> (Node, Vec<PathBuf>) {
     let name = |number: u64| format!("lib/{:03}/file-{:02}", number / FILES, number % FILES);
-    let folders = (0..directories).map(|folder| {
+    let dirs = (0..directories).map(|dir| {
         let files = (0..FILES).map(|at| {
-            let number = folder * FILES + at;
+            let number = dir * FILES + at;
             (format!("file-{at:02}"), file(noise(number, size(number))))
         });
-        (format!("{folder:03}"), directory(files))
+        (format!("{dir:03}"), directory(files))
     });
-    let node = directory([("lib", directory(folders))]).put_root(store, "tree");
+    let node = directory([("lib", directory(dirs))]).put_root(store, "tree");
     let all = directories * FILES;
     // Here and there: multiples of a number that has no divisor in common with theirs.
     let read = (0..all / 10).map(|step| PathBuf::from(name(step * 1009 % all)));
@@ -61,21 +61,32 @@ fn run(
     profiles: Option<&Arc<Profiles>>,
     head_start: bool,
 ) -> (Duration, u64) {
-    let far = GrpcStore::open(&format!("grpc+http://{address}")).unwrap();
-    let near = tempfile::tempdir().unwrap();
-    let near_store = LocalStore::open(&near.path().join("near")).unwrap();
-    let cache = Cache::new(near_store, Arc::new(far.clone()), CacheOptions::default()).unwrap();
+    let upstream = GrpcStore::open(&format!("grpc+http://{address}")).unwrap();
+    let local_store = tempfile::tempdir().unwrap();
+    let local_store_store = LocalStore::open(&local_store.path().join("near")).unwrap();
+    let cache = Cache::new(
+        local_store_store,
+        Arc::new(upstream.clone()),
+        CacheOptions::default(),
+    )
+    .unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     // Connecting is no part of what is measured.
-    assert!(runtime.block_on(far.root(b"missing")).unwrap().is_none());
-    let warm_up =
-        profiles.map(|profiles| WarmUp::new(profiles.clone(), Some(subject_of("tree")), u64::MAX));
-    let options = Options {
-        top: top_of(node),
+    assert!(
+        runtime
+            .block_on(upstream.root(b"missing"))
+            .unwrap()
+            .is_none()
+    );
+    let warm_up = profiles.map(|profiles| {
+        WarmUpOptions::new(profiles.clone(), Some(profile_key_of("tree")), u64::MAX)
+    });
+    let options = FsOptions {
+        mount_root: mount_root_of(node),
         warm_up,
-        ..Options::default()
+        ..FsOptions::default()
     };
-    let calls = far.calls();
+    let calls = upstream.calls();
     let mount = Mounted::new(Arc::new(cache), options);
     if head_start {
         // As much as a machine needs until the first program runs.
@@ -88,7 +99,7 @@ fn run(
     }
     let took = began.elapsed();
     drop(mount);
-    (took, far.calls() - calls)
+    (took, upstream.calls() - calls)
 }
 
 #[test]
@@ -120,8 +131,8 @@ fn numbers() {
         };
         let link = Link::to(target, terms);
         let address = link.address().to_string();
-        let folder = tempfile::tempdir().unwrap();
-        let profiles = Arc::new(Profiles::new(folder.path().to_owned()));
+        let dir = tempfile::tempdir().unwrap();
+        let profiles = Arc::new(Profiles::new(dir.path().to_owned()));
         let line = |what: &str, (took, calls): (Duration, u64)| {
             println!(
                 "| {milliseconds} | {what} | {} ms | {calls} |",
@@ -131,8 +142,8 @@ fn numbers() {
         };
         let off = run(&address, &node, &files, None, false);
         let off = line("cold, `warmup = \"off\"`", off);
-        let learning = run(&address, &node, &files, Some(&profiles), false);
-        line("cold, learning", learning);
+        let recording = run(&address, &node, &files, Some(&profiles), false);
+        line("cold, recording", recording);
         let at_once = run(&address, &node, &files, Some(&profiles), false);
         let at_once = line("cold, with a profile", at_once);
         let later = run(&address, &node, &files, Some(&profiles), true);

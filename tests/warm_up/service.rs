@@ -1,4 +1,4 @@
-//! The service that learns, and the commands that ship what it learned.
+//! The service that records profiles, and the commands that ship them.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use castore_fs::profile::Profiles;
 use castore_fs::store::MemoryStore;
 
-use super::{STARTS_WITH, start, subject_of, tree};
+use super::{STARTS_WITH, profile_key_of, start, tree};
 use kit::manager::Manager;
 use kit::mounted::can_mount;
 use kit::patience::wait_until;
@@ -27,7 +27,7 @@ fn succeeds(words: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// A machine with an empty cache in front of `server`, which learns or not.
+/// A machine with an empty cache in front of `server`, which records or not.
 fn machine(server: &Server, warmup: &str) -> Manager {
     Manager::new(&format!(
         "state-dir = '@/state'\nmetrics.address = 'unix:@/metrics'\n\
@@ -69,7 +69,7 @@ fn a_profile_is_recorded_shipped_and_used_without_an_upstream() {
     start(&first.join("mnt/tree"), 1);
     // It is written without a request: a sudden death loses only the last seconds.
     let known = profiles(&first);
-    let known = || known.load(&subject_of("tree")).unwrap();
+    let known = || known.load(&profile_key_of("tree")).unwrap();
     wait_until("the profile is written", || {
         known().is_some_and(|profile| profile.files().len() == STARTS_WITH.len())
     });
@@ -77,7 +77,7 @@ fn a_profile_is_recorded_shipped_and_used_without_an_upstream() {
     let before = known();
     // The next process takes over the mount, and not the recording.
     first.start_and_wait();
-    fs::read(first.join("mnt/tree/folder-5/other")).unwrap();
+    fs::read(first.join("mnt/tree/dir-5/other")).unwrap();
     let control = first.join("control");
     let control = ["--socket", text(&control)];
     let listed = succeeds(&[&["profile", "list"], &control[..]].concat());
@@ -92,32 +92,27 @@ fn a_profile_is_recorded_shipped_and_used_without_an_upstream() {
     let mut second = machine(&server, "learn");
     let file = second.join("tree.profile");
     fs::write(&file, exported).unwrap();
-    let folder = second.join("state/profiles");
-    let folder = ["--folder", text(&folder)];
-    succeeds(&[&["profile", "import", text(&file)], &folder[..]].concat());
+    let dir = second.join("state/profiles");
+    let dir = ["--directory", text(&dir)];
+    succeeds(&[&["profile", "import", text(&file)], &dir[..]].concat());
     second.start_and_wait();
     let tree = second.join("mnt/tree");
     fs::metadata(&tree).unwrap();
     let logged = "fetched 6 extents";
     wait_until("all is fetched", || second.log().contains(logged));
     let status = || second.status()["mounts"]["tree"]["warmup"].clone();
-    wait_until("the status says so", || status()["fetching"] == 0);
+    wait_until("the status has it", || status()["fetching"] == 0);
     let warmup = status();
-    for (key, value) in [
-        ("learning", 1),
-        ("own", 1),
-        ("fetches", 1),
-        ("stretches", 6),
-    ] {
+    for (key, value) in [("recording", 1), ("own", 1), ("fetches", 1), ("extents", 6)] {
         assert_eq!(warmup[key], value, "{key} of {warmup}");
     }
     let shown = succeeds(&["status", "--socket", text(&second.join("control"))]);
     let shown = String::from_utf8(shown).unwrap();
-    let says = "warm-up: 1 roots recorded, 0 profiles in progress, 11.82 KiB prefetched";
-    assert!(shown.contains(says), "{shown}");
-    let says = "profiles: 1 of their own, 0 of similar roots, 0 without; 6 extents fetched, 0 of them \
+    let reports = "warm-up: 1 roots recorded, 0 profiles in progress, 11.82 KiB prefetched";
+    assert!(shown.contains(reports), "{shown}");
+    let reports = "profiles: 1 of their own, 0 of similar roots, 0 without; 6 extents fetched, 0 of them \
                 read, 0 recorded";
-    assert!(shown.contains(says), "{shown}");
+    assert!(shown.contains(reports), "{shown}");
     drop(server);
     start(&tree, 1);
     wait_until("the touches are counted", || status()["hits"] == 6);
@@ -125,7 +120,7 @@ fn a_profile_is_recorded_shipped_and_used_without_an_upstream() {
     for line in [
         "castore_fs_warmup_roots_total{mount=\"tree\",profile=\"own\"} 1",
         "castore_fs_warmup_roots_total{mount=\"tree\",profile=\"none\"} 0",
-        "castore_fs_warmup_fetched_stretches_total{mount=\"tree\"} 6",
+        "castore_fs_warmup_fetched_extents_total{mount=\"tree\"} 6",
         "castore_fs_warmup_hits_total{mount=\"tree\"} 6",
         "castore_fs_warmup_failures_total{mount=\"tree\",step=\"fetch\"} 0",
     ] {
@@ -134,8 +129,8 @@ fn a_profile_is_recorded_shipped_and_used_without_an_upstream() {
             "{line}\n{metrics}"
         );
     }
-    assert!(fs::read(tree.join("folder-5/file")).is_err());
-    // What was learned meanwhile is in what is exported.
+    assert!(fs::read(tree.join("dir-5/file")).is_err());
+    // What was recorded meanwhile is in what is exported.
     let socket = second.join("control");
     let control = ["--socket", text(&socket)];
     let exported = succeeds(&[&["profile", "export", "tree"], &control[..]].concat());
@@ -144,18 +139,18 @@ fn a_profile_is_recorded_shipped_and_used_without_an_upstream() {
     succeeds(&[&import[..], &control[..]].concat());
     succeeds(&[&["profile", "rm", "bush", "tree"], &control[..]].concat());
     let none = castore_fs(&[&["profile", "rm", "tree"], &control[..]].concat());
-    let said = String::from_utf8_lossy(&none.stderr).into_owned();
+    let reported = String::from_utf8_lossy(&none.stderr).into_owned();
     assert_eq!(none.status.code(), Some(1));
     assert!(
-        said.contains("there is no profile of \"tree\" in"),
-        "{said}"
+        reported.contains("there is no profile of \"tree\" in"),
+        "{reported}"
     );
     second.signal(libc::SIGTERM);
     assert!(second.wait(), "{}", second.log());
 }
 
 #[test]
-fn a_stop_writes_what_was_learned_and_off_learns_nothing() {
+fn a_stop_writes_what_was_recorded_and_off_records_nothing() {
     if !can_mount() {
         return;
     }
@@ -168,7 +163,7 @@ fn a_stop_writes_what_was_learned_and_off_learns_nothing() {
         start(&machine.join("mnt/tree"), 1);
         machine.signal(libc::SIGTERM);
         assert!(machine.wait(), "{}", machine.log());
-        let profile = profiles(&machine).load(&subject_of("tree")).unwrap();
+        let profile = profiles(&machine).load(&profile_key_of("tree")).unwrap();
         let known = profile.map(|profile| profile.files().len());
         assert_eq!(known, files, "{warmup}");
     }
@@ -183,11 +178,11 @@ fn a_damaged_profile_is_named_and_ignored() {
     tree(1).put_root(&memory, "tree");
     let server = Server::read_only(Arc::new(memory));
     let mut machine = machine(&server, "learn");
-    let folder = machine.join("state/profiles");
-    fs::create_dir_all(&folder).unwrap();
-    let file = folder.join("tree.profile");
+    let dir = machine.join("state/profiles");
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("tree.profile");
     fs::write(&file, "something else").unwrap();
-    let place = ["--folder", text(&folder)];
+    let place = ["--directory", text(&dir)];
     for words in [
         vec!["profile", "list"],
         vec!["profile", "export", "tree"],
@@ -195,18 +190,18 @@ fn a_damaged_profile_is_named_and_ignored() {
     ] {
         let output = castore_fs(&[&words[..], &place[..]].concat());
         assert_eq!(output.status.code(), Some(1), "{words:?}");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let says = format!(
+        let reported = String::from_utf8_lossy(&output.stderr).into_owned();
+        let reports = format!(
             "castore-fs: the profile {}: it does not begin",
             file.display()
         );
-        assert!(said.starts_with(&says), "{words:?}: {said}");
+        assert!(reported.starts_with(&reports), "{words:?}: {reported}");
     }
     machine.start_and_wait();
     start(&machine.join("mnt/tree"), 1);
     let log = machine.log();
-    let says = format!("the profile {}: it does not begin", file.display());
-    wait_until("it is said", || machine.log().contains(&says));
+    let reports = format!("the profile {}: it does not begin", file.display());
+    wait_until("it is logged", || machine.log().contains(&reports));
     assert!(
         log.contains("WARN") || machine.log().contains("WARN"),
         "{log}"
@@ -214,6 +209,6 @@ fn a_damaged_profile_is_named_and_ignored() {
     // The next one takes its place.
     machine.signal(libc::SIGTERM);
     assert!(machine.wait(), "{}", machine.log());
-    let profile = profiles(&machine).load(&subject_of("tree")).unwrap();
+    let profile = profiles(&machine).load(&profile_key_of("tree")).unwrap();
     assert_eq!(profile.unwrap().files().len(), STARTS_WITH.len());
 }

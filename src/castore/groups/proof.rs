@@ -17,18 +17,19 @@ use blake3::hazmat::{
 use super::{GroupTable, chaining_value, group_size};
 use crate::castore::Digest;
 
-/// The smallest part, in bytes: what a random read of a few bytes costs, against what a message
-/// and its bookkeeping cost (some 50 µs, in which a 10 Gbit/s link moves 64 KiB).
-const MIN_PART: u64 = 256 << 10;
+/// The smallest part, in bytes. A random read of a few bytes transfers all of it, so it should be small; a
+/// message and its bookkeeping take as long as a fast link needs for 64 KiB, so it should be several times
+/// that.
+const MIN_EXTENT: u64 = 256 << 10;
 
 /// The size of the parts of a blob of `len` bytes that are proven, in bytes: a power of two, and a
 /// multiple of the group size.
-pub fn part_size(len: u64) -> u64 {
-    MIN_PART.max(group_size(len))
+pub fn extent_size(len: u64) -> u64 {
+    MIN_EXTENT.max(group_size(len))
 }
 
 /// A step from a part towards the root.
-struct Step {
+struct ProofStep {
     /// Where the subtree beside is, in bytes.
     beside: (u64, u64),
     /// Whether that one is the left of the two.
@@ -37,8 +38,8 @@ struct Step {
 
 /// The path from the part at `start` of a blob of `len` bytes up to the root, and the part's
 /// length; nothing if no part starts there.
-fn way_up(len: u64, start: u64) -> Option<(Vec<Step>, u64)> {
-    let part = part_size(len);
+fn way_up(len: u64, start: u64) -> Option<(Vec<ProofStep>, u64)> {
+    let part = extent_size(len);
     if !start.is_multiple_of(part) || start >= len.max(1) {
         return None;
     }
@@ -49,11 +50,11 @@ fn way_up(len: u64, start: u64) -> Option<(Vec<Step>, u64)> {
         let left = left_subtree_len(rest);
         let is_left = start >= at + left;
         steps.push(match is_left {
-            true => Step {
+            true => ProofStep {
                 beside: (at, left),
                 is_left,
             },
-            false => Step {
+            false => ProofStep {
                 beside: (at + left, rest - left),
                 is_left,
             },
@@ -68,7 +69,7 @@ fn way_up(len: u64, start: u64) -> Option<(Vec<Step>, u64)> {
 }
 
 /// Whether `bytes` are the part at `start` of the blob `digest` of `len` bytes, as `proof` shows.
-pub fn verify_part(digest: &Digest, len: u64, start: u64, bytes: &[u8], proof: &[u8]) -> bool {
+pub fn verify_extent(digest: &Digest, len: u64, start: u64, bytes: &[u8], proof: &[u8]) -> bool {
     let Some((steps, length)) = way_up(len, start) else {
         return false;
     };
@@ -96,25 +97,25 @@ pub fn verify_part(digest: &Digest, len: u64, start: u64, bytes: &[u8], proof: &
 
 /// The proofs of all parts of one blob: twice 32 bytes a part.
 #[derive(Debug)]
-pub struct PartProofs {
+pub struct ExtentProofs {
     len: u64,
     /// At each level the values of the whole subtrees of that many parts: 1, 2, 4, …; the last,
     /// incomplete part of the blob stands at the end of the first level.
     levels: Vec<Vec<ChainingValue>>,
 }
 
-impl PartProofs {
+impl ExtentProofs {
     /// The proofs that a blob's table gives.
     pub fn new(table: &GroupTable) -> Self {
         let len = table.len;
-        let part = part_size(len);
+        let part = extent_size(len);
         let mut rest = len;
-        let per_part = (part / group_size(len)) as usize;
+        let per_extent = (part / group_size(len)) as usize;
         let mut level: Vec<_> = match table.values.len() {
             0 => Vec::new(),
             _ => table
                 .values
-                .chunks(per_part)
+                .chunks(per_extent)
                 .map(|groups| {
                     let bytes = part.min(rest);
                     rest -= bytes;
@@ -156,7 +157,7 @@ impl PartProofs {
 
     /// The value of the subtree of `len` bytes at `at`, which is not the root.
     fn value(&self, at: u64, len: u64) -> Option<ChainingValue> {
-        let part = part_size(self.len);
+        let part = extent_size(self.len);
         if len <= part || len.is_power_of_two() {
             let level = (len.max(part) / part).ilog2() as usize;
             let index = (at / part) >> level;
@@ -171,16 +172,16 @@ impl PartProofs {
 
 /// The chaining values of those parts of a blob that have been seen.
 #[derive(Debug)]
-pub struct PartValues {
+pub struct ExtentValues {
     len: u64,
     values: Vec<Option<ChainingValue>>,
     lacking: usize,
 }
 
-impl PartValues {
+impl ExtentValues {
     /// No part of a blob of `len` bytes, which has several.
     pub fn new(len: u64) -> Self {
-        let parts = len.div_ceil(part_size(len)) as usize;
+        let parts = len.div_ceil(extent_size(len)) as usize;
         Self {
             len,
             values: vec![None; parts],
@@ -196,7 +197,7 @@ impl PartValues {
     /// Takes the part that starts at `start`; false if it is not one, or another than was taken
     /// for that place before.
     pub fn put(&mut self, start: u64, bytes: &[u8]) -> bool {
-        let part = part_size(self.len);
+        let part = extent_size(self.len);
         let place = self.values.get_mut((start / part) as usize);
         let length = part.min(self.len.saturating_sub(start));
         let Some(place) = place.filter(|_| start.is_multiple_of(part)) else {
@@ -223,7 +224,7 @@ impl PartValues {
         }
         let values: Vec<ChainingValue> = self.values.iter().copied().collect::<Option<_>>()?;
         let left_len = left_subtree_len(self.len);
-        let (left, right) = values.split_at((left_len / part_size(self.len)) as usize);
+        let (left, right) = values.split_at((left_len / extent_size(self.len)) as usize);
         let (left, right) = (
             super::fold(left, left_len),
             super::fold(right, self.len - left_len),
@@ -237,52 +238,58 @@ mod tests {
     use super::*;
     use crate::castore::BlobHasher;
 
-    const PART: usize = MIN_PART as usize;
+    const EXTENT: usize = MIN_EXTENT as usize;
 
     #[test]
     fn every_part_is_proven_and_no_other_bytes_are() {
         let lengths = [
             0,
             1,
-            PART,
-            PART + 1,
-            2 * PART,
-            2 * PART + 5,
-            3 * PART,
-            4 * PART,
-            5 * PART - 1,
-            7 * PART + 100_000,
-            8 * PART,
-            8 * PART + 1,
-            13 * PART + 17,
+            EXTENT,
+            EXTENT + 1,
+            2 * EXTENT,
+            2 * EXTENT + 5,
+            3 * EXTENT,
+            4 * EXTENT,
+            5 * EXTENT - 1,
+            7 * EXTENT + 100_000,
+            8 * EXTENT,
+            8 * EXTENT + 1,
+            13 * EXTENT + 17,
         ];
         for len in lengths {
             let blob: Vec<u8> = (0..len).map(|at| (at * 31 % 251) as u8).collect();
             let mut hasher = BlobHasher::new();
             hasher.update(&blob);
             let (digest, table) = hasher.finish();
-            let proofs = PartProofs::new(&table);
+            let proofs = ExtentProofs::new(&table);
             let len = len as u64;
-            for start in (0..len.max(1)).step_by(PART) {
-                let end = (start + MIN_PART).min(len);
+            for start in (0..len.max(1)).step_by(EXTENT) {
+                let end = (start + MIN_EXTENT).min(len);
                 let part = &blob[start as usize..end as usize];
                 let proof = proofs.proof(start).unwrap();
                 assert!(proof.len() <= 32 * 5, "{len} at {start}");
                 assert!(
-                    verify_part(&digest, len, start, part, &proof),
+                    verify_extent(&digest, len, start, part, &proof),
                     "{len} at {start}"
                 );
                 let mut wrong = part.to_vec();
                 if let Some(byte) = wrong.last_mut() {
                     *byte ^= 1;
-                    assert!(!verify_part(&digest, len, start, &wrong, &proof));
-                    assert!(!verify_part(&digest, len, start, &part[1..], &proof));
+                    assert!(!verify_extent(&digest, len, start, &wrong, &proof));
+                    assert!(!verify_extent(&digest, len, start, &part[1..], &proof));
                     let is_last = end == len;
-                    assert!(!is_last || !verify_part(&digest, len + 1, start, part, &proof));
+                    assert!(!is_last || !verify_extent(&digest, len + 1, start, part, &proof));
                 }
-                assert!(!verify_part(&digest, len, start + 1, part, &proof));
-                assert!(!verify_part(&digest, len, start + MIN_PART, part, &proof));
-                assert!(!verify_part(
+                assert!(!verify_extent(&digest, len, start + 1, part, &proof));
+                assert!(!verify_extent(
+                    &digest,
+                    len,
+                    start + MIN_EXTENT,
+                    part,
+                    &proof
+                ));
+                assert!(!verify_extent(
                     &digest,
                     len,
                     start,
@@ -292,12 +299,12 @@ mod tests {
                 if !proof.is_empty() {
                     let mut wrong = proof.clone();
                     wrong[0] ^= 1;
-                    assert!(!verify_part(&digest, len, start, part, &wrong));
-                    assert!(!verify_part(&digest, len, start, part, &proof[32..]));
+                    assert!(!verify_extent(&digest, len, start, part, &wrong));
+                    assert!(!verify_extent(&digest, len, start, part, &proof[32..]));
                 }
             }
             assert_eq!(
-                proofs.proof(len.next_multiple_of(MIN_PART).max(MIN_PART)),
+                proofs.proof(len.next_multiple_of(MIN_EXTENT).max(MIN_EXTENT)),
                 None
             );
             assert_eq!(proofs.proof(1), None);
@@ -306,12 +313,12 @@ mod tests {
 
     #[test]
     fn all_parts_make_up_the_digest_in_whatever_order_they_come() {
-        for len in [2 * PART, 2 * PART + 5, 5 * PART - 1, 8 * PART + 1] {
+        for len in [2 * EXTENT, 2 * EXTENT + 5, 5 * EXTENT - 1, 8 * EXTENT + 1] {
             let blob: Vec<u8> = (0..len).map(|at| (at * 31 % 251) as u8).collect();
-            let mut values = PartValues::new(len as u64);
-            for start in (0..len).step_by(PART).rev() {
+            let mut values = ExtentValues::new(len as u64);
+            for start in (0..len).step_by(EXTENT).rev() {
                 assert_eq!(values.root(), None);
-                let part = &blob[start..(start + PART).min(len)];
+                let part = &blob[start..(start + EXTENT).min(len)];
                 assert!(!values.put(start as u64, &part[1..]));
                 assert!(!values.put(start as u64 + 1, part));
                 assert!(values.put(start as u64, part));

@@ -1,4 +1,4 @@
-//! The parent process, which keeps guests while the workers that serve them come and go.
+//! The parent process, which holds guests' connections while the workers that serve them come and go.
 //!
 //! A guest cannot connect to its device a second time, so another process has to hold the
 //! connection when the worker dies. For the service that is systemd; here it is the parent. It
@@ -7,7 +7,7 @@
 //!
 //! They communicate over the worker's standard input, a socket pair of messages: first the parent
 //! passes the sockets to serve and the hand-over state of earlier workers, then the worker sends
-//! what is to be kept from now on. A message arrives even if the worker dies right after sending
+//! what is to be held from now on. A message arrives even if the worker dies right after sending
 //! it.
 //!
 //! If the parent dies, the worker continues with its guests, accepts no more, and ends with the
@@ -22,35 +22,40 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use castore_fs::transport::virtiofs::Keeper;
+use castore_fs::transport::virtiofs::DescriptorHolder;
 use parking_lot::Mutex;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::super::failure::{Failure, failure, say};
+use super::super::failure::{CommandFailure, failure, print_error};
 use super::super::interrupt::on_interrupt;
-use super::passing::{receive, send};
+use super::descriptors::{receive, send};
 
 /// Marks a process of this program as a worker.
 const WORKER: &str = "CASTORE_FS_VIRTIOFS_WORKER";
 /// How long to wait before the next worker, as in the service's unit: guests wait, too.
 const PAUSE: Duration = Duration::from_millis(20);
+/// As long, at most, when one after the other cannot start to serve.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a worker receives.
 #[derive(Default)]
-pub(super) struct Given {
+pub(super) struct ReceivedDescriptors {
     /// Sockets to serve, in the order of the command line.
     pub(super) sockets: Vec<OwnedFd>,
     /// The socket of metrics.
     pub(super) metrics: Option<OwnedFd>,
     /// The hand-over state of earlier workers, by name.
-    pub(super) kept: BTreeMap<String, OwnedFd>,
+    pub(super) hand_over_state: BTreeMap<String, OwnedFd>,
 }
 
 /// Runs workers until one has ended regularly; calls `ready` with the store's URL when guests can
 /// connect to the first.
-pub(super) fn run(mut given: Given, ready: impl FnOnce(&str)) -> Result<(), Failure> {
+pub(super) fn run(
+    mut received: ReceivedDescriptors,
+    ready: impl FnOnce(&str),
+) -> Result<(), CommandFailure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -66,13 +71,16 @@ pub(super) fn run(mut given: Given, ready: impl FnOnce(&str)) -> Result<(), Fail
         }
     })?;
     let mut ready = Some(ready);
+    let mut pause = PAUSE;
     loop {
-        let (mut child, link) = start(&given)?;
+        let (mut child, link) = start(&received)?;
         *worker.lock() = Some(pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?);
         if stopping.load(Ordering::Relaxed) {
             let _ = child.kill();
         }
-        listen(&link, &mut given, |url| {
+        let mut serves = false;
+        listen(&link, &mut received, |url| {
+            serves = true;
             if let Some(ready) = ready.take() {
                 ready(url);
             }
@@ -85,16 +93,20 @@ pub(super) fn run(mut given: Given, ready: impl FnOnce(&str)) -> Result<(), Fail
         if ready.is_some() {
             return Err(match ended.code() {
                 // It has printed the reason.
-                Some(_) => Failure::Reported,
+                Some(_) => CommandFailure::Reported,
                 None => failure(format!("the process that serves {}", words(ended))),
             });
         }
-        say(&format!(
+        print_error(&format!(
             "the worker {}; another takes over {} guests",
             words(ended),
-            given.kept.len()
+            received.hand_over_state.len()
         ));
-        std::thread::sleep(PAUSE);
+        pause = match serves {
+            true => PAUSE,
+            false => (2 * pause).min(LONGEST_PAUSE),
+        };
+        std::thread::sleep(pause);
     }
 }
 
@@ -105,7 +117,7 @@ fn words(ended: ExitStatus) -> String {
     }
 }
 
-fn start(given: &Given) -> Result<(Child, OwnedFd), Failure> {
+fn start(received: &ReceivedDescriptors) -> Result<(Child, OwnedFd), CommandFailure> {
     let (link, theirs) = socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -125,14 +137,18 @@ fn start(given: &Given) -> Result<(Child, OwnedFd), Failure> {
         .spawn()
         .map_err(|error| failure(format!("cannot start a process to serve: {error}")))?;
     let hand_over = || -> io::Result<()> {
-        for socket in &given.sockets {
+        for socket in &received.sockets {
             send(&link, "socket", Some(socket.as_fd()))?;
         }
-        if let Some(metrics) = &given.metrics {
+        if let Some(metrics) = &received.metrics {
             send(&link, "metrics", Some(metrics.as_fd()))?;
         }
-        for (name, descriptor) in &given.kept {
-            send(&link, &format!("kept {name}"), Some(descriptor.as_fd()))?;
+        for (name, descriptor) in &received.hand_over_state {
+            send(
+                &link,
+                &format!("hand-over-state {name}"),
+                Some(descriptor.as_fd()),
+            )?;
         }
         send(&link, "all", None)
     };
@@ -144,48 +160,50 @@ fn start(given: &Given) -> Result<(Child, OwnedFd), Failure> {
 }
 
 /// Handles the worker's messages until it has died.
-fn listen(link: &OwnedFd, given: &mut Given, mut ready: impl FnMut(&str)) {
+fn listen(link: &OwnedFd, received: &mut ReceivedDescriptors, mut ready: impl FnMut(&str)) {
     loop {
         let (text, descriptor) = match receive(link) {
             Ok(Some(message)) => message,
             Ok(None) => return,
-            Err(error) => return say(&format!("the worker process: {error}")),
+            Err(error) => return print_error(&format!("the worker process: {error}")),
         };
         match (text.split_once(' '), descriptor) {
-            (Some(("keep", name)), Some(descriptor)) => {
-                given.kept.insert(name.to_owned(), descriptor);
+            (Some(("hold", name)), Some(descriptor)) => {
+                received.hand_over_state.insert(name.to_owned(), descriptor);
             }
-            (Some(("forget", name)), _) => drop(given.kept.remove(name)),
+            (Some(("forget", name)), _) => drop(received.hand_over_state.remove(name)),
             (Some(("ready", url)), _) => ready(url),
-            _ => say("unexpected message from the worker process"),
+            _ => print_error("unexpected message from the worker process"),
         }
     }
 }
 
 /// The parent, as the worker sees it.
 #[derive(Clone)]
-pub(super) struct Parent(Arc<OwnedFd>);
+pub(super) struct ParentChannel(Arc<OwnedFd>);
 
-impl Parent {
+impl ParentChannel {
     /// The parent of this process, if it is a worker; and what it passed.
-    pub(super) fn of_worker() -> Result<Option<(Self, Given)>, Failure> {
+    pub(super) fn of_worker() -> Result<Option<(Self, ReceivedDescriptors)>, CommandFailure> {
         if std::env::var_os(WORKER).is_none() {
             return Ok(None);
         }
         let link = rustix::stdio::stdin().try_clone_to_owned()?;
         fcntl_setfd(&link, FdFlags::CLOEXEC)?;
-        let mut given = Given::default();
+        let mut received = ReceivedDescriptors::default();
         loop {
             let Some((text, descriptor)) = receive(&link)? else {
                 return Err(failure("the process that started this one has died"));
             };
             match (text.split_once(' '), descriptor) {
-                (Some(("kept", name)), Some(descriptor)) => {
-                    given.kept.insert(name.to_owned(), descriptor);
+                (Some(("hand-over-state", name)), Some(descriptor)) => {
+                    received.hand_over_state.insert(name.to_owned(), descriptor);
                 }
-                (None, Some(descriptor)) if text == "socket" => given.sockets.push(descriptor),
-                (None, Some(descriptor)) if text == "metrics" => given.metrics = Some(descriptor),
-                (None, None) if text == "all" => return Ok(Some((Self(Arc::new(link)), given))),
+                (None, Some(descriptor)) if text == "socket" => received.sockets.push(descriptor),
+                (None, Some(descriptor)) if text == "metrics" => {
+                    received.metrics = Some(descriptor)
+                }
+                (None, None) if text == "all" => return Ok(Some((Self(Arc::new(link)), received))),
                 _ => return Err(failure("this variable is for castore-fs itself")),
             }
         }
@@ -202,50 +220,55 @@ impl Parent {
         while let Ok(Some(_)) = receive(&*self.0) {}
     }
 
-    /// The keeper for guests of the `number`-th socket.
-    pub(super) fn keeper(&self, number: usize) -> Arc<dyn Keeper> {
-        Arc::new(ForSocket {
+    /// The holder for guests of the `number`-th socket.
+    pub(super) fn holder(&self, number: usize) -> Arc<dyn DescriptorHolder> {
+        Arc::new(SocketHolder {
             parent: self.clone(),
             number,
         })
     }
 }
 
-struct ForSocket {
-    parent: Parent,
+struct SocketHolder {
+    parent: ParentChannel,
     number: usize,
 }
 
-impl ForSocket {
-    fn tell(&self, verb: &str, name: &str, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+impl SocketHolder {
+    fn send_request(
+        &self,
+        verb: &str,
+        name: &str,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
         let text = format!("{verb} {}/{name}", self.number);
         send(&*self.parent.0, &text, descriptor)
     }
 }
 
-impl Keeper for ForSocket {
-    fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-        self.tell("keep", name, Some(descriptor))
+impl DescriptorHolder for SocketHolder {
+    fn hold(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        self.send_request("hold", name, Some(descriptor))
     }
 
     fn forget(&self, name: &str) {
-        // A parent that has died keeps nothing.
-        let _ = self.tell("forget", name, None);
+        // A parent that has died holds nothing.
+        let _ = self.send_request("forget", name, None);
     }
 }
 
-/// Takes the entries of the `number`-th socket's guests out of `kept`.
+/// Takes the entries of the `number`-th socket's guests out of `hand_over_state`.
 pub(super) fn of_socket(
-    kept: &mut BTreeMap<String, OwnedFd>,
+    hand_over_state: &mut BTreeMap<String, OwnedFd>,
     number: usize,
 ) -> Vec<(String, OwnedFd)> {
     let prefix = format!("{number}/");
-    let all = std::mem::take(kept);
+    let all = std::mem::take(hand_over_state);
     let mut of_socket = Vec::new();
     for (name, descriptor) in all {
         match name.strip_prefix(&prefix) {
             Some(name) => of_socket.push((name.to_owned(), descriptor)),
-            None => drop(kept.insert(name, descriptor)),
+            None => drop(hand_over_state.insert(name, descriptor)),
         }
     }
     of_socket

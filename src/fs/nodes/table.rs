@@ -5,38 +5,38 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hashbrown::HashTable;
 
-use super::ledger::{Counts, Kept, Ledger};
-use super::{DirectoryNode, TOP};
+use super::inode_table::{InodeTable, NameRange, SlotContent, SlotCounts};
+use super::numbering::InodeNumbering;
+use super::{DirectoryNode, MOUNT_ROOT};
 use crate::castore::{Digest, Directory, NodeRef};
-use crate::fs::node_id::{NodeId, Place};
-use crate::fs::numbering::{NameRange, Numbering};
+use crate::fs::node_id::{NodeId, NodePlace};
 
-pub(super) struct Table {
-    pub(super) slots: Vec<Option<Box<Slot>>>,
+pub(super) struct NodeTable {
+    pub(super) slots: Vec<Option<Box<NodeSlot>>>,
     pub(super) free: Vec<u32>,
     /// Slots by (parent slot, index in the parent).
     pub(super) children: HashTable<u32>,
     /// Bytes of the Directories in the slots.
     pub(super) resident: usize,
-    /// Where the search for a Directory to drop goes on.
+    /// Where the search for a Directory to drop continues.
     pub(super) hand: usize,
     /// Where the next process finds this table, if there can be one.
-    pub(super) ledger: Option<Arc<Ledger>>,
-    pub(super) numbering: Arc<Numbering>,
+    pub(super) inode_table: Option<Arc<InodeTable>>,
+    pub(super) numbering: Arc<InodeNumbering>,
 }
 
 /// A directory that the kernel knows.
-pub(super) struct Slot {
+pub(super) struct NodeSlot {
     pub(super) parent: u32,
     pub(super) index: u32,
     pub(super) ino: u64,
     /// The first inode number of what is in it; until its Directory was read, the number that its
     /// parent's range has for it.
-    pub(super) numbers: Numbers,
+    pub(super) numbers: ChildNumbers,
     pub(super) digest: Digest,
     /// The size that the parent's entry states: advisory, shown by stat.
     pub(super) size: u64,
-    pub(super) counts: Counts,
+    pub(super) counts: SlotCounts,
     /// Slots whose parent this is. Not part of what the peer can take back: a guest that forgets
     /// more than it looked up must not free a slot that still has children.
     pub(super) children: u32,
@@ -44,32 +44,32 @@ pub(super) struct Slot {
     /// Whether the Directory was used since the hand last passed.
     pub(super) used: AtomicBool,
     /// Whether its last listing omitted attributes.
-    pub(super) is_bare: AtomicBool,
+    pub(super) is_without_attributes: AtomicBool,
 }
 
 /// The inode numbers of what is in a directory.
 #[derive(Clone, Copy)]
-pub(super) enum Numbers {
+pub(super) enum ChildNumbers {
     /// Its Directory was not read yet. The first number that the parent's range has for it, or 0.
     Claimed(u64),
     /// They do not change any more.
-    Given(NameRange),
+    Assigned(NameRange),
 }
 
-impl Slot {
-    pub(super) fn new(kept: Kept, counts: Counts) -> Self {
+impl NodeSlot {
+    pub(super) fn new(content: SlotContent, counts: SlotCounts) -> Self {
         Self {
-            parent: kept.parent,
-            index: kept.index,
-            ino: kept.ino,
-            numbers: Numbers::Claimed(kept.claim),
-            digest: kept.digest,
-            size: kept.size,
+            parent: content.parent,
+            index: content.index,
+            ino: content.ino,
+            numbers: ChildNumbers::Claimed(content.claim),
+            digest: content.digest,
+            size: content.size,
             counts,
             children: 0,
             directory: None,
             used: AtomicBool::new(false),
-            is_bare: AtomicBool::new(false),
+            is_without_attributes: AtomicBool::new(false),
         }
     }
 
@@ -78,8 +78,8 @@ impl Slot {
             slot,
             ino: self.ino,
             names: match self.numbers {
-                Numbers::Given(names) => Some(names),
-                Numbers::Claimed(_) => None,
+                ChildNumbers::Assigned(names) => Some(names),
+                ChildNumbers::Claimed(_) => None,
             },
             digest: self.digest,
             size: self.size,
@@ -93,45 +93,48 @@ impl Slot {
     }
 }
 
-impl Table {
-    pub(super) fn new(ledger: Option<Arc<Ledger>>, numbering: Arc<Numbering>) -> Self {
+impl NodeTable {
+    pub(super) fn new(
+        inode_table: Option<Arc<InodeTable>>,
+        numbering: Arc<InodeNumbering>,
+    ) -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
             children: HashTable::new(),
             resident: 0,
             hand: 0,
-            ledger,
+            inode_table,
             numbering,
         }
     }
 
     /// The counts of a slot that is about to be used.
-    pub(super) fn claim(&self, slot: u32, kept: &Kept) -> Counts {
-        match &self.ledger {
-            Some(ledger) => ledger.claim(slot, kept),
-            None => Counts::own(),
+    pub(super) fn claim(&self, slot: u32, content: &SlotContent) -> SlotCounts {
+        match &self.inode_table {
+            Some(inode_table) => inode_table.claim(slot, content),
+            None => SlotCounts::own(),
         }
     }
 
-    pub(super) fn slot(&self, slot: u32) -> Option<&Slot> {
+    pub(super) fn slot(&self, slot: u32) -> Option<&NodeSlot> {
         self.slots.get(slot as usize)?.as_deref()
     }
 
-    pub(super) fn slot_mut(&mut self, slot: u32) -> Option<&mut Slot> {
+    pub(super) fn slot_mut(&mut self, slot: u32) -> Option<&mut NodeSlot> {
         self.slots.get_mut(slot as usize)?.as_deref_mut()
     }
 
     /// Counts one lookup of an entry.
     pub(super) fn hold(&self, id: NodeId) {
-        if let Some(Place::Entry { slot, .. }) = id.place()
+        if let Some(NodePlace::Entry { slot, .. }) = id.place()
             && let Some(node) = self.slot(slot)
         {
             node.counts.held().fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    pub(super) fn find_child(&self, parent: u32, index: u32) -> Option<(u32, &Slot)> {
+    pub(super) fn find_child(&self, parent: u32, index: u32) -> Option<(u32, &NodeSlot)> {
         let slot = *self.children.find(child_hash(parent, index), |&slot| {
             self.slot(slot)
                 .is_some_and(|node| node.parent == parent && node.index == index)
@@ -153,14 +156,14 @@ impl Table {
             .filter_map(move |(index, _)| Some(self.find_child(slot, index)?.0))
     }
 
-    pub(super) fn add_child(&mut self, kept: Kept) -> u32 {
+    pub(super) fn add_child(&mut self, content: SlotContent) -> u32 {
         let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
-        let (parent, index) = (kept.parent, kept.index);
+        let (parent, index) = (content.parent, content.index);
         if let Some(parent) = self.slot_mut(parent) {
             parent.children += 1;
         }
-        let counts = self.claim(slot, &kept);
-        let node = Some(Box::new(Slot::new(kept, counts)));
+        let counts = self.claim(slot, &content);
+        let node = Some(Box::new(NodeSlot::new(content, counts)));
         match self.slots.get_mut(slot as usize) {
             Some(place) => *place = node,
             None => self.slots.push(node),
@@ -181,7 +184,7 @@ impl Table {
 
     /// Removes the slot if the kernel does not know it, then its ancestors likewise.
     pub(super) fn drop_idle(&mut self, mut slot: u32) {
-        while slot != TOP && self.slot(slot).is_some_and(Slot::is_idle) {
+        while slot != MOUNT_ROOT && self.slot(slot).is_some_and(NodeSlot::is_idle) {
             self.drop_directory(slot);
             let Some(node) = self.slots[slot as usize].take() else {
                 return;
@@ -193,8 +196,8 @@ impl Table {
                 entry.remove();
             }
             self.free.push(slot);
-            if let Some(ledger) = &self.ledger {
-                ledger.release(slot);
+            if let Some(inode_table) = &self.inode_table {
+                inode_table.release(slot);
             }
             if let Some(parent) = self.slot_mut(node.parent) {
                 parent.children -= 1;
@@ -214,8 +217,8 @@ impl Table {
                 self.slots.shrink_to_fit();
                 self.free.retain(|&slot| (slot as usize) < used);
                 self.free.shrink_to_fit();
-                if let Some(ledger) = &self.ledger {
-                    ledger.trim(used);
+                if let Some(inode_table) = &self.inode_table {
+                    inode_table.trim(used);
                 }
             }
         }
@@ -240,9 +243,9 @@ impl Table {
             ..
         } = self;
         let node = slots.get_mut(slot as usize)?.as_deref_mut()?;
-        if let Numbers::Claimed(first) = node.numbers {
+        if let ChildNumbers::Claimed(first) = node.numbers {
             let names = numbering.range(node.ino, first, node.size / 2, &directory);
-            node.numbers = Numbers::Given(names);
+            node.numbers = ChildNumbers::Assigned(names);
         }
         // Not marked as used before its second use: a walk must not drive out what is in use.
         if node.directory.is_none() {

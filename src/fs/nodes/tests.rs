@@ -14,9 +14,9 @@ fn directory_of(files: impl Iterator<Item = u64>) -> Directory {
 }
 
 /// A table that knows only the top.
-fn table(top: &[u8], limit: usize) -> Nodes {
-    let numbering = Arc::new(Numbering::new(false, None));
-    Nodes::new(Digest::of(top), 0, limit, numbering, None)
+fn table(mount_root: &[u8], limit: usize) -> Nodes {
+    let numbering = Arc::new(InodeNumbering::new(false, None));
+    Nodes::new(Digest::of(mount_root), 0, limit, numbering, None)
 }
 
 /// Looks up the directory of `digest` at `index` of that in `slot`.
@@ -31,7 +31,9 @@ fn child(nodes: &Nodes, slot: u32, index: u32, digest: &[u8]) -> DirectoryNode {
 fn look_up(nodes: &Nodes, index: u32, directory: &Directory) -> (NodeId, Vec<NodeId>) {
     let (digest, size) = (directory.digest(), directory.size());
     let ino = u64::from(index) + 2;
-    let child = nodes.child((TOP, index), ino, || 0, &digest, size).unwrap();
+    let child = nodes
+        .child((MOUNT_ROOT, index), ino, || 0, &digest, size)
+        .unwrap();
     nodes.keep(child.slot, directory.clone());
     let files = (0..directory.len() as u32).map(|at| nodes.leaf(child.slot, at));
     (NodeId::directory(child.slot), files.collect())
@@ -84,7 +86,7 @@ fn equal_files_have_ids_and_numbers_of_their_own() {
     ids.dedup();
     assert_eq!(ids.len(), 6);
     let names = |id: NodeId| {
-        let Some(Place::Directory(slot)) = id.place() else {
+        let Some(NodePlace::Directory(slot)) = id.place() else {
             panic!("{id:?}");
         };
         nodes.directory(slot).unwrap().names.unwrap()
@@ -95,15 +97,17 @@ fn equal_files_have_ids_and_numbers_of_their_own() {
 /// A directory's numbers stay when its Directory is dropped from memory, and when it is forgotten.
 #[test]
 fn numbers_outlive_the_bytes_and_the_slot() {
-    let ledger = Arc::new(Ledger::create().unwrap());
-    let numbering = Arc::new(Numbering::new(false, Some(ledger.clone())));
-    let top = Digest::of(b"");
-    let nodes = Nodes::new(top, 0, 0, numbering, Some(ledger.clone()));
+    let inode_table = Arc::new(InodeTable::create().unwrap());
+    let numbering = Arc::new(InodeNumbering::new(false, Some(inode_table.clone())));
+    let mount_root = Digest::of(b"");
+    let nodes = Nodes::new(mount_root, 0, 0, numbering, Some(inode_table.clone()));
     let directories = [directory_of(0..5), directory_of(0..7)];
     let names = |nodes: &Nodes, index: u32| {
         let directory = &directories[index as usize];
         let (digest, ino) = (directory.digest(), u64::from(index) + 2);
-        let child = nodes.child((TOP, index), ino, || 0, &digest, 0).unwrap();
+        let child = nodes
+            .child((MOUNT_ROOT, index), ino, || 0, &digest, 0)
+            .unwrap();
         let known = nodes.keep(child.slot, directory.clone()).unwrap();
         (child.slot, known.names.unwrap())
     };
@@ -113,8 +117,8 @@ fn numbers_outlive_the_bytes_and_the_slot() {
     assert_eq!((node.directory, node.names), (None, Some(first)));
     nodes.forget(NodeId::directory(slot), 1);
     assert!(nodes.directory(slot).is_none());
-    let numbering = Arc::new(Numbering::adopt(false, ledger.clone()).unwrap());
-    let next = Nodes::adopt(top, usize::MAX, numbering.clone(), ledger).unwrap();
+    let numbering = Arc::new(InodeNumbering::take_over(false, inode_table.clone()).unwrap());
+    let next = Nodes::take_over(mount_root, usize::MAX, numbering.clone(), inode_table).unwrap();
     assert_eq!(names(&next, 1).1, second);
     assert_eq!(names(&next, 0).1, first);
     assert_eq!(
@@ -134,7 +138,7 @@ fn forgetting_more_than_was_looked_up_does_no_harm() {
     nodes.forget(NodeId::ROOT, 9);
     nodes.forget(NodeId::entry(4_000_000, 3), 9);
     assert_eq!(nodes.count().directories, 1);
-    assert!(nodes.directory(TOP).is_some());
+    assert!(nodes.directory(MOUNT_ROOT).is_some());
 }
 
 #[test]
@@ -147,7 +151,7 @@ fn directories_that_were_not_used_go_first() {
     let mut slots = Vec::new();
     for (index, directory) in directories.iter().enumerate() {
         let (id, _) = look_up(&nodes, index as u32, directory);
-        let Some(Place::Directory(slot)) = id.place() else {
+        let Some(NodePlace::Directory(slot)) = id.place() else {
             panic!("{id:?}");
         };
         slots.push(slot);
@@ -156,9 +160,9 @@ fn directories_that_were_not_used_go_first() {
     }
     let count = nodes.count();
     assert!(count.directory_bytes <= limit, "{count:?}");
-    let kept = |slot: &u32| nodes.directory(*slot).unwrap().directory.is_some();
-    assert!(kept(slots.last().unwrap()));
-    assert!(slots.iter().filter(|slot| kept(slot)).count() <= 4);
+    let content = |slot: &u32| nodes.directory(*slot).unwrap().directory.is_some();
+    assert!(content(slots.last().unwrap()));
+    assert!(slots.iter().filter(|slot| content(slot)).count() <= 4);
 }
 
 /// Forgetting entries that were never looked up must not count against the child slots: the
@@ -166,7 +170,7 @@ fn directories_that_were_not_used_go_first() {
 #[test]
 fn a_guest_that_forgets_too_much_frees_no_parent_of_a_child() {
     let nodes = table(b"top", usize::MAX);
-    let parent = child(&nodes, TOP, 0, b"parent");
+    let parent = child(&nodes, MOUNT_ROOT, 0, b"parent");
     let child = child(&nodes, parent.slot, 0, b"child");
     nodes.forget(NodeId::entry(parent.slot, 7), u64::MAX);
     nodes.forget(NodeId::directory(parent.slot), u64::MAX);
@@ -184,13 +188,13 @@ fn a_guest_that_forgets_too_much_frees_no_parent_of_a_child() {
 #[test]
 fn a_slot_that_is_held_goes_to_no_other_directory() {
     let nodes = table(b"top", usize::MAX);
-    let first = child(&nodes, TOP, 0, b"first");
+    let first = child(&nodes, MOUNT_ROOT, 0, b"first");
     assert_eq!(nodes.hold(first.slot).unwrap().digest, first.digest);
     nodes.forget(NodeId::directory(first.slot), 1);
-    let second = child(&nodes, TOP, 1, b"second");
+    let second = child(&nodes, MOUNT_ROOT, 1, b"second");
     assert_ne!(second.slot, first.slot);
     nodes.forget(NodeId::entry(first.slot, 0), 1);
-    let third = child(&nodes, TOP, 2, b"third");
+    let third = child(&nodes, MOUNT_ROOT, 2, b"third");
     assert_eq!(third.slot, first.slot);
 }
 
@@ -198,38 +202,50 @@ fn a_slot_that_is_held_goes_to_no_other_directory() {
 /// know.
 #[test]
 fn the_next_process_takes_the_table_over() {
-    let ledger = Arc::new(Ledger::create().unwrap());
-    let top = Digest::of(b"top");
-    let numbering = Arc::new(Numbering::new(false, Some(ledger.clone())));
-    let nodes = Nodes::new(top, 0, usize::MAX, numbering, Some(ledger.clone()));
-    let parent = child(&nodes, TOP, 0, b"parent");
+    let inode_table = Arc::new(InodeTable::create().unwrap());
+    let mount_root = Digest::of(b"top");
+    let numbering = Arc::new(InodeNumbering::new(false, Some(inode_table.clone())));
+    let nodes = Nodes::new(
+        mount_root,
+        0,
+        usize::MAX,
+        numbering,
+        Some(inode_table.clone()),
+    );
+    let parent = child(&nodes, MOUNT_ROOT, 0, b"parent");
     let child = nodes
         .child((parent.slot, 5), 3, || 44, &Digest::of(b"child"), 14)
         .unwrap();
-    let gone = self::child(&nodes, TOP, 1, b"gone");
+    let gone = self::child(&nodes, MOUNT_ROOT, 1, b"gone");
     nodes.leaf(child.slot, 9);
     nodes.forget(NodeId::directory(gone.slot), 1);
     nodes.forget(NodeId::directory(parent.slot), 1);
     drop(nodes);
-    let numbering = Arc::new(Numbering::adopt(false, ledger.clone()).unwrap());
-    let successor = Nodes::adopt(top, usize::MAX, numbering.clone(), ledger.clone()).unwrap();
-    assert_eq!(successor.count().directories, 3);
-    let again = successor
+    let numbering = Arc::new(InodeNumbering::take_over(false, inode_table.clone()).unwrap());
+    let next_process = Nodes::take_over(
+        mount_root,
+        usize::MAX,
+        numbering.clone(),
+        inode_table.clone(),
+    )
+    .unwrap();
+    assert_eq!(next_process.count().directories, 3);
+    let again = next_process
         .child((parent.slot, 5), 99, || 99, &Digest::of(b"child"), 14)
         .unwrap();
     assert_eq!((again.slot, again.ino), (child.slot, 3));
-    let kept = successor.keep(child.slot, directory_of(0..7)).unwrap();
-    assert_eq!(kept.names.unwrap().first, 44, "as it was claimed");
+    let content = next_process.keep(child.slot, directory_of(0..7)).unwrap();
+    assert_eq!(content.names.unwrap().first, 44, "as it was claimed");
     // A free slot is used again, and what is forgotten goes with its ancestors.
-    let new = self::child(&successor, TOP, 2, b"new");
+    let new = self::child(&next_process, MOUNT_ROOT, 2, b"new");
     assert_eq!(new.slot, gone.slot);
-    successor.forget(NodeId::directory(new.slot), 1);
-    successor.forget(NodeId::directory(child.slot), 2);
-    assert_eq!(successor.count().directories, 3);
-    successor.forget(NodeId::entry(child.slot, 9), 1);
-    assert_eq!(successor.count().directories, 1);
+    next_process.forget(NodeId::directory(new.slot), 1);
+    next_process.forget(NodeId::directory(child.slot), 2);
+    assert_eq!(next_process.count().directories, 3);
+    next_process.forget(NodeId::entry(child.slot, 9), 1);
+    assert_eq!(next_process.count().directories, 1);
     let other = Digest::of(b"other");
-    assert!(Nodes::adopt(other, usize::MAX, numbering, ledger).is_err());
+    assert!(Nodes::take_over(other, usize::MAX, numbering, inode_table).is_err());
 }
 
 /// A walk whose kernel forgets what it saw a while ago.
@@ -266,7 +282,7 @@ fn a_walk_over_a_million_files_stays_within_its_limit() {
 #[test]
 fn no_more_directories_are_known_than_may_be() {
     let nodes = table(b"", 1 << 20).bounded(3);
-    let child = |index| nodes.child((TOP, index), 7, || 0, &Digest::of(b"child"), 0);
+    let child = |index| nodes.child((MOUNT_ROOT, index), 7, || 0, &Digest::of(b"child"), 0);
     let first = child(0).unwrap();
     child(1).unwrap();
     assert!(child(2).is_none());

@@ -3,13 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::{Handle, OpenCount, Opened};
+use super::{FileHandle, OpenCount, OpenReply};
 use crate::castore::Digest;
 use crate::fs::node_id::NodeId;
-use crate::fs::nodes::{Ledger, LedgerError, LeftOpen, OpenFile, Registration};
+use crate::fs::nodes::{InodeTable, InodeTableError, OpenFile, PreviousOpenFiles, Registration};
 
-pub(super) struct Table {
-    registered: HashMap<Digest, Registered>,
+pub(super) struct PassthroughTable {
+    registered: HashMap<Digest, RegisteredFile>,
     /// Digests whose last user closed, the longest ago first. An entry that was opened again since
     /// is obsolete and is skipped.
     idle: VecDeque<Digest>,
@@ -18,14 +18,14 @@ pub(super) struct Table {
     free_records: Vec<u32>,
     records: u32,
     /// By the handles' places.
-    files: Vec<Place>,
+    files: Vec<HandleSlot>,
     free: Vec<u32>,
     /// Inodes that are open through the page cache, and how often.
     cached: HashMap<NodeId, u32>,
-    ledger: Option<Arc<Ledger>>,
+    inode_table: Option<Arc<InodeTable>>,
 }
 
-struct Registered {
+struct RegisteredFile {
     id: u32,
     /// Its record.
     place: u32,
@@ -35,13 +35,13 @@ struct Registered {
 }
 
 #[derive(Default)]
-struct Place {
+struct HandleSlot {
     generation: u32,
     file: Option<OpenFile>,
 }
 
-impl Table {
-    pub(super) fn new(ledger: Option<Arc<Ledger>>, most_idle: usize) -> Self {
+impl PassthroughTable {
+    pub(super) fn new(inode_table: Option<Arc<InodeTable>>, most_idle: usize) -> Self {
         Self {
             registered: HashMap::new(),
             idle: VecDeque::new(),
@@ -51,26 +51,26 @@ impl Table {
             files: Vec::new(),
             free: Vec::new(),
             cached: HashMap::new(),
-            ledger,
+            inode_table,
         }
     }
 
-    /// What the previous process `left` in `ledger`, without what is open in nodes that the kernel
+    /// What the previous process handed over in `inode_table`, without what is open in nodes that the kernel
     /// does not know.
-    pub(super) fn adopt(
-        ledger: Arc<Ledger>,
+    pub(super) fn take_over(
+        inode_table: Arc<InodeTable>,
         most_idle: usize,
-        left: &LeftOpen,
+        previous: &PreviousOpenFiles,
         is_known: impl Fn(NodeId) -> bool,
-    ) -> Result<Self, LedgerError> {
-        let mut table = Self::new(Some(ledger), most_idle);
-        let mut is_free = vec![true; left.places as usize];
-        table.records = left.places;
-        for registration in &left.registered {
+    ) -> Result<Self, InodeTableError> {
+        let mut table = Self::new(Some(inode_table), most_idle);
+        let mut is_free = vec![true; previous.places as usize];
+        table.records = previous.places;
+        for registration in &previous.registered {
             if let Some(free) = is_free.get_mut(registration.place as usize) {
                 *free = false;
             }
-            let registered = Registered {
+            let registered = RegisteredFile {
                 id: registration.id,
                 place: registration.place,
                 opens: 0,
@@ -78,48 +78,48 @@ impl Table {
             };
             let digest = registration.digest;
             if table.registered.insert(digest, registered).is_some() {
-                return Err(LedgerError::Damaged("a file is registered twice"));
+                return Err(InodeTableError::Damaged("a file is registered twice"));
             }
         }
-        let records = 0..left.places;
+        let records = 0..previous.places;
         let free = records.filter(|place| is_free.get(*place as usize) == Some(&true));
         table.free_records = free.collect();
-        for (place, (generation, file)) in left.files.iter().enumerate() {
+        for (place, (generation, file)) in previous.files.iter().enumerate() {
             let mut file = file.clone();
             if let Some(open) = &file
                 && !is_known(open.node)
             {
-                table.tell(|ledger| ledger.note_closed(place as u32));
+                table.persist(|inode_table| inode_table.note_closed(place as u32));
                 file = None;
             }
             match &file {
                 Some(open) => table.count_open(open)?,
                 None => table.free.push(place as u32),
             }
-            table.files.push(Place {
+            table.files.push(HandleSlot {
                 generation: *generation,
                 file,
             });
         }
-        for registration in &left.registered {
+        for registration in &previous.registered {
             table.note_idle(&registration.digest);
         }
         Ok(table)
     }
 
-    fn tell(&self, what: impl FnOnce(&Ledger)) {
-        if let Some(ledger) = &self.ledger {
-            what(ledger);
+    fn persist(&self, what: impl FnOnce(&InodeTable)) {
+        if let Some(inode_table) = &self.inode_table {
+            what(inode_table);
         }
     }
 
     /// The file that the request `unique` has opened, if it has.
-    pub(super) fn opened_by(&self, unique: u64, node: NodeId) -> Option<Opened> {
+    pub(super) fn opened_by(&self, unique: u64, node: NodeId) -> Option<OpenReply> {
         let mut files = self.files.iter().enumerate();
-        files.find_map(|(place, Place { generation, file })| {
+        files.find_map(|(place, HandleSlot { generation, file })| {
             let file = file.as_ref()?;
-            (file.request == unique && file.node == node).then(|| Opened {
-                handle: Handle::new(place as u32, *generation),
+            (file.request == unique && file.node == node).then(|| OpenReply {
+                handle: FileHandle::new(place as u32, *generation),
                 backing: file.backing,
             })
         })
@@ -131,7 +131,7 @@ impl Table {
         request: u64,
         node: NodeId,
         digest: &Digest,
-    ) -> Option<Opened> {
+    ) -> Option<OpenReply> {
         let backing = match self.cached.contains_key(&node) {
             true => None,
             false => Some(self.registered.get(digest)?.id),
@@ -145,9 +145,9 @@ impl Table {
     }
 
     /// Opens a file; its backing file is registered.
-    pub(super) fn open(&mut self, file: OpenFile) -> Opened {
+    pub(super) fn open(&mut self, file: OpenFile) -> OpenReply {
         let place = self.free.pop().unwrap_or_else(|| {
-            self.files.push(Place::default());
+            self.files.push(HandleSlot::default());
             self.files.len() as u32 - 1
         });
         let backing = file.backing;
@@ -156,22 +156,26 @@ impl Table {
         let at = &mut self.files[place as usize];
         at.generation = at.generation.wrapping_add(1);
         let generation = at.generation;
-        if let Some(ledger) = &self.ledger {
-            ledger.note_open(place, generation, &file);
+        if let Some(inode_table) = &self.inode_table {
+            inode_table.note_open(place, generation, &file);
         }
         at.file = Some(file);
-        Opened {
-            handle: Handle::new(place, generation),
+        OpenReply {
+            handle: FileHandle::new(place, generation),
             backing,
         }
     }
 
-    fn count_open(&mut self, file: &OpenFile) -> Result<(), LedgerError> {
+    fn count_open(&mut self, file: &OpenFile) -> Result<(), InodeTableError> {
         match file.backing {
             None => *self.cached.entry(file.node).or_default() += 1,
             Some(backing) => match self.registered.get_mut(&file.digest) {
                 Some(registered) if registered.id == backing => registered.opens += 1,
-                _ => return Err(LedgerError::Damaged("an open file's backing is unknown")),
+                _ => {
+                    return Err(InodeTableError::Damaged(
+                        "an open file's backing is unknown",
+                    ));
+                }
             },
         }
         Ok(())
@@ -183,14 +187,14 @@ impl Table {
             self.records += 1;
             self.records - 1
         });
-        self.tell(|ledger| {
-            ledger.note_registered(&Registration {
+        self.persist(|inode_table| {
+            inode_table.note_registered(&Registration {
                 place,
                 id,
                 digest: *digest,
             });
         });
-        let registered = Registered {
+        let registered = RegisteredFile {
             id,
             place,
             opens: 0,
@@ -200,7 +204,7 @@ impl Table {
     }
 
     /// Closes a file; returns whether it was open.
-    pub(super) fn close(&mut self, handle: Handle) -> bool {
+    pub(super) fn close(&mut self, handle: FileHandle) -> bool {
         let Some(at) = self.files.get_mut(handle.place() as usize) else {
             return false;
         };
@@ -210,7 +214,7 @@ impl Table {
         let Some(file) = at.file.take() else {
             return false;
         };
-        self.tell(|ledger| ledger.note_closed(handle.place()));
+        self.persist(|inode_table| inode_table.note_closed(handle.place()));
         self.free.push(handle.place());
         match file.backing {
             Some(_) => {
@@ -259,7 +263,7 @@ impl Table {
 
     /// Notes that the registration from [`next_idle`](Self::next_idle) has ended.
     pub(super) fn ended(&mut self, registration: &Registration) {
-        self.tell(|ledger| ledger.note_ended(registration.place));
+        self.persist(|inode_table| inode_table.note_ended(registration.place));
         self.free_records.push(registration.place);
     }
 

@@ -10,10 +10,10 @@ const NODES: u64 = 8;
 
 /// The kernel's side of a mount, with its rules.
 #[derive(Default)]
-struct Kernel(Mutex<Connection>);
+struct KernelModel(Mutex<FakeConnection>);
 
 #[derive(Default)]
-struct Connection {
+struct FakeConnection {
     last: u32,
     objects: u64,
     registered: BTreeMap<u32, u64>,
@@ -21,7 +21,7 @@ struct Connection {
     inodes: HashMap<NodeId, (Option<u64>, u32)>,
 }
 
-impl BackingDevice for Arc<Kernel> {
+impl BackingDevice for Arc<KernelModel> {
     fn register(&self, _: &OwnedFd) -> io::Result<u32> {
         death::step();
         let mut connection = self.0.lock();
@@ -48,9 +48,9 @@ impl BackingDevice for Arc<Kernel> {
     }
 }
 
-impl Kernel {
+impl KernelModel {
     /// An OPEN was answered.
-    fn open(&self, node: NodeId, opened: Opened) {
+    fn open(&self, node: NodeId, opened: OpenReply) {
         let mut connection = self.0.lock();
         let object = opened.backing.map(|id| {
             let object = connection.registered.get(&id);
@@ -89,7 +89,7 @@ fn content(number: u64) -> Digest {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Act {
+enum ModelAction {
     /// A program opens this inode.
     Open(u64),
     /// A program closes the n-th of the files that are open.
@@ -102,31 +102,32 @@ enum Act {
 
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Request {
+enum FakeRequest {
     Open(u64, u64),
-    Release(Handle),
+    Release(FileHandle),
 }
 
 /// Programs, the kernel, and what outlives the server.
-struct World {
-    kernel: Arc<Kernel>,
-    ledger: Arc<Ledger>,
+struct PassthroughModel {
+    kernel: Arc<KernelModel>,
+    inode_table: Arc<InodeTable>,
     unique: u64,
     stored: HashSet<Digest>,
-    open: Vec<(u64, Handle)>,
+    open: Vec<(u64, FileHandle)>,
     /// Requests that are not answered.
-    pending: Vec<Request>,
+    pending: Vec<FakeRequest>,
 }
 
-impl World {
+impl PassthroughModel {
     fn new() -> (RefCell<Self>, Passthrough) {
-        let kernel = Arc::new(Kernel::default());
-        let ledger = Arc::new(Ledger::create_with_open_files().unwrap());
-        let server = Passthrough::new_with(Box::new(kernel.clone()), Some(ledger.clone()), IDLE);
+        let kernel = Arc::new(KernelModel::default());
+        let inode_table = Arc::new(InodeTable::create_with_open_files().unwrap());
+        let server =
+            Passthrough::new_with(Box::new(kernel.clone()), Some(inode_table.clone()), IDLE);
         server.enable().unwrap();
         let world = Self {
             kernel,
-            ledger,
+            inode_table,
             unique: 0,
             stored: [content(0), content(2)].into(),
             open: Vec::new(),
@@ -135,37 +136,37 @@ impl World {
         (RefCell::new(world), server)
     }
 
-    fn successor(world: &RefCell<Self>) -> Passthrough {
-        let (kernel, ledger) = {
+    fn next_process(world: &RefCell<Self>) -> Passthrough {
+        let (kernel, inode_table) = {
             let world = world.borrow();
-            (world.kernel.clone(), world.ledger.clone())
+            (world.kernel.clone(), world.inode_table.clone())
         };
-        let memory = ledger.memory().try_clone_to_owned().unwrap();
-        let ledger = Arc::new(Ledger::open(memory).unwrap());
-        Passthrough::adopt_with(Box::new(kernel), ledger, IDLE, |_| true).unwrap()
+        let memory = inode_table.memory().try_clone_to_owned().unwrap();
+        let inode_table = Arc::new(InodeTable::open(memory).unwrap());
+        Passthrough::take_over_with(Box::new(kernel), inode_table, IDLE, |_| true).unwrap()
     }
 
-    fn act(world: &RefCell<Self>, server: &Passthrough, act: Act) {
+    fn act(world: &RefCell<Self>, server: &Passthrough, act: ModelAction) {
         match act {
-            Act::Fetch(number) => {
+            ModelAction::Fetch(number) => {
                 world.borrow_mut().stored.insert(content(number));
             }
-            Act::Open(number) => {
+            ModelAction::Open(number) => {
                 let open = world.borrow_mut().ask_open(number);
                 Self::answer(world, server, open, false);
             }
-            Act::Close(at) => {
+            ModelAction::Close(at) => {
                 let release = world.borrow_mut().ask_release(at);
                 if let Some(release) = release {
                     Self::answer(world, server, release, false);
                 }
             }
-            Act::CloseAndOpen(at, number) => {
+            ModelAction::CloseAndOpen(at, number) => {
                 let (release, open) = {
                     let mut world = world.borrow_mut();
                     (world.ask_release(at), world.ask_open(number))
                 };
-                if let Some(Request::Release(handle)) = release {
+                if let Some(FakeRequest::Release(handle)) = release {
                     server.close(handle);
                 }
                 Self::answer(world, server, open, false);
@@ -176,30 +177,30 @@ impl World {
         }
     }
 
-    fn ask_open(&mut self, number: u64) -> Request {
+    fn ask_open(&mut self, number: u64) -> FakeRequest {
         self.unique += 2;
-        let request = Request::Open(self.unique, number);
+        let request = FakeRequest::Open(self.unique, number);
         self.pending.push(request);
         request
     }
 
-    fn ask_release(&mut self, at: usize) -> Option<Request> {
+    fn ask_release(&mut self, at: usize) -> Option<FakeRequest> {
         let at = at.checked_rem(self.open.len())?;
         let (number, handle) = self.open.remove(at);
         self.kernel.close(node(number));
-        let request = Request::Release(handle);
+        let request = FakeRequest::Release(handle);
         self.pending.push(request);
         Some(request)
     }
 
-    fn answered(&mut self, request: Request) {
+    fn answered(&mut self, request: FakeRequest) {
         self.pending.retain(|pending| *pending != request);
     }
 
     /// The server answers a request.
-    fn answer(world: &RefCell<Self>, server: &Passthrough, request: Request, repeated: bool) {
+    fn answer(world: &RefCell<Self>, server: &Passthrough, request: FakeRequest, repeated: bool) {
         match request {
-            Request::Open(unique, number) => {
+            FakeRequest::Open(unique, number) => {
                 let digest = content(number);
                 let has_file = world.borrow().stored.contains(&digest);
                 let found = || Ok::<_, io::Error>(has_file.then(|| Arc::new(some_file())));
@@ -211,7 +212,7 @@ impl World {
                 world.open.push((number, opened.handle));
                 world.answered(request);
             }
-            Request::Release(handle) => {
+            FakeRequest::Release(handle) => {
                 server.close(handle);
                 death::step();
                 world.borrow_mut().answered(request);
@@ -230,7 +231,7 @@ impl World {
 }
 
 /// Programs at random, the same ones for the same seed.
-fn acts(seed: u64, count: usize) -> Vec<Act> {
+fn acts(seed: u64, count: usize) -> Vec<ModelAction> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = |below: u64| {
         state ^= state << 13;
@@ -240,10 +241,10 @@ fn acts(seed: u64, count: usize) -> Vec<Act> {
     };
     (0..count)
         .map(|_| match next(10) {
-            0..4 => Act::Open(next(NODES)),
-            4..7 => Act::Close(next(8) as usize),
-            7..9 => Act::CloseAndOpen(next(8) as usize, next(NODES)),
-            _ => Act::Fetch(next(NODES)),
+            0..4 => ModelAction::Open(next(NODES)),
+            4..7 => ModelAction::Close(next(8) as usize),
+            7..9 => ModelAction::CloseAndOpen(next(8) as usize, next(NODES)),
+            _ => ModelAction::Fetch(next(NODES)),
         })
         .collect()
 }
@@ -251,42 +252,42 @@ fn acts(seed: u64, count: usize) -> Vec<Act> {
 /// The server dies after `first` steps, the next one after `second`, and the one after that runs to
 /// the end. If `withdrawn`, programs that wait for an OPEN meanwhile are killed. Returns whether
 /// the first server died at all.
-fn live(acts: &[Act], first: u32, second: u32, withdrawn: bool) -> bool {
-    let (world, server) = World::new();
+fn live(acts: &[ModelAction], first: u32, second: u32, withdrawn: bool) -> bool {
+    let (world, server) = PassthroughModel::new();
     let done = RefCell::new(0);
-    let go_on = |server: &Passthrough| {
+    let proceed = |server: &Passthrough| {
         loop {
             let at = *done.borrow();
             let Some(act) = acts.get(at) else { break };
             *done.borrow_mut() += 1;
-            World::act(&world, server, *act);
+            PassthroughModel::act(&world, server, *act);
         }
     };
-    let died = death::after(first, || go_on(&server)).is_none();
+    let died = death::after(first, || proceed(&server)).is_none();
     drop(server);
     let mut lost = 0;
     let mut withdraw = || {
         let mut world = world.borrow_mut();
         if withdrawn {
             let before = world.pending.len();
-            let is_open = |request: &Request| matches!(request, Request::Open(..));
+            let is_open = |request: &FakeRequest| matches!(request, FakeRequest::Open(..));
             world.pending.retain(|request| !is_open(request));
             lost += before - world.pending.len();
         }
     };
     withdraw();
     let next = death::after(second, || {
-        let server = World::successor(&world);
-        World::answer_again(&world, &server);
-        go_on(&server);
+        let server = PassthroughModel::next_process(&world);
+        PassthroughModel::answer_again(&world, &server);
+        proceed(&server);
         server
     });
     withdraw();
     // Dead or not.
     drop(next);
-    let server = World::successor(&world);
-    World::answer_again(&world, &server);
-    go_on(&server);
+    let server = PassthroughModel::next_process(&world);
+    PassthroughModel::answer_again(&world, &server);
+    proceed(&server);
     let open = world.borrow().open.len();
     let count = server.count();
     assert!(
@@ -294,7 +295,7 @@ fn live(acts: &[Act], first: u32, second: u32, withdrawn: bool) -> bool {
         "{count:?}"
     );
     while !world.borrow().open.is_empty() {
-        World::act(&world, &server, Act::Close(0));
+        PassthroughModel::act(&world, &server, ModelAction::Close(0));
     }
     let count = server.count();
     assert!(count.files <= lost, "{count:?} after every close");
@@ -337,25 +338,25 @@ fn whenever_a_server_dies_the_next_one_knows_what_is_open() {
 /// What a withdrawn OPEN holds is released once the kernel does not know the node.
 #[test]
 fn what_is_open_in_an_unknown_node_is_not_open() {
-    let (world, server) = World::new();
-    World::act(&world, &server, Act::Open(0));
-    World::act(&world, &server, Act::Open(6));
+    let (world, server) = PassthroughModel::new();
+    PassthroughModel::act(&world, &server, ModelAction::Open(0));
+    PassthroughModel::act(&world, &server, ModelAction::Open(6));
     drop(server);
-    let ledger = world.borrow().ledger.clone();
+    let inode_table = world.borrow().inode_table.clone();
     let kernel = world.borrow().kernel.clone();
-    let adopted = |kernel: &Arc<Kernel>, known: NodeId| {
+    let taken_over = |kernel: &Arc<KernelModel>, known: NodeId| {
         let device = Box::new(kernel.clone());
-        Passthrough::adopt(device, ledger.clone(), |node| node == known).unwrap()
+        Passthrough::take_over(device, inode_table.clone(), |node| node == known).unwrap()
     };
-    let count = adopted(&kernel, node(0)).count();
+    let count = taken_over(&kernel, node(0)).count();
     assert_eq!((count.files, count.backed, count.registered), (1, 1, 1));
-    let count = adopted(&kernel, node(1)).count();
+    let count = taken_over(&kernel, node(1)).count();
     assert_eq!((count.files, count.backed, count.registered), (0, 0, 1));
 }
 
 #[test]
 fn a_blob_keeps_its_number_while_it_is_open_and_a_while_after() {
-    let kernel = Arc::new(Kernel::default());
+    let kernel = Arc::new(KernelModel::default());
     let passthrough = Passthrough::new(Box::new(kernel.clone()), None);
     let open = |number: u32| {
         let digest = Digest::of(&number.to_le_bytes());
@@ -370,7 +371,7 @@ fn a_blob_keeps_its_number_while_it_is_open_and_a_while_after() {
     let first = open(0);
     let number = first.backing;
     let mut handles = vec![first.handle];
-    let again = |handles: &mut Vec<Handle>| {
+    let again = |handles: &mut Vec<FileHandle>| {
         let opened = open(0);
         handles.push(opened.handle);
         opened.backing
@@ -400,30 +401,30 @@ fn a_blob_keeps_its_number_while_it_is_open_and_a_while_after() {
 /// The blob came to the store while the inode was open: an open of another kind would fail.
 #[test]
 fn an_inode_that_is_open_through_the_page_cache_stays_so_until_it_is_closed() {
-    let (world, server) = World::new();
-    World::act(&world, &server, Act::Open(6));
-    World::act(&world, &server, Act::Fetch(6));
+    let (world, server) = PassthroughModel::new();
+    PassthroughModel::act(&world, &server, ModelAction::Open(6));
+    PassthroughModel::act(&world, &server, ModelAction::Fetch(6));
     // Of equal content, and another inode.
-    World::act(&world, &server, Act::Open(7));
-    World::act(&world, &server, Act::Open(6));
+    PassthroughModel::act(&world, &server, ModelAction::Open(7));
+    PassthroughModel::act(&world, &server, ModelAction::Open(6));
     let count = server.count();
     assert_eq!((count.files, count.backed, count.registered), (3, 1, 1));
     drop(server);
-    let server = World::successor(&world);
-    World::act(&world, &server, Act::Open(6));
+    let server = PassthroughModel::next_process(&world);
+    PassthroughModel::act(&world, &server, ModelAction::Open(6));
     assert_eq!(server.count().backed, 1);
     for _ in 0..4 {
-        World::act(&world, &server, Act::Close(0));
+        PassthroughModel::act(&world, &server, ModelAction::Close(0));
     }
-    World::act(&world, &server, Act::Open(6));
+    PassthroughModel::act(&world, &server, ModelAction::Open(6));
     assert_eq!(server.count().backed, 1);
 }
 
 /// As on a file system that cannot back another.
 #[test]
 fn a_file_that_cannot_be_registered_is_read_through_the_page_cache() {
-    struct Refuses;
-    impl BackingDevice for Refuses {
+    struct RefusingDevice;
+    impl BackingDevice for RefusingDevice {
         fn register(&self, _: &OwnedFd) -> io::Result<u32> {
             Err(io::Error::from_raw_os_error(libc::ELOOP))
         }
@@ -434,7 +435,7 @@ fn a_file_that_cannot_be_registered_is_read_through_the_page_cache() {
             Ok(1)
         }
     }
-    let passthrough = Passthrough::new(Box::new(Refuses), None);
+    let passthrough = Passthrough::new(Box::new(RefusingDevice), None);
     passthrough.enable().unwrap();
     let request = OpenRequest {
         unique: 2,

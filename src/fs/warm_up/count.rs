@@ -2,7 +2,7 @@
 //!
 //! The warm-up thread counts, and requests do not. File systems with the same options share one
 //! count, whether they exist one after the other or side by side (a virtiofs device has one for
-//! each session of a guest): it is [`WarmUp`](super::WarmUp)'s.
+//! each session of a guest): it is [`WarmUp`](super::WarmUpOptions)'s.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 #[serde(default)]
 pub struct WarmUpCount {
     /// Roots that are being recorded.
-    pub learning: u64,
+    pub recording: u64,
     /// Profiles that are being fetched.
     pub fetching: u64,
     /// Recorded roots that had a profile of their own.
@@ -24,7 +24,7 @@ pub struct WarmUpCount {
     /// Recorded roots that had no profile, or an unreadable one.
     pub none: u64,
     /// Extents of files, of up to 1 MiB, that were recorded.
-    pub learned: u64,
+    pub recorded: u64,
     /// How often a profile was written.
     pub saves: u64,
     /// Prefetches that ended, complete or given up.
@@ -32,7 +32,7 @@ pub struct WarmUpCount {
     /// Their total time, in microseconds.
     pub fetch_micros: u64,
     /// Extents that were prefetched.
-    pub stretches: u64,
+    pub extents: u64,
     /// The bytes of the prefetched extents.
     pub bytes: u64,
     /// Prefetched extents that were read after their arrival.
@@ -47,38 +47,38 @@ pub struct WarmUpCount {
 
 /// The live counters.
 #[derive(Debug, Default)]
-pub(super) struct Counters {
-    learning: AtomicU64,
+pub(super) struct WarmUpCounters {
+    recording: AtomicU64,
     fetching: AtomicU64,
-    pub(super) own: Counter,
-    pub(super) similar: Counter,
-    pub(super) none: Counter,
-    pub(super) learned: Counter,
-    pub(super) saves: Counter,
-    pub(super) fetches: Counter,
-    pub(super) fetch_micros: Counter,
-    pub(super) stretches: Counter,
-    pub(super) bytes: Counter,
-    pub(super) hits: Counter,
-    pub(super) failed_finds: Counter,
-    pub(super) failed_fetches: Counter,
-    pub(super) failed_saves: Counter,
+    pub(super) own: GrowingNumber,
+    pub(super) similar: GrowingNumber,
+    pub(super) none: GrowingNumber,
+    pub(super) recorded: GrowingNumber,
+    pub(super) saves: GrowingNumber,
+    pub(super) fetches: GrowingNumber,
+    pub(super) fetch_micros: GrowingNumber,
+    pub(super) extents: GrowingNumber,
+    pub(super) bytes: GrowingNumber,
+    pub(super) hits: GrowingNumber,
+    pub(super) failed_finds: GrowingNumber,
+    pub(super) failed_fetches: GrowingNumber,
+    pub(super) failed_saves: GrowingNumber,
 }
 
-impl Counters {
+impl WarmUpCounters {
     /// The numbers now.
     pub(super) fn now(&self) -> WarmUpCount {
         WarmUpCount {
-            learning: self.learning.load(Ordering::Relaxed),
+            recording: self.recording.load(Ordering::Relaxed),
             fetching: self.fetching.load(Ordering::Relaxed),
             own: self.own.get(),
             similar: self.similar.get(),
             none: self.none.get(),
-            learned: self.learned.get(),
+            recorded: self.recorded.get(),
             saves: self.saves.get(),
             fetches: self.fetches.get(),
             fetch_micros: self.fetch_micros.get(),
-            stretches: self.stretches.get(),
+            extents: self.extents.get(),
             bytes: self.bytes.get(),
             hits: self.hits.get(),
             failed_finds: self.failed_finds.get(),
@@ -90,9 +90,9 @@ impl Counters {
 
 /// A number that only grows.
 #[derive(Debug, Default)]
-pub(super) struct Counter(AtomicU64);
+pub(super) struct GrowingNumber(AtomicU64);
 
-impl Counter {
+impl GrowingNumber {
     pub(super) fn add(&self, more: u64) {
         self.0.fetch_add(more, Ordering::Relaxed);
     }
@@ -103,23 +103,23 @@ impl Counter {
 }
 
 /// The contribution of one file system to the gauges, until it is dropped.
-pub(super) struct Share {
-    all: Arc<Counters>,
-    learning: AtomicU64,
+pub(super) struct GaugeShare {
+    all: Arc<WarmUpCounters>,
+    recording: AtomicU64,
     fetching: AtomicU64,
 }
 
-impl Share {
-    pub(super) fn new(all: Arc<Counters>) -> Self {
+impl GaugeShare {
+    pub(super) fn new(all: Arc<WarmUpCounters>) -> Self {
         Self {
             all,
-            learning: AtomicU64::new(0),
+            recording: AtomicU64::new(0),
             fetching: AtomicU64::new(0),
         }
     }
 
-    pub(super) fn set_learning(&self, now: u64) {
-        put(&self.learning, &self.all.learning, now);
+    pub(super) fn set_recording(&self, now: u64) {
+        put(&self.recording, &self.all.recording, now);
     }
 
     pub(super) fn set_fetching(&self, now: u64) {
@@ -134,9 +134,9 @@ fn put(share: &AtomicU64, all: &AtomicU64, now: u64) {
     all.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
 }
 
-impl Drop for Share {
+impl Drop for GaugeShare {
     fn drop(&mut self) {
-        self.set_learning(0);
+        self.set_recording(0);
         self.set_fetching(0);
     }
 }
@@ -147,18 +147,18 @@ mod tests {
 
     #[test]
     fn a_dropped_file_system_leaves_the_counters_and_lowers_the_gauges() {
-        let all = Arc::new(Counters::default());
-        let (one, other) = (Share::new(all.clone()), Share::new(all.clone()));
-        one.set_learning(3);
-        other.set_learning(2);
+        let all = Arc::new(WarmUpCounters::default());
+        let (one, other) = (GaugeShare::new(all.clone()), GaugeShare::new(all.clone()));
+        one.set_recording(3);
+        other.set_recording(2);
         other.set_fetching(1);
         all.hits.add(5);
-        assert_eq!((all.now().learning, all.now().fetching), (5, 1));
-        one.set_learning(1);
-        assert_eq!(all.now().learning, 3);
+        assert_eq!((all.now().recording, all.now().fetching), (5, 1));
+        one.set_recording(1);
+        assert_eq!(all.now().recording, 3);
         drop(other);
-        assert_eq!((all.now().learning, all.now().fetching), (1, 0));
+        assert_eq!((all.now().recording, all.now().fetching), (1, 0));
         drop(one);
-        assert_eq!((all.now().learning, all.now().hits), (0, 5));
+        assert_eq!((all.now().recording, all.now().hits), (0, 5));
     }
 }

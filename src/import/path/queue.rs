@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::Job;
-use crate::import::Error;
-use crate::import::assembly::{File, FileId, Files};
+use super::ReadJob;
+use crate::import::ImportError;
+use crate::import::assembly::{FileId, ReadFile, ReadFiles};
 
 /// Files that are read together, in the order of the walk.
 ///
@@ -15,30 +15,30 @@ use crate::import::assembly::{File, FileId, Files};
 /// that all those that are open at once are at most half of the files that the process may have
 /// open: each reader has a batch in hand and large files of another set aside, and 4 batches wait.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(super) struct FileBatch {
     /// Batches are put into the store in the order of their numbers.
     pub(super) number: u64,
-    pub(super) jobs: Vec<Job>,
-    folders: usize,
-    max_folders: usize,
+    pub(super) jobs: Vec<ReadJob>,
+    dirs: usize,
+    max_dirs: usize,
 }
 
 /// Files in a batch.
 const MAX_JOBS: usize = 256;
 /// Directories in a batch, at most.
-const MAX_FOLDERS: usize = 16;
+const MAX_DIRS: usize = 16;
 /// Batches that wait for a reader.
 const MAX_WAITING: usize = 4;
 
-impl Batch {
+impl FileBatch {
     /// The first batch, for `readers` in a process that may have `open_files`.
     pub(super) fn first(readers: usize, open_files: usize) -> Self {
         let batches = MAX_WAITING + 2 * readers;
         Self {
             number: 0,
             jobs: Vec::new(),
-            folders: 0,
-            max_folders: (open_files / 2 / batches).clamp(1, MAX_FOLDERS),
+            dirs: 0,
+            max_dirs: (open_files / 2 / batches).clamp(1, MAX_DIRS),
         }
     }
 
@@ -47,19 +47,19 @@ impl Batch {
         Self {
             number: self.number + 1,
             jobs: Vec::new(),
-            folders: 0,
-            max_folders: self.max_folders,
+            dirs: 0,
+            max_dirs: self.max_dirs,
         }
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.jobs.len() >= MAX_JOBS || self.folders >= self.max_folders
+        self.jobs.len() >= MAX_JOBS || self.dirs >= self.max_dirs
     }
 
-    pub(super) fn push(&mut self, job: Job) {
-        let same = |last: &Job| Arc::ptr_eq(&last.folder, &job.folder);
+    pub(super) fn push(&mut self, job: ReadJob) {
+        let same = |last: &ReadJob| Arc::ptr_eq(&last.dir, &job.dir);
         if !self.jobs.last().is_some_and(same) {
-            self.folders += 1;
+            self.dirs += 1;
         }
         self.jobs.push(job);
     }
@@ -67,21 +67,21 @@ impl Batch {
 
 /// The next task of a reader.
 #[derive(Debug)]
-pub(super) enum Work {
+pub(super) enum ReaderTask {
     /// Read these, in order.
-    Batch(Batch),
+    Batch(FileBatch),
     /// Stream this.
-    Large(Job),
+    Large(ReadJob),
 }
 
 /// The walk or a reader failed; a thread that finds out ends quietly.
 #[derive(Debug)]
-pub(super) struct Abandoned;
+pub(super) struct ImportAbandoned;
 
 /// Distributes batches and large files, and the turns to put.
 #[derive(Debug, Default)]
-pub(super) struct Queue {
-    state: Mutex<State>,
+pub(super) struct ImportQueue {
+    state: Mutex<ImportQueueState>,
     /// Notified when there may be work.
     work: Condvar,
     /// Notified when it may be another reader's turn.
@@ -91,9 +91,9 @@ pub(super) struct Queue {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    batches: VecDeque<Batch>,
-    large: VecDeque<Job>,
+struct ImportQueueState {
+    batches: VecDeque<FileBatch>,
+    large: VecDeque<ReadJob>,
     /// Readers that have work, and may add to `large`.
     busy: usize,
     /// The walk is over.
@@ -102,19 +102,19 @@ struct State {
     turn: u64,
     abandoned: bool,
     /// The first failure.
-    error: Option<Error>,
-    files: Files,
+    error: Option<ImportError>,
+    files: ReadFiles,
 }
 
-impl Queue {
+impl ImportQueue {
     /// Passes a batch to the readers, once there is room.
-    pub(super) fn push(&self, batch: Batch) -> Result<(), Abandoned> {
+    pub(super) fn push(&self, batch: FileBatch) -> Result<(), ImportAbandoned> {
         let mut state = self.state.lock();
         while state.batches.len() >= MAX_WAITING && !state.abandoned {
             self.room.wait(&mut state);
         }
         if state.abandoned {
-            return Err(Abandoned);
+            return Err(ImportAbandoned);
         }
         state.batches.push_back(batch);
         self.work.notify_one();
@@ -135,7 +135,7 @@ impl Queue {
     }
 
     /// All threads end, for this reason unless there was one before.
-    pub(super) fn fail(&self, error: Error) {
+    pub(super) fn fail(&self, error: ImportError) {
         let mut state = self.state.lock();
         state.abandoned = true;
         state.error.get_or_insert(error);
@@ -144,15 +144,15 @@ impl Queue {
 
     /// The next work for a reader; nothing when all is done. Large files come first: those that are
     /// set aside hold their directories open.
-    pub(super) fn take(&self) -> Option<Work> {
+    pub(super) fn take(&self) -> Option<ReaderTask> {
         let mut state = self.state.lock();
         loop {
             if state.abandoned {
                 return None;
             }
             let work = match state.large.pop_front() {
-                Some(job) => Some(Work::Large(job)),
-                None => state.batches.pop_front().map(Work::Batch),
+                Some(job) => Some(ReaderTask::Large(job)),
+                None => state.batches.pop_front().map(ReaderTask::Batch),
             };
             if let Some(work) = work {
                 state.busy += 1;
@@ -176,19 +176,19 @@ impl Queue {
     }
 
     /// Sets a large file aside.
-    pub(super) fn set_aside(&self, job: Job) {
+    pub(super) fn set_aside(&self, job: ReadJob) {
         self.state.lock().large.push_back(job);
         self.work.notify_one();
     }
 
     /// Waits until it is the turn of the batch `number`.
-    pub(super) fn wait_for_turn(&self, number: u64) -> Result<(), Abandoned> {
+    pub(super) fn wait_for_turn(&self, number: u64) -> Result<(), ImportAbandoned> {
         let mut state = self.state.lock();
         while state.turn != number && !state.abandoned {
             self.turns.wait(&mut state);
         }
         match state.abandoned {
-            true => Err(Abandoned),
+            true => Err(ImportAbandoned),
             false => Ok(()),
         }
     }
@@ -200,7 +200,7 @@ impl Queue {
     }
 
     /// Files that have been read and put.
-    pub(super) fn add_files(&self, files: impl Iterator<Item = (FileId, File)>) {
+    pub(super) fn add_files(&self, files: impl Iterator<Item = (FileId, ReadFile)>) {
         let mut state = self.state.lock();
         for (id, file) in files {
             state.files.set(id, file);
@@ -208,7 +208,7 @@ impl Queue {
     }
 
     /// All files, once the readers have ended; or the first failure.
-    pub(super) fn into_files(self) -> Result<Files, Error> {
+    pub(super) fn into_files(self) -> Result<ReadFiles, ImportError> {
         let state = self.state.into_inner();
         match state.error {
             Some(error) => Err(error),
@@ -216,7 +216,7 @@ impl Queue {
         }
     }
 
-    fn notify_all(&self, state: MutexGuard<'_, State>) {
+    fn notify_all(&self, state: MutexGuard<'_, ImportQueueState>) {
         drop(state);
         for changed in [&self.work, &self.turns, &self.room] {
             changed.notify_all();
@@ -226,7 +226,7 @@ impl Queue {
 
 /// Ends the other threads when one panics, so that the panic propagates and no thread waits for
 /// ever.
-pub(super) struct AbandonOnPanic<'a>(pub(super) &'a Queue);
+pub(super) struct AbandonOnPanic<'a>(pub(super) &'a ImportQueue);
 
 impl Drop for AbandonOnPanic<'_> {
     fn drop(&mut self) {

@@ -5,11 +5,11 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{Advice, FileType, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::queue::{AbandonOnPanic, Abandoned, Batch, Queue, Work};
-use super::{Error, Job, OFlags, Progress, failed, open, special};
+use super::queue::{AbandonOnPanic, FileBatch, ImportAbandoned, ImportQueue, ReaderTask};
+use super::{ImportError, ImportProgress, OFlags, ReadJob, failed, open, special};
 use crate::castore::Digest;
 use crate::import::SMALL;
-use crate::import::assembly::{File, FileId};
+use crate::import::assembly::{FileId, ReadFile};
 use crate::store::{BlobWriter, Ingest};
 
 /// Bytes that a reader gathers before it puts them.
@@ -23,9 +23,9 @@ static ZEROS: [u8; STEP] = [0; STEP];
 const MAX_SIZELESS: u64 = 1 << 30;
 
 /// Works until the queue is empty and closed.
-pub(super) fn serve(queue: &Queue, ingest: &dyn Ingest, progress: &Progress) {
+pub(super) fn serve(queue: &ImportQueue, ingest: &dyn Ingest, progress: &ImportProgress) {
     let _guard = AbandonOnPanic(queue);
-    let mut reader = Reader {
+    let mut reader = FileReader {
         queue,
         ingest,
         progress,
@@ -35,52 +35,52 @@ pub(super) fn serve(queue: &Queue, ingest: &dyn Ingest, progress: &Progress) {
     };
     while let Some(work) = queue.take() {
         let result = match work {
-            Work::Batch(batch) => reader.batch(batch),
-            Work::Large(job) => reader.large(&job).map_err(Stop::Error),
+            ReaderTask::Batch(batch) => reader.batch(batch),
+            ReaderTask::Large(job) => reader.large(&job).map_err(ReaderEnd::Error),
         };
         match result {
             Ok(()) => queue.done(),
-            Err(Stop::Abandoned) => return,
-            Err(Stop::Error(error)) => return queue.fail(error),
+            Err(ReaderEnd::Abandoned) => return,
+            Err(ReaderEnd::Error(error)) => return queue.fail(error),
         }
     }
 }
 
 /// Why a reader ends early.
-enum Stop {
+enum ReaderEnd {
     /// Another one failed.
     Abandoned,
     /// This one failed.
-    Error(Error),
+    Error(ImportError),
 }
 
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        Stop::Error(error)
+impl From<ImportError> for ReaderEnd {
+    fn from(error: ImportError) -> Self {
+        ReaderEnd::Error(error)
     }
 }
 
 /// A small file in the buffer.
-struct Gathered {
+struct GatheredFile {
     id: FileId,
-    file: File,
+    file: ReadFile,
     start: usize,
 }
 
-struct Reader<'a> {
-    queue: &'a Queue,
+struct FileReader<'a> {
+    queue: &'a ImportQueue,
     ingest: &'a dyn Ingest,
-    progress: &'a Progress,
+    progress: &'a ImportProgress,
     /// Always [`BUFFER`] bytes.
     buffer: Vec<u8>,
-    gathered: Vec<Gathered>,
+    gathered: Vec<GatheredFile>,
     /// Bytes of the buffer that are gathered.
     used: usize,
 }
 
-impl Reader<'_> {
-    fn batch(&mut self, batch: Batch) -> Result<(), Stop> {
-        let Batch { number, jobs, .. } = batch;
+impl FileReader<'_> {
+    fn batch(&mut self, batch: FileBatch) -> Result<(), ReaderEnd> {
+        let FileBatch { number, jobs, .. } = batch;
         for job in jobs {
             self.progress.check()?;
             if self.used >= PUT {
@@ -96,10 +96,10 @@ impl Reader<'_> {
     }
 
     /// Puts what is gathered, when it is the turn of the batch `number`.
-    fn put(&mut self, number: u64) -> Result<(), Stop> {
+    fn put(&mut self, number: u64) -> Result<(), ReaderEnd> {
         self.queue
             .wait_for_turn(number)
-            .map_err(|Abandoned| Stop::Abandoned)?;
+            .map_err(|ImportAbandoned| ReaderEnd::Abandoned)?;
         let blobs: Vec<(Digest, &[u8])> = self
             .gathered
             .iter()
@@ -111,7 +111,7 @@ impl Reader<'_> {
             })
             .collect();
         if !blobs.is_empty() {
-            self.ingest.put_blobs(&blobs).map_err(Error::from)?;
+            self.ingest.put_blobs(&blobs).map_err(ImportError::from)?;
         }
         let files = self.gathered.drain(..);
         self.queue
@@ -121,7 +121,7 @@ impl Reader<'_> {
     }
 
     /// Reads a file into the buffer; returns it if it is large.
-    fn small(&mut self, job: Job) -> Result<Option<Job>, Error> {
+    fn small(&mut self, job: ReadJob) -> Result<Option<ReadJob>, ImportError> {
         let (fd, stat) = open_file(&job)?;
         let mut size = stat.st_size as u64;
         if size > SMALL {
@@ -145,10 +145,10 @@ impl Reader<'_> {
         }
         if length as u64 != size {
             if !virtual_file || !is_unchanged(&job, &fd, &stat)? {
-                return Err(Error::Changed { path: job.path() });
+                return Err(ImportError::Changed { path: job.path() });
             }
             if length as u64 > SMALL {
-                return Ok(Some(Job {
+                return Ok(Some(ReadJob {
                     sizeless: true,
                     ..job
                 }));
@@ -156,12 +156,12 @@ impl Reader<'_> {
             size = length as u64;
         }
         let bytes = &self.buffer[start..start + length];
-        let file = File {
+        let file = ReadFile {
             digest: Digest::of(bytes),
             size,
             executable: is_executable(&stat),
         };
-        self.gathered.push(Gathered {
+        self.gathered.push(GatheredFile {
             id: job.file,
             file,
             start,
@@ -173,7 +173,7 @@ impl Reader<'_> {
     }
 
     /// Streams a file that does not state its length into the store, to its end.
-    fn sizeless(&mut self, job: &Job) -> Result<(), Error> {
+    fn sizeless(&mut self, job: &ReadJob) -> Result<(), ImportError> {
         let (fd, stat) = open_file(job)?;
         let mut writer = self.ingest.blob_writer()?;
         let mut size = 0;
@@ -187,16 +187,16 @@ impl Reader<'_> {
             }
             size += read as u64;
             if size > MAX_SIZELESS {
-                return Err(Error::Endless { path: job.path() });
+                return Err(ImportError::Endless { path: job.path() });
             }
             writer.write(&self.buffer[..read])?;
             self.progress.add_bytes(read as u64);
         }
         if !is_unchanged(job, &fd, &stat)? {
-            return Err(Error::Changed { path: job.path() });
+            return Err(ImportError::Changed { path: job.path() });
         }
         let (digest, _) = writer.finish()?;
-        let file = File {
+        let file = ReadFile {
             digest,
             size,
             executable: is_executable(&stat),
@@ -207,14 +207,14 @@ impl Reader<'_> {
     }
 
     /// Streams a file into the store.
-    fn large(&mut self, job: &Job) -> Result<(), Error> {
+    fn large(&mut self, job: &ReadJob) -> Result<(), ImportError> {
         if job.sizeless {
             return self.sizeless(job);
         }
         let (fd, before) = open_file(job)?;
         // For example /proc/kcore, which has the length of the address space.
         if has_no_blocks(&before) && before.st_size as u64 > MAX_SIZELESS && is_proc(job, &fd)? {
-            return Err(Error::Endless { path: job.path() });
+            return Err(ImportError::Endless { path: job.path() });
         }
         // Advice: nothing is lost if it is not taken.
         let _ = rustix::fs::fadvise(&fd, 0, None, Advice::Sequential);
@@ -226,7 +226,7 @@ impl Reader<'_> {
         while offset < size {
             let data = match sparse {
                 true => next_data(&fd, offset, size)
-                    .map_err(|error| Error::io("find the holes of", job.path(), error))?,
+                    .map_err(|error| ImportError::io("find the holes of", job.path(), error))?,
                 false => offset..size,
             };
             self.zeros(&mut *writer, data.start - offset)?;
@@ -236,9 +236,9 @@ impl Reader<'_> {
         let unchanged = is_unchanged(job, &fd, &before)?;
         let (digest, written) = writer.finish()?;
         if !unchanged || written != size {
-            return Err(Error::Changed { path: job.path() });
+            return Err(ImportError::Changed { path: job.path() });
         }
-        let file = File {
+        let file = ReadFile {
             digest,
             size,
             executable: is_executable(&before),
@@ -248,7 +248,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn zeros(&self, writer: &mut dyn BlobWriter, mut length: u64) -> Result<(), Error> {
+    fn zeros(&self, writer: &mut dyn BlobWriter, mut length: u64) -> Result<(), ImportError> {
         while length > 0 {
             self.progress.check()?;
             let step = length.min(STEP as u64);
@@ -261,11 +261,11 @@ impl Reader<'_> {
 
     fn data(
         &mut self,
-        job: &Job,
+        job: &ReadJob,
         fd: &OwnedFd,
         writer: &mut dyn BlobWriter,
         range: std::ops::Range<u64>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), ImportError> {
         let mut offset = range.start;
         while offset < range.end {
             self.progress.check()?;
@@ -274,7 +274,7 @@ impl Reader<'_> {
             let read = rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut *buffer, offset))
                 .map_err(|error| cannot_read(job, error))?;
             if read == 0 {
-                return Err(Error::Changed { path: job.path() });
+                return Err(ImportError::Changed { path: job.path() });
             }
             writer.write(&self.buffer[..read])?;
             self.progress.add_bytes(read as u64);
@@ -285,13 +285,13 @@ impl Reader<'_> {
 }
 
 /// Opens a file that was a regular one when it was listed.
-pub(super) fn open_file(job: &Job) -> Result<(OwnedFd, Stat), Error> {
-    let fd = open(&job.folder, &job.name, OFlags::empty())?;
+pub(super) fn open_file(job: &ReadJob) -> Result<(OwnedFd, Stat), ImportError> {
+    let fd = open(&job.dir, &job.name, OFlags::empty())?;
     let stat = rustix::fs::fstat(&fd).map_err(|error| failed("stat", job.path(), error))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Ok((fd, stat)),
-        FileType::Directory => Err(Error::Changed { path: job.path() }),
-        kind => Err(Error::Special {
+        FileType::Directory => Err(ImportError::Changed { path: job.path() }),
+        kind => Err(ImportError::Special {
             path: job.path(),
             kind: special(kind),
         }),
@@ -305,14 +305,15 @@ fn has_no_blocks(stat: &Stat) -> bool {
 }
 
 /// Whether the file is of procfs.
-fn is_proc(job: &Job, fd: &OwnedFd) -> Result<bool, Error> {
+fn is_proc(job: &ReadJob, fd: &OwnedFd) -> Result<bool, ImportError> {
     let statfs = rustix::fs::fstatfs(fd).map_err(|error| failed("stat", job.path(), error))?;
     Ok(statfs.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
 
 /// Whether nothing has written to a file since it was `before`.
-fn is_unchanged(job: &Job, fd: &OwnedFd, before: &Stat) -> Result<bool, Error> {
-    let after = rustix::fs::fstat(fd).map_err(|error| Error::io("stat", job.path(), error))?;
+fn is_unchanged(job: &ReadJob, fd: &OwnedFd, before: &Stat) -> Result<bool, ImportError> {
+    let after =
+        rustix::fs::fstat(fd).map_err(|error| ImportError::io("stat", job.path(), error))?;
     let written = |stat: &Stat| {
         (
             stat.st_size,
@@ -326,10 +327,10 @@ fn is_unchanged(job: &Job, fd: &OwnedFd, before: &Stat) -> Result<bool, Error> {
 
 /// Files are opened without blocking: a read that would have to wait is from a file whose contents
 /// are events, without an end.
-fn cannot_read(job: &Job, error: Errno) -> Error {
+fn cannot_read(job: &ReadJob, error: Errno) -> ImportError {
     match error {
-        Errno::AGAIN => Error::Endless { path: job.path() },
-        _ => Error::io("read", job.path(), error),
+        Errno::AGAIN => ImportError::Endless { path: job.path() },
+        _ => ImportError::io("read", job.path(), error),
     }
 }
 

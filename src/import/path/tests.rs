@@ -9,19 +9,19 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::castore::{Digest, Directory, Name, Root};
-use crate::import::tests::Fresh;
-use crate::import::{SMALL, Source};
+use crate::import::tests::FreshStore;
+use crate::import::{ImportSource, SMALL};
 use crate::nix::PathInfo;
-use crate::store::{self, Added, BlobWriter, MemoryStore, Store};
+use crate::store::{self, AddedTotals, BlobWriter, MemoryStore, Store};
 
 /// An addition that notes what is put, and does something before it takes a large file's bytes.
-struct Watched {
+struct WatchedIngest {
     inner: Box<dyn Ingest>,
     put: Mutex<Vec<Digest>>,
     before_write: Arc<dyn Fn() + Send + Sync>,
 }
 
-impl Watched {
+impl WatchedIngest {
     fn new(before_write: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             inner: MemoryStore::new().ingest().unwrap(),
@@ -30,8 +30,13 @@ impl Watched {
         }
     }
 
-    fn add(&self, path: &Path) -> Result<Node, Error> {
-        add(self, path, &Options::default(), &Progress::new())
+    fn add(&self, path: &Path) -> Result<Node, ImportError> {
+        add(
+            self,
+            path,
+            &ImportOptions::default(),
+            &ImportProgress::new(),
+        )
     }
 }
 
@@ -50,7 +55,7 @@ impl BlobWriter for WatchedWriter {
     }
 }
 
-impl Ingest for Watched {
+impl Ingest for WatchedIngest {
     fn has_blob(&self, digest: &Digest) -> Result<bool, store::Error> {
         self.inner.has_blob(digest)
     }
@@ -97,7 +102,7 @@ impl Ingest for Watched {
         self.inner.release();
     }
 
-    fn commit(self: Box<Self>) -> Result<Added, store::Error> {
+    fn commit(self: Box<Self>) -> Result<AddedTotals, store::Error> {
         self.inner.commit()
     }
 }
@@ -106,10 +111,10 @@ impl Ingest for Watched {
 /// Sizes are such that a batch fills its buffer several times, and large files lie between.
 #[test]
 fn blobs_are_put_in_the_order_of_the_walk() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let mut expected = Vec::new();
     for directory in 0..40 {
-        let path = folder.path().join(format!("d{directory:02}"));
+        let path = dir.path().join(format!("d{directory:02}"));
         fs::create_dir(&path).unwrap();
         for file in 0..30 {
             let size = match (directory, file) {
@@ -125,26 +130,26 @@ fn blobs_are_put_in_the_order_of_the_walk() {
             }
         }
     }
-    let watched = Watched::new(|| ());
-    watched.add(folder.path()).unwrap();
+    let watched = WatchedIngest::new(|| ());
+    watched.add(dir.path()).unwrap();
     assert!(*watched.put.lock() == expected);
 }
 
 #[test]
 fn a_file_that_grows_or_shrinks_while_it_is_read_is_an_error() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("log");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
     for change in [1, -1] {
         fs::write(&path, vec![1; 4 * SMALL as usize]).unwrap();
         let target = path.clone();
-        let watched = Watched::new(move || {
+        let watched = WatchedIngest::new(move || {
             let file = OpenOptions::new().write(true).open(&target).unwrap();
             let size = file.metadata().unwrap().len() as i64;
             file.set_len((size + change * SMALL as i64) as u64).unwrap();
         });
-        let error = watched.add(folder.path()).unwrap_err();
+        let error = watched.add(dir.path()).unwrap_err();
         assert!(
-            matches!(&error, Error::Changed { path: changed } if *changed == path),
+            matches!(&error, ImportError::Changed { path: changed } if *changed == path),
             "{error}"
         );
     }
@@ -154,16 +159,16 @@ fn a_file_that_grows_or_shrinks_while_it_is_read_is_an_error() {
 /// read by their stated size, they would be lost.
 #[test]
 fn files_without_a_size_are_read_to_their_end() {
-    let fresh = Fresh::new();
+    let fresh = FreshStore::new();
     for path in [
         "/proc/version",
         "/proc/filesystems",
         "/sys/kernel/mm/transparent_hugepage/enabled",
     ] {
         let expected = fs::read(path).unwrap();
-        let said = fs::metadata(path).unwrap().len();
-        assert_ne!(expected.len() as u64, said, "{path}");
-        let imported = fresh.import(Source::Path(Path::new(path))).unwrap();
+        let reported = fs::metadata(path).unwrap().len();
+        assert_ne!(expected.len() as u64, reported, "{path}");
+        let imported = fresh.import(ImportSource::Path(Path::new(path))).unwrap();
         assert_eq!(
             imported.root.node,
             Node::File {
@@ -175,12 +180,12 @@ fn files_without_a_size_are_read_to_their_end() {
     }
     // A whole directory, of which one file is longer than what is read at once.
     let path = Path::new("/proc/self/net");
-    let imported = fresh.import(Source::Path(path)).unwrap();
+    let imported = fresh.import(ImportSource::Path(path)).unwrap();
     assert!(imported.totals.files > 10);
     let kallsyms = fs::read("/proc/kallsyms").unwrap();
     assert!(kallsyms.len() as u64 > SMALL);
     let imported = fresh
-        .import(Source::Path(Path::new("/proc/kallsyms")))
+        .import(ImportSource::Path(Path::new("/proc/kallsyms")))
         .unwrap();
     assert_eq!(imported.root.node.digest(), Some(Digest::of(&kallsyms)));
     assert_eq!(imported.totals.bytes, kallsyms.len() as u64);
@@ -198,28 +203,30 @@ fn a_file_without_an_end_is_refused_as_such() {
             continue;
         }
         // Existing log entries can be read without waiting: only the end cannot.
-        let error = Fresh::new().import(Source::Path(path)).unwrap_err();
-        assert!(matches!(&error, Error::Endless { .. }), "{error}");
+        let error = FreshStore::new()
+            .import(ImportSource::Path(path))
+            .unwrap_err();
+        assert!(matches!(&error, ImportError::Endless { .. }), "{error}");
     }
 }
 
 /// Between listing and opening, anything can happen to a name.
 #[test]
 fn a_file_that_is_not_what_was_listed_is_an_error() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
     symlink("/etc/passwd", at("link")).unwrap();
     fs::create_dir(at("directory")).unwrap();
     rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), Mode::RWXU).unwrap();
-    let fd: OwnedFd = File::open(folder.path()).unwrap().into();
-    let folder = Arc::new(Folder {
+    let fd: OwnedFd = File::open(dir.path()).unwrap().into();
+    let dir = Arc::new(InputDirectory {
         fd,
-        path: folder.path().to_owned(),
+        path: dir.path().to_owned(),
     });
-    let mut assembly = Assembly::default();
+    let mut assembly = TreeAssembly::default();
     let mut open = |name: &str| {
-        let job = Job {
-            folder: folder.clone(),
+        let job = ReadJob {
+            dir: dir.clone(),
             name: CString::new(name).unwrap(),
             file: assembly.file(),
             sizeless: false,
@@ -228,20 +235,23 @@ fn a_file_that_is_not_what_was_listed_is_an_error() {
     };
     for name in ["vanished", "link", "directory"] {
         let error = open(name);
-        assert!(matches!(error, Error::Changed { .. }), "{name}: {error}");
+        assert!(
+            matches!(error, ImportError::Changed { .. }),
+            "{name}: {error}"
+        );
     }
     let error = open("pipe");
-    assert!(matches!(error, Error::Special { .. }), "{error}");
+    assert!(matches!(error, ImportError::Special { .. }), "{error}");
 }
 
 #[test]
 fn special_files_are_refused_by_name_or_left_out() {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("socket");
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
-    fs::write(folder.path().join("file"), "x").unwrap();
-    let fresh = Fresh::new();
-    let error = fresh.import(Source::Path(folder.path())).unwrap_err();
+    fs::write(dir.path().join("file"), "x").unwrap();
+    let fresh = FreshStore::new();
+    let error = fresh.import(ImportSource::Path(dir.path())).unwrap_err();
     assert_eq!(
         error.to_string(),
         format!(
@@ -250,32 +260,36 @@ fn special_files_are_refused_by_name_or_left_out() {
         )
     );
     fresh.assert_empty();
-    let options = Options {
+    let options = ImportOptions {
         special_files: SpecialFiles::Skip,
-        ..Options::default()
+        ..ImportOptions::default()
     };
     let imported = fresh
-        .import_with(Source::Path(folder.path()), &options)
+        .import_with(ImportSource::Path(dir.path()), &options)
         .unwrap();
     assert_eq!(imported.totals.skipped, 1);
     assert_eq!(imported.totals.files, 1);
 
     let error = fresh
-        .import(Source::Path(Path::new("/dev/null")))
+        .import(ImportSource::Path(Path::new("/dev/null")))
         .unwrap_err();
-    assert!(matches!(error, Error::Special { .. }), "{error}");
+    assert!(matches!(error, ImportError::Special { .. }), "{error}");
 }
 
 #[test]
 fn any_legal_name_is_taken() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let long = [b'n'; 255];
     let names: [&[u8]; 5] = [b"\xff\xfe", b"line\nfeed", b" ", b"...", &long];
     for name in names {
-        fs::write(folder.path().join(OsStr::from_bytes(name)), name).unwrap();
+        fs::write(dir.path().join(OsStr::from_bytes(name)), name).unwrap();
     }
-    let fresh = Fresh::new();
-    let node = fresh.import(Source::Path(folder.path())).unwrap().root.node;
+    let fresh = FreshStore::new();
+    let node = fresh
+        .import(ImportSource::Path(dir.path()))
+        .unwrap()
+        .root
+        .node;
     let directory = fresh.store.directory(&node.digest().unwrap());
     let directory = directory.unwrap().unwrap();
     assert_eq!(directory.len(), names.len());
@@ -287,21 +301,21 @@ fn any_legal_name_is_taken() {
 
 #[test]
 fn a_file_or_a_symlink_can_be_the_root() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("file");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
     fs::write(&file, "contents").unwrap();
-    let link = folder.path().join("link");
+    let link = dir.path().join("link");
     symlink("nowhere", &link).unwrap();
-    let fresh = Fresh::new();
-    let node = |path: &Path| fresh.import(Source::Path(path)).unwrap().root.node;
+    let fresh = FreshStore::new();
+    let node = |path: &Path| fresh.import(ImportSource::Path(path)).unwrap().root.node;
     assert!(matches!(node(&file), Node::File { size: 8, .. }));
     assert!(matches!(node(&link), Node::Symlink { .. }));
 }
 
 #[test]
 fn holes_are_zeros() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("sparse");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sparse");
     let size = 40 << 20;
     let mut expected = vec![0; size];
     let mut file = File::create(&path).unwrap();
@@ -311,8 +325,8 @@ fn holes_are_zeros() {
         expected[at..at + text.len()].copy_from_slice(text);
     }
     file.set_len(size as u64).unwrap();
-    let fresh = Fresh::new();
-    let imported = fresh.import(Source::Path(&path)).unwrap();
+    let fresh = FreshStore::new();
+    let imported = fresh.import(ImportSource::Path(&path)).unwrap();
     assert_eq!(imported.root.node.digest(), Some(Digest::of(&expected)));
     assert_eq!(imported.totals.bytes, size as u64);
 }
@@ -320,7 +334,9 @@ fn holes_are_zeros() {
 #[test]
 fn a_path_that_does_not_exist_is_named() {
     let missing = Path::new("/nonexistent/tree");
-    let error = Fresh::new().import(Source::Path(missing)).unwrap_err();
+    let error = FreshStore::new()
+        .import(ImportSource::Path(missing))
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "cannot find /nonexistent/tree: No such file or directory (os error 2)"
@@ -329,11 +345,11 @@ fn a_path_that_does_not_exist_is_named() {
 
 #[test]
 fn a_file_without_permission_is_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("secret");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret");
     fs::write(&path, "x").unwrap();
     let may = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
-    may(folder.path(), 0o755).unwrap();
+    may(dir.path(), 0o755).unwrap();
     may(&path, 0o000).unwrap();
     let error = std::thread::scope(|scope| {
         // The superuser may read everything, so become another user: in this thread, and those that
@@ -344,8 +360,8 @@ fn a_file_without_permission_is_named() {
                 rustix::thread::set_thread_res_uid(unprivileged, unprivileged, unprivileged)
                     .unwrap();
             }
-            Fresh::new()
-                .import(Source::Path(folder.path()))
+            FreshStore::new()
+                .import(ImportSource::Path(dir.path()))
                 .unwrap_err()
         };
         scope.spawn(import).join().unwrap()
@@ -362,9 +378,9 @@ fn a_file_without_permission_is_named() {
 /// Deeper than the process may have files open.
 #[test]
 fn a_tree_deeper_than_the_limit_of_descriptors_is_walked() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let depth = 300;
-    let mut at: OwnedFd = File::open(folder.path()).unwrap().into();
+    let mut at: OwnedFd = File::open(dir.path()).unwrap().into();
     for level in 0..depth {
         rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
         for (name, bytes) in [("a", "same"), ("z", &format!("{level}"))] {
@@ -375,13 +391,13 @@ fn a_tree_deeper_than_the_limit_of_descriptors_is_walked() {
         at = rustix::fs::openat(&at, "d", OFlags::DIRECTORY, Mode::empty()).unwrap();
     }
     let import = |window: usize| {
-        let (queue, progress) = (Queue::default(), Progress::new());
+        let (queue, progress) = (ImportQueue::default(), ImportProgress::new());
         let ingest = MemoryStore::new().ingest().unwrap();
-        let batch = Batch::first(1, window * 8);
-        let walk = Walk::new(&queue, SpecialFiles::Refuse, &progress, batch, window * 8);
+        let batch = FileBatch::first(1, window * 8);
+        let walk = ImportWalk::new(&queue, SpecialFiles::Refuse, &progress, batch, window * 8);
         let walked = thread::scope(|scope| {
             scope.spawn(|| read::serve(&queue, &*ingest, &progress));
-            let walked = walk_all(walk, folder.path(), &queue);
+            let walked = walk_all(walk, dir.path(), &queue);
             queue.close();
             walked
         });
@@ -399,14 +415,16 @@ fn a_tree_deeper_than_the_limit_of_descriptors_is_walked() {
 
 #[test]
 fn a_deep_tree_is_no_problem() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut path = folder.path().to_owned();
+    let dir = tempfile::tempdir().unwrap();
+    let mut path = dir.path().to_owned();
     for _ in 0..400 {
         path.push("d");
         fs::create_dir(&path).unwrap();
     }
     fs::write(path.join("leaf"), "x").unwrap();
-    let imported = Fresh::new().import(Source::Path(folder.path())).unwrap();
+    let imported = FreshStore::new()
+        .import(ImportSource::Path(dir.path()))
+        .unwrap();
     assert_eq!(imported.totals.directories, 401);
     assert_eq!(imported.totals.files, 1);
 }

@@ -1,4 +1,4 @@
-//! The entries of an archive, one after the other, with all that several headers say of one entry
+//! The entries of an archive, one after the other, with all that several headers have of one entry
 //! put together.
 //!
 //! The header block is read by the crate `tar`. The sequence of headers is followed here, because
@@ -10,9 +10,9 @@ use std::io::{self, Read};
 
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
-use super::Error;
-use super::pax::{Records, decimal};
-use super::sparse::{MAX_SEGMENTS, Map, Segment, Stretch};
+use super::TarError;
+use super::pax::{PaxRecords, decimal};
+use super::sparse::{MAX_SEGMENTS, SparseMap, SparseRange, SparseSegment};
 
 const BLOCK: usize = 512;
 
@@ -24,15 +24,15 @@ const MAX_PAX_HEADER: u64 = 64 << 20;
 
 /// An entry of an archive.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct TarEntry {
     pub(super) path: Vec<u8>,
-    pub(super) kind: Kind,
+    pub(super) kind: EntryKind,
 }
 
 #[derive(Debug)]
-pub(super) enum Kind {
+pub(super) enum EntryKind {
     Directory,
-    /// A regular file; [`Entries::contents`] gives its bytes.
+    /// A regular file; [`TarReader::contents`] gives its bytes.
     File {
         size: u64,
         executable: bool,
@@ -51,46 +51,46 @@ pub(super) enum Kind {
 
 /// Reads an archive.
 #[derive(Debug)]
-pub(super) struct Entries<R> {
+pub(super) struct TarReader<R> {
     input: R,
     /// Bytes read so far.
     offset: u64,
     /// Bytes of the current entry in the archive that are not read yet, with the padding.
-    left: u64,
+    remaining: u64,
     /// Where the bytes of the current file come from.
-    map: Map,
-    /// What the global PAX headers so far say of every entry after them.
-    global: Records,
+    map: SparseMap,
+    /// What the global PAX headers so far apply to every entry after them.
+    global: PaxRecords,
     /// The most zeros that holes may add up to, and how many more there may be.
     max_zeros: u64,
-    zeros_left: u64,
+    remaining_zeros: u64,
 }
 
-/// What the headers before an entry's own say of it.
+/// What the headers before an entry's own have of it.
 #[derive(Default)]
-struct Before {
+struct PrecedingHeaders {
     long_path: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
-    pax: Option<Records>,
+    pax: Option<PaxRecords>,
 }
 
-impl<R: Read> Entries<R> {
+impl<R: Read> TarReader<R> {
     /// Reads `input`, in which the holes of sparse files have at most `max_zeros` bytes.
     pub(super) fn new(input: R, max_zeros: u64) -> Self {
         Self {
             input,
             offset: 0,
-            left: 0,
-            map: Map::default(),
-            global: Records::default(),
+            remaining: 0,
+            map: SparseMap::default(),
+            global: PaxRecords::default(),
             max_zeros,
-            zeros_left: max_zeros,
+            remaining_zeros: max_zeros,
         }
     }
 
     /// The next entry; nothing after the end marker, and then the input has been read to its end.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, Error> {
-        let mut before = Before::default();
+    pub(super) fn next(&mut self) -> Result<Option<TarEntry>, TarError> {
+        let mut before = PrecedingHeaders::default();
         loop {
             self.skip()?;
             let at = self.offset;
@@ -127,7 +127,7 @@ impl<R: Read> Entries<R> {
                 rest if rest.as_byte() == b'M' => {
                     let path = before.long_path;
                     let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
-                    return Err(Error::Continued { path });
+                    return Err(TarError::Continued { path });
                 }
                 _ => return self.entry(at, &header, size, before).map(Some),
             }
@@ -135,15 +135,15 @@ impl<R: Read> Entries<R> {
     }
 
     /// Fills `buffer` with the next bytes of the file that was given last.
-    pub(super) fn contents(&mut self, mut buffer: &mut [u8]) -> Result<(), Error> {
+    pub(super) fn contents(&mut self, mut buffer: &mut [u8]) -> Result<(), TarError> {
         while !buffer.is_empty() {
             let length = match self.map.next(buffer.len() as u64) {
-                Some(Stretch::Data(length)) => {
+                Some(SparseRange::Data(length)) => {
                     self.exact(&mut buffer[..length as usize])?;
-                    self.left -= length;
+                    self.remaining -= length;
                     length
                 }
-                Some(Stretch::Zeros(length)) => {
+                Some(SparseRange::Zeros(length)) => {
                     buffer[..length as usize].fill(0);
                     length
                 }
@@ -154,14 +154,14 @@ impl<R: Read> Entries<R> {
         Ok(())
     }
 
-    /// Puts together what the headers say.
+    /// Puts together what the headers have.
     fn entry(
         &mut self,
         at: u64,
         header: &Header,
         size: u64,
-        before: Before,
-    ) -> Result<Entry, Error> {
+        before: PrecedingHeaders,
+    ) -> Result<TarEntry, TarError> {
         let wrong = |what: &str| format(at, what);
         let pax = before.pax.unwrap_or_else(|| self.global.clone());
         let path = before
@@ -179,30 +179,30 @@ impl<R: Read> Entries<R> {
         let size = pax.size.unwrap_or(size);
         let kind = match header.entry_type() {
             // Only files have data: others may carry a size that means something else.
-            EntryType::Directory => Kind::Directory,
+            EntryType::Directory => EntryKind::Directory,
             // A directory of an incremental archive: its data name what was in it.
             other if other.as_byte() == b'D' => {
                 self.begin(at, size)?;
-                Kind::Directory
+                EntryKind::Directory
             }
-            EntryType::Symlink => Kind::Symlink { target: link()? },
-            EntryType::Link => Kind::HardLink { target: link()? },
-            EntryType::Fifo => Kind::Special { kind: "named pipe" },
-            EntryType::Char => Kind::Special {
+            EntryType::Symlink => EntryKind::Symlink { target: link()? },
+            EntryType::Link => EntryKind::HardLink { target: link()? },
+            EntryType::Fifo => EntryKind::Special { kind: "named pipe" },
+            EntryType::Char => EntryKind::Special {
                 kind: "character device",
             },
-            EntryType::Block => Kind::Special {
+            EntryType::Block => EntryKind::Special {
                 kind: "block device",
             },
             // Archives of old mark directories by a slash alone.
             EntryType::Regular if path.ends_with(b"/") => {
                 self.begin(at, size)?;
-                Kind::Directory
+                EntryKind::Directory
             }
             EntryType::Regular | EntryType::Continuous => {
                 self.begin(at, size)?;
                 self.map = match pax.sparse.real_size {
-                    None => Map::dense(size),
+                    None => SparseMap::dense(size),
                     Some(real_size) => self.pax_sparse(at, pax.sparse, size, real_size)?,
                 };
                 self.file(at, header)?
@@ -214,7 +214,7 @@ impl<R: Read> Entries<R> {
                     .real_size()
                     .map_err(|_| wrong("a sparse file without a size"))?;
                 self.begin(at, size)?;
-                self.map = Map::sparse(segments, real_size, size).map_err(wrong)?;
+                self.map = SparseMap::sparse(segments, real_size, size).map_err(wrong)?;
                 self.file(at, header)?
             }
             other => {
@@ -222,26 +222,26 @@ impl<R: Read> Entries<R> {
                 return Err(wrong(&format!("an entry of the unknown kind '{kind}'")));
             }
         };
-        if let Kind::File { .. } = kind {
-            self.zeros_left = self
-                .zeros_left
+        if let EntryKind::File { .. } = kind {
+            self.remaining_zeros = self
+                .remaining_zeros
                 .checked_sub(self.map.zeros())
-                .ok_or_else(|| Error::TooSparse {
+                .ok_or_else(|| TarError::TooSparse {
                     path: path.clone(),
                     limit: self.max_zeros,
                 })?;
         }
-        Ok(Entry { path, kind })
+        Ok(TarEntry { path, kind })
     }
 
-    fn file(&self, at: u64, header: &Header) -> Result<Kind, Error> {
+    fn file(&self, at: u64, header: &Header) -> Result<EntryKind, TarError> {
         let mode = match is_blank(&header.as_old().mode) {
             true => 0,
             false => header
                 .mode()
                 .map_err(|_| format(at, "a mode that is no number"))?,
         };
-        Ok(Kind::File {
+        Ok(EntryKind::File {
             size: self.map.size(),
             executable: mode & 0o100 != 0,
         })
@@ -251,16 +251,16 @@ impl<R: Read> Entries<R> {
     fn pax_sparse(
         &mut self,
         at: u64,
-        sparse: super::pax::Sparse,
+        sparse: super::pax::SparseRecords,
         mut stored: u64,
         real_size: u64,
-    ) -> Result<Map, Error> {
+    ) -> Result<SparseMap, TarError> {
         let wrong = |what: &str| format(at, what);
         let segments = match (sparse.major.unwrap_or(0), sparse.minor.unwrap_or(0)) {
             (0, 0 | 1) => sparse.map,
             (1, 0) => {
                 // The map stands before the data, in blocks of its own.
-                let mut map = Numbers {
+                let mut map = SparseNumbers {
                     entries: self,
                     stored: &mut stored,
                     at,
@@ -273,7 +273,7 @@ impl<R: Read> Entries<R> {
                 }
                 let mut segments = Vec::new();
                 for _ in 0..count {
-                    segments.push(Segment {
+                    segments.push(SparseSegment {
                         offset: map.number()?,
                         length: map.number()?,
                     });
@@ -282,11 +282,11 @@ impl<R: Read> Entries<R> {
             }
             _ => return Err(wrong("a sparse file of an unknown version")),
         };
-        Map::sparse(segments, real_size, stored).map_err(wrong)
+        SparseMap::sparse(segments, real_size, stored).map_err(wrong)
     }
 
     /// The map of a sparse file in the older GNU format, some of which follows the header.
-    fn gnu_segments(&mut self, at: u64, header: &Header) -> Result<Vec<Segment>, Error> {
+    fn gnu_segments(&mut self, at: u64, header: &Header) -> Result<Vec<SparseSegment>, TarError> {
         let wrong = |what: &str| format(at, what);
         let gnu = header.as_gnu().ok_or_else(|| wrong("no GNU header"))?;
         let mut segments = Vec::new();
@@ -294,7 +294,7 @@ impl<R: Read> Entries<R> {
             for segment in more.iter().filter(|segment| !segment.is_empty()) {
                 match (segment.offset(), segment.length()) {
                     (Ok(offset), Ok(length)) if segments.len() < MAX_SEGMENTS => {
-                        segments.push(Segment { offset, length });
+                        segments.push(SparseSegment { offset, length });
                     }
                     _ => return Err(wrong("a malformed sparse map")),
                 }
@@ -313,7 +313,7 @@ impl<R: Read> Entries<R> {
     }
 
     /// The next header; nothing at the end marker.
-    fn header(&mut self) -> Result<Option<Header>, Error> {
+    fn header(&mut self) -> Result<Option<Header>, TarError> {
         let at = self.offset;
         let mut header = Header::new_old();
         self.exact(header.as_mut_bytes())?;
@@ -328,13 +328,13 @@ impl<R: Read> Entries<R> {
         };
         let sums = [sum(i64::from), sum(|byte| i64::from(byte as i8))];
         match header.cksum() {
-            Ok(said) if sums.contains(&i64::from(said)) => Ok(Some(header)),
+            Ok(reported) if sums.contains(&i64::from(reported)) => Ok(Some(header)),
             _ => Err(format(at, "a header whose checksum is wrong")),
         }
     }
 
     /// The data of a GNU header for a long name: the name, with a NUL after it.
-    fn long_string(&mut self, at: u64, size: u64) -> Result<Vec<u8>, Error> {
+    fn long_string(&mut self, at: u64, size: u64) -> Result<Vec<u8>, TarError> {
         let mut text = self.text(at, size, MAX_HEADER)?;
         let end = text.iter().position(|&byte| byte == 0);
         text.truncate(end.unwrap_or(text.len()));
@@ -342,7 +342,7 @@ impl<R: Read> Entries<R> {
     }
 
     /// The data of a header that is all text, of at most `limit` bytes. Memory is taken as they come.
-    fn text(&mut self, at: u64, size: u64, limit: u64) -> Result<Vec<u8>, Error> {
+    fn text(&mut self, at: u64, size: u64, limit: u64) -> Result<Vec<u8>, TarError> {
         if size > limit {
             let what = format!("a header of more than {} MiB", limit >> 20);
             return Err(format(at, &what));
@@ -355,46 +355,46 @@ impl<R: Read> Entries<R> {
             text.resize(start + step, 0);
             self.exact(&mut text[start..])?;
         }
-        self.left -= size;
+        self.remaining -= size;
         Ok(text)
     }
 
     /// Starts an entry with `size` bytes of data.
-    fn begin(&mut self, at: u64, size: u64) -> Result<(), Error> {
-        self.left = size
+    fn begin(&mut self, at: u64, size: u64) -> Result<(), TarError> {
+        self.remaining = size
             .checked_next_multiple_of(BLOCK as u64)
             .ok_or_else(|| format(at, "a size beyond 64 bits"))?;
         Ok(())
     }
 
     /// Reads what is left of the entry.
-    fn skip(&mut self) -> Result<(), Error> {
+    fn skip(&mut self) -> Result<(), TarError> {
         let mut buffer = [0; 8 << 10];
-        while self.left > 0 {
-            let length = self.left.min(buffer.len() as u64);
+        while self.remaining > 0 {
+            let length = self.remaining.min(buffer.len() as u64);
             self.exact(&mut buffer[..length as usize])?;
-            self.left -= length;
+            self.remaining -= length;
         }
         Ok(())
     }
 
     /// Reads the rest after the end marker, so that the writing program does not get a closed pipe.
-    fn end(&mut self) -> Result<(), Error> {
+    fn end(&mut self) -> Result<(), TarError> {
         let mut buffer = [0; 8 << 10];
         loop {
             match self.some(&mut buffer)? {
                 0 => return Ok(()),
                 length if buffer[..length].iter().all(|&byte| byte == 0) => {}
-                _ => return Err(Error::Trailing),
+                _ => return Err(TarError::Trailing),
             }
         }
     }
 
-    fn exact(&mut self, mut buffer: &mut [u8]) -> Result<(), Error> {
+    fn exact(&mut self, mut buffer: &mut [u8]) -> Result<(), TarError> {
         while !buffer.is_empty() {
             match self.some(buffer)? {
                 0 => {
-                    return Err(Error::Truncated {
+                    return Err(TarError::Truncated {
                         offset: self.offset,
                     });
                 }
@@ -404,7 +404,7 @@ impl<R: Read> Entries<R> {
         Ok(())
     }
 
-    fn some(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+    fn some(&mut self, buffer: &mut [u8]) -> Result<usize, TarError> {
         loop {
             match self.input.read(buffer) {
                 Ok(length) => {
@@ -413,7 +413,7 @@ impl<R: Read> Entries<R> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {
-                    return Err(Error::Io {
+                    return Err(TarError::Io {
                         offset: self.offset,
                         source,
                     });
@@ -424,8 +424,8 @@ impl<R: Read> Entries<R> {
 }
 
 /// The numbers of a sparse map that stands before its data: decimal, a line each.
-struct Numbers<'a, R> {
-    entries: &'a mut Entries<R>,
+struct SparseNumbers<'a, R> {
+    entries: &'a mut TarReader<R>,
     /// Bytes of the entry from here on.
     stored: &'a mut u64,
     at: u64,
@@ -433,8 +433,8 @@ struct Numbers<'a, R> {
     next: usize,
 }
 
-impl<R: Read> Numbers<'_, R> {
-    fn number(&mut self) -> Result<u64, Error> {
+impl<R: Read> SparseNumbers<'_, R> {
+    fn number(&mut self) -> Result<u64, TarError> {
         let at = self.at;
         let malformed = || format(at, "a malformed sparse map");
         let mut digits = Vec::new();
@@ -444,7 +444,7 @@ impl<R: Read> Numbers<'_, R> {
                     return Err(malformed());
                 };
                 self.entries.exact(&mut self.block)?;
-                self.entries.left -= BLOCK as u64;
+                self.entries.remaining -= BLOCK as u64;
                 *self.stored = stored;
                 self.next = 0;
             }
@@ -464,8 +464,8 @@ fn is_blank(field: &[u8]) -> bool {
     field.iter().all(|byte| matches!(byte, 0 | b' '))
 }
 
-fn format(offset: u64, what: &str) -> Error {
-    Error::Format {
+fn format(offset: u64, what: &str) -> TarError {
+    TarError::Format {
         offset,
         what: what.to_owned(),
     }

@@ -9,18 +9,18 @@ use crate::castore::{Name, NameError, Printable};
 /// Input that is no tar archive, or holds what cannot be imported. Offsets are bytes from the start
 /// of the archive.
 #[derive(Debug, Error)]
-pub enum Error {
+pub enum TarError {
     /// The input could not be read.
     #[error("cannot read the tar archive at byte {offset}: {source}")]
     Io {
         /// Bytes read before.
         offset: u64,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The input ends before the archive's end marker.
     #[error(
-        "the tar archive ends at byte {offset}, without an end marker: it was cut short, or goes on in another volume"
+        "the tar archive ends at byte {offset}, without an end marker: it was cut short, or continues in another volume"
     )]
     Truncated {
         /// Where the input ends.
@@ -103,7 +103,7 @@ pub enum Error {
     /// The rest of a file that begins in another archive.
     #[error(
         "the tar archive begins with the rest of \"{}\", of which the start is in another volume: \
-         unpack all volumes with tar --multi-volume, and import the folder",
+         unpack all volumes with tar --multi-volume, and import the directory",
         shortened(path)
     )]
     Continued {

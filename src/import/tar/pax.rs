@@ -3,20 +3,20 @@
 //! They are cut by their lengths and not at line ends: a value may hold any byte, and a name with a
 //! line feed in it must survive.
 
-use super::sparse::Segment;
+use super::sparse::SparseSegment;
 
 /// The records that describe an entry; the others are ignored.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Records {
+pub(super) struct PaxRecords {
     pub(super) path: Option<Vec<u8>>,
     pub(super) link_path: Option<Vec<u8>>,
     pub(super) size: Option<u64>,
-    pub(super) sparse: Sparse,
+    pub(super) sparse: SparseRecords,
 }
 
 /// The records `GNU.sparse.*`.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Sparse {
+pub(super) struct SparseRecords {
     pub(super) major: Option<u64>,
     pub(super) minor: Option<u64>,
     /// The file's real name.
@@ -24,12 +24,12 @@ pub(super) struct Sparse {
     /// The file's real size (`size` in the versions 0.x, `realsize` in 1.0).
     pub(super) real_size: Option<u64>,
     /// The map of the versions 0.x.
-    pub(super) map: Vec<Segment>,
+    pub(super) map: Vec<SparseSegment>,
     /// The offset of a segment whose length comes in the next record (version 0.0).
     offset: Option<u64>,
 }
 
-impl Records {
+impl PaxRecords {
     /// Adds the records of a header; a record with an empty value cancels an earlier one.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
         while !bytes.is_empty() {
@@ -63,7 +63,7 @@ impl Records {
                 let (Some(offset), Some(length)) = (offset, number()?) else {
                     return Err("a sparse map with a length and no offset");
                 };
-                sparse.map.push(Segment { offset, length });
+                sparse.map.push(SparseSegment { offset, length });
             }
             b"GNU.sparse.map" => {
                 let numbers: Option<Vec<u64>> = match value {
@@ -77,7 +77,7 @@ impl Records {
                 }
                 sparse.map = pairs
                     .iter()
-                    .map(|&[offset, length]| Segment { offset, length })
+                    .map(|&[offset, length]| SparseSegment { offset, length })
                     .collect();
             }
             _ => {}
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_value_may_hold_line_feeds_and_equals_signs() {
-        let mut records = Records::default();
+        let mut records = PaxRecords::default();
         records
             .read(b"14 path=a\n=b\xff\n13 comment=x\n12 size=123\n")
             .unwrap();
@@ -137,7 +137,7 @@ mod tests {
             b"18446744073709551616 path=a\n",
         ] {
             assert!(
-                Records::default().read(bytes).is_err(),
+                PaxRecords::default().read(bytes).is_err(),
                 "{}",
                 bytes.escape_ascii()
             );

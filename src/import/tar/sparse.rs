@@ -2,7 +2,7 @@
 
 /// A part of a file that has data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
+pub(super) struct SparseSegment {
     /// Bytes from the start of the file.
     pub(super) offset: u64,
     /// Bytes.
@@ -15,9 +15,9 @@ pub(super) const MAX_SEGMENTS: usize = 4 << 20;
 
 /// Where the next bytes of a file come from.
 #[derive(Debug, Default)]
-pub(super) struct Map {
+pub(super) struct SparseMap {
     /// The segments that are not read yet, the next one last.
-    segments: Vec<Segment>,
+    segments: Vec<SparseSegment>,
     /// Bytes of the file before here are read.
     at: u64,
     size: u64,
@@ -25,16 +25,16 @@ pub(super) struct Map {
 
 /// A part of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stretch {
+pub(super) enum SparseRange {
     Data(u64),
     Zeros(u64),
 }
 
-impl Map {
+impl SparseMap {
     /// A file of `size` bytes with data throughout.
     pub(super) fn dense(size: u64) -> Self {
         Self {
-            segments: vec![Segment {
+            segments: vec![SparseSegment {
                 offset: 0,
                 length: size,
             }],
@@ -45,7 +45,7 @@ impl Map {
 
     /// A file of `size` bytes with data in `segments`, of which the archive holds `stored` bytes.
     pub(super) fn sparse(
-        mut segments: Vec<Segment>,
+        mut segments: Vec<SparseSegment>,
         size: u64,
         stored: u64,
     ) -> Result<Self, &'static str> {
@@ -54,7 +54,7 @@ impl Map {
         }
         let mut end = 0;
         let mut sum = 0u64;
-        for Segment { offset, length } in &segments {
+        for SparseSegment { offset, length } in &segments {
             if *offset < end {
                 return Err("a sparse map that is not sorted");
             }
@@ -88,24 +88,24 @@ impl Map {
     }
 
     /// What the next bytes are, at most `limit` of them; nothing at the end of the file.
-    pub(super) fn next(&mut self, limit: u64) -> Option<Stretch> {
+    pub(super) fn next(&mut self, limit: u64) -> Option<SparseRange> {
         while self.segments.last().is_some_and(|next| next.length == 0) {
             self.segments.pop();
         }
-        let stretch = match self.segments.last_mut() {
+        let range = match self.segments.last_mut() {
             Some(next) if next.offset == self.at => {
                 let length = next.length.min(limit);
                 next.offset += length;
                 next.length -= length;
-                Stretch::Data(length)
+                SparseRange::Data(length)
             }
-            Some(next) => Stretch::Zeros((next.offset - self.at).min(limit)),
-            None if self.at < self.size => Stretch::Zeros((self.size - self.at).min(limit)),
+            Some(next) => SparseRange::Zeros((next.offset - self.at).min(limit)),
+            None if self.at < self.size => SparseRange::Zeros((self.size - self.at).min(limit)),
             None => return None,
         };
-        let (Stretch::Data(length) | Stretch::Zeros(length)) = stretch;
+        let (SparseRange::Data(length) | SparseRange::Zeros(length)) = range;
         self.at += length;
-        Some(stretch)
+        Some(range)
     }
 }
 
@@ -113,23 +113,23 @@ impl Map {
 mod tests {
     use super::*;
 
-    fn segments(pairs: &[(u64, u64)]) -> Vec<Segment> {
+    fn segments(pairs: &[(u64, u64)]) -> Vec<SparseSegment> {
         pairs
             .iter()
-            .map(|&(offset, length)| Segment { offset, length })
+            .map(|&(offset, length)| SparseSegment { offset, length })
             .collect()
     }
 
     #[test]
     fn holes_are_zeros_wherever_they_are() {
-        let mut map = Map::sparse(segments(&[(2, 3), (5, 0), (8, 1)]), 10, 4).unwrap();
-        let mut stretches = Vec::new();
-        while let Some(stretch) = map.next(2) {
-            stretches.push(stretch);
+        let mut map = SparseMap::sparse(segments(&[(2, 3), (5, 0), (8, 1)]), 10, 4).unwrap();
+        let mut extents = Vec::new();
+        while let Some(range) = map.next(2) {
+            extents.push(range);
         }
-        use Stretch::{Data, Zeros};
+        use SparseRange::{Data, Zeros};
         assert_eq!(
-            stretches,
+            extents,
             [
                 Zeros(2),
                 Data(2),
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn maps_that_do_not_fit_are_refused() {
-        let map = |pairs: &[_], size, stored| Map::sparse(segments(pairs), size, stored);
+        let map = |pairs: &[_], size, stored| SparseMap::sparse(segments(pairs), size, stored);
         assert!(map(&[(0, 1), (1, 1)], 2, 2).is_ok());
         assert!(map(&[(1, 1), (0, 1)], 2, 2).is_err(), "unsorted");
         assert!(map(&[(0, 2), (1, 1)], 3, 3).is_err(), "overlapping");

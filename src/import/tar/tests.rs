@@ -6,8 +6,8 @@ use tar::{Builder, EntryType, Header};
 
 use super::*;
 use crate::castore::Digest;
-use crate::import::Source;
-use crate::import::tests::Fresh;
+use crate::import::ImportSource;
+use crate::import::tests::FreshStore;
 use crate::store::Blocking;
 
 /// Appends an entry with any path, also those that the crate does not want to write.
@@ -43,9 +43,9 @@ fn archive(entries: &[(EntryType, &str, &str, &str)]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn import(tar: &[u8], options: &Options) -> Result<(Fresh, Node), String> {
-    let fresh = Fresh::new();
-    match fresh.import_with(Source::Tar(&mut &tar[..]), options) {
+fn import(tar: &[u8], options: &ImportOptions) -> Result<(FreshStore, Node), String> {
+    let fresh = FreshStore::new();
+    match fresh.import_with(ImportSource::Tar(&mut &tar[..]), options) {
         Ok(imported) => Ok((fresh, imported.root.node)),
         Err(error) => {
             fresh.assert_empty();
@@ -56,7 +56,7 @@ fn import(tar: &[u8], options: &Options) -> Result<(Fresh, Node), String> {
 
 /// Every path in the tree, and what is there: the contents of a file, `-> target`, or `/`.
 fn listing(tar: &[u8]) -> Vec<String> {
-    let (fresh, node) = import(tar, &Options::default()).unwrap();
+    let (fresh, node) = import(tar, &ImportOptions::default()).unwrap();
     let mut lines = Vec::new();
     list(&fresh.store, &node, String::new(), &mut lines);
     lines
@@ -145,7 +145,7 @@ fn hard_links_are_what_they_link_to() {
             (E::Regular, "d/file", "", "1"),
             (E::Link, "link", target, ""),
         ]);
-        let error = import(&tar, &Options::default()).err().unwrap();
+        let error = import(&tar, &ImportOptions::default()).err().unwrap();
         assert!(
             error.contains(&format!("is a hard link to \"{target}\"")),
             "{error}"
@@ -158,7 +158,7 @@ fn paths_that_lead_elsewhere_are_refused() {
     for path in ["../x", "a/../../x", "a/..", "/../x"] {
         let error = import(
             &archive(&[(E::Regular, path, "", "1")]),
-            &Options::default(),
+            &ImportOptions::default(),
         );
         let error = error.err().unwrap();
         assert!(
@@ -167,12 +167,12 @@ fn paths_that_lead_elsewhere_are_refused() {
         );
     }
     let outside = archive(&[(E::Link, "link", "../etc/passwd", "")]);
-    assert!(import(&outside, &Options::default()).is_err());
+    assert!(import(&outside, &ImportOptions::default()).is_err());
     let through = archive(&[
         (E::Symlink, "link", "/etc", ""),
         (E::Regular, "link/passwd", "", "1"),
     ]);
-    let error = import(&through, &Options::default()).err().unwrap();
+    let error = import(&through, &ImportOptions::default()).err().unwrap();
     assert_eq!(
         error,
         "the tar entry \"link/passwd\" is inside \"link\", which is no directory"
@@ -199,11 +199,11 @@ fn absolute_names_and_hard_link_targets_lead_from_the_root_of_the_tree() {
     ];
     assert_eq!(listing(&tar), expected);
     let dangling = archive(&[(E::Link, "link", "/etc/passwd", "")]);
-    assert!(import(&dangling, &Options::default()).is_err());
+    assert!(import(&dangling, &ImportOptions::default()).is_err());
     // The slash is no component to strip.
-    let options = Options {
+    let options = ImportOptions {
         strip_components: 1,
-        ..Options::default()
+        ..ImportOptions::default()
     };
     let (fresh, node) = import(&tar, &options).unwrap();
     let mut lines = Vec::new();
@@ -228,12 +228,12 @@ fn a_pax_header_can_have_absolute_names_too() {
 
 #[test]
 fn labels_and_incremental_archives_of_gnu_tar_are_read_as_tar_reads_them() {
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir_all(folder.path().join("src/inner")).unwrap();
-    fs::write(folder.path().join("src/file"), "x").unwrap();
-    fs::write(folder.path().join("src/inner/other"), "y").unwrap();
-    let fresh = Fresh::new();
-    let on_disk = fresh.import(Source::Path(folder.path())).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("src/inner")).unwrap();
+    fs::write(dir.path().join("src/file"), "x").unwrap();
+    fs::write(dir.path().join("src/inner/other"), "y").unwrap();
+    let fresh = FreshStore::new();
+    let on_disk = fresh.import(ImportSource::Path(dir.path())).unwrap();
     let list = tempfile::tempdir().unwrap();
     let incremental =
         |name: &str| format!("--listed-incremental={}", list.path().join(name).display());
@@ -244,8 +244,8 @@ fn labels_and_incremental_archives_of_gnu_tar_are_read_as_tar_reads_them() {
         &["--format=pax", &incremental("pax")],
         &["--format=gnu", "--label=both", &incremental("both")],
     ] {
-        let tar = gnu_tar(folder.path(), arguments);
-        let (_, node) = import(&tar, &Options::default()).unwrap();
+        let tar = gnu_tar(dir.path(), arguments);
+        let (_, node) = import(&tar, &ImportOptions::default()).unwrap();
         assert_eq!(node, on_disk.root.node, "{arguments:?}");
     }
 }
@@ -264,13 +264,13 @@ fn a_pax_header_may_have_several_mebibytes() {
 
 #[test]
 fn the_second_volume_of_an_archive_is_named_as_such() {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("large"), vec![7; 100 << 10]).unwrap();
-    let volume = |number: u32| folder.path().join(format!("volume{number}"));
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("large"), vec![7; 100 << 10]).unwrap();
+    let volume = |number: u32| dir.path().join(format!("volume{number}"));
     let output = Command::new("tar")
         .args(["--format=gnu", "--multi-volume", "--tape-length=40"])
         .arg("-C")
-        .arg(folder.path())
+        .arg(dir.path())
         .args((1..=4).map(|number| format!("--file={}", volume(number).display())))
         .args(["-c", "large"])
         .output()
@@ -278,9 +278,9 @@ fn the_second_volume_of_an_archive_is_named_as_such() {
     assert!(output.status.success(), "{output:?}");
     let refused = |number| {
         let tar = fs::read(volume(number)).unwrap();
-        import(&tar, &Options::default()).err().unwrap()
+        import(&tar, &ImportOptions::default()).err().unwrap()
     };
-    assert!(refused(1).contains("goes on in another volume"));
+    assert!(refused(1).contains("continues in another volume"));
     let error = refused(2);
     assert!(
         error.starts_with("the tar archive begins with the rest of \"large\""),
@@ -294,11 +294,11 @@ fn compressed_archives_are_recognised() {
     let compressed = zstd::encode_all(&tar[..], 3).unwrap();
     assert_eq!(listing(&compressed), ["file=contents"]);
     let cut = &compressed[..compressed.len() - 1];
-    let error = import(cut, &Options::default()).err().unwrap();
+    let error = import(cut, &ImportOptions::default()).err().unwrap();
     assert!(error.contains("zstd data end early"), "{error}");
-    let options = Options {
+    let options = ImportOptions {
         max_size: Some(1000),
-        ..Options::default()
+        ..ImportOptions::default()
     };
     let error = import(&compressed, &options).err().unwrap();
     assert!(
@@ -310,14 +310,14 @@ fn compressed_archives_are_recognised() {
 #[test]
 fn special_files_are_refused_by_name_or_left_out() {
     let tar = archive(&[(E::Char, "dev/null", "", ""), (E::Regular, "file", "", "1")]);
-    let error = import(&tar, &Options::default()).err().unwrap();
+    let error = import(&tar, &ImportOptions::default()).err().unwrap();
     assert!(
         error.starts_with("the tar entry \"dev/null\" is a character device"),
         "{error}"
     );
-    let options = Options {
+    let options = ImportOptions {
         special_files: SpecialFiles::Skip,
-        ..Options::default()
+        ..ImportOptions::default()
     };
     assert!(import(&tar, &options).is_ok());
 }
@@ -330,9 +330,9 @@ fn leading_components_can_be_taken_off() {
         (E::Regular, "top/file", "", "1"),
         (E::Link, "top/link", "top/file", ""),
     ]);
-    let options = Options {
+    let options = ImportOptions {
         strip_components: 1,
-        ..Options::default()
+        ..ImportOptions::default()
     };
     let (fresh, node) = import(&tar, &options).unwrap();
     let mut lines = Vec::new();
@@ -343,7 +343,7 @@ fn leading_components_can_be_taken_off() {
 #[test]
 fn damaged_archives_are_refused() {
     let tar = archive(&[(E::Regular, "file", "", "contents")]);
-    let refused = |tar: &[u8]| import(tar, &Options::default()).err().unwrap();
+    let refused = |tar: &[u8]| import(tar, &ImportOptions::default()).err().unwrap();
     for end in [0, 1, 511, 512, 700, 1024, 1500] {
         let error = refused(&tar[..end]);
         assert!(error.contains("cut short"), "{end}: {error}");
@@ -365,14 +365,14 @@ fn announced_sizes_are_not_believed() {
     header.set_entry_type(E::GNULongName);
     header.set_size(1 << 60);
     header.set_cksum();
-    let error = import(header.as_bytes(), &Options::default())
+    let error = import(header.as_bytes(), &ImportOptions::default())
         .err()
         .unwrap();
     assert!(error.contains("more than 1 MiB"), "{error}");
     header.set_entry_type(E::XHeader);
     header.set_size(64 << 20);
     header.set_cksum();
-    let error = import(header.as_bytes(), &Options::default())
+    let error = import(header.as_bytes(), &ImportOptions::default())
         .err()
         .unwrap();
     assert!(error.contains("cut short"), "{error}");
@@ -384,7 +384,7 @@ fn announced_sizes_are_not_believed() {
     sparse.set_size(0);
     sparse.as_gnu_mut().unwrap().set_real_size(1 << 50);
     sparse.set_cksum();
-    let error = import(sparse.as_bytes(), &Options::default())
+    let error = import(sparse.as_bytes(), &ImportOptions::default())
         .err()
         .unwrap();
     assert!(
@@ -394,17 +394,17 @@ fn announced_sizes_are_not_believed() {
     header.set_entry_type(E::Regular);
     header.set_size(u64::MAX);
     header.set_cksum();
-    let error = import(header.as_bytes(), &Options::default())
+    let error = import(header.as_bytes(), &ImportOptions::default())
         .err()
         .unwrap();
     assert!(error.contains("beyond 64 bits"), "{error}");
 }
 
-/// Makes an archive of what is in `folder` with GNU tar, which the tests need installed.
-fn gnu_tar(folder: &std::path::Path, arguments: &[&str]) -> Vec<u8> {
+/// Makes an archive of what is in `dir` with GNU tar, which the tests need installed.
+fn gnu_tar(dir: &std::path::Path, arguments: &[&str]) -> Vec<u8> {
     let output = Command::new("tar")
         .arg("-C")
-        .arg(folder)
+        .arg(dir)
         .args(["-c", "-f", "-"])
         .args(arguments)
         .arg(".")
@@ -420,20 +420,20 @@ fn gnu_tar(folder: &std::path::Path, arguments: &[&str]) -> Vec<u8> {
 
 #[test]
 fn archives_of_gnu_tar_in_every_format_give_the_tree_on_disk() {
-    let folder = tempfile::tempdir().unwrap();
-    let deep = folder.path().join("d".repeat(120)).join("e".repeat(120));
+    let dir = tempfile::tempdir().unwrap();
+    let deep = dir.path().join("d".repeat(120)).join("e".repeat(120));
     fs::create_dir_all(&deep).unwrap();
     fs::write(deep.join("a name\nwith a line feed").as_path(), "1").unwrap();
     std::os::unix::fs::symlink("t".repeat(300), deep.join("link")).unwrap();
     fs::hard_link(
         deep.join("a name\nwith a line feed"),
-        folder.path().join("hard link"),
+        dir.path().join("hard link"),
     )
     .unwrap();
     use std::os::unix::ffi::OsStrExt;
     fs::write(deep.join(std::ffi::OsStr::from_bytes(b"\xff\n=\xfe")), "2").unwrap();
     // Enough segments that the older format needs more headers than one.
-    let mut sparse = File::create(folder.path().join("sparse")).unwrap();
+    let mut sparse = File::create(dir.path().join("sparse")).unwrap();
     for segment in 0..60u64 {
         sparse.seek(SeekFrom::Start(segment * 100_000)).unwrap();
         sparse.write_all(&[segment as u8; 700]).unwrap();
@@ -441,8 +441,8 @@ fn archives_of_gnu_tar_in_every_format_give_the_tree_on_disk() {
     sparse.set_len(7_000_000).unwrap();
     drop(sparse);
 
-    let fresh = Fresh::new();
-    let on_disk = fresh.import(Source::Path(folder.path())).unwrap();
+    let fresh = FreshStore::new();
+    let on_disk = fresh.import(ImportSource::Path(dir.path())).unwrap();
     for arguments in [
         &["--format=gnu"][..],
         &["--format=pax"],
@@ -451,11 +451,11 @@ fn archives_of_gnu_tar_in_every_format_give_the_tree_on_disk() {
         &["--format=pax", "--sparse", "--sparse-version=0.1"],
         &["--format=pax", "--sparse", "--sparse-version=1.0"],
     ] {
-        let tar = gnu_tar(folder.path(), arguments);
+        let tar = gnu_tar(dir.path(), arguments);
         if arguments.contains(&"--sparse") {
             assert!(tar.len() < 500_000, "{arguments:?}: no sparse archive");
         }
-        let (_, node) = import(&tar, &Options::default()).unwrap();
+        let (_, node) = import(&tar, &ImportOptions::default()).unwrap();
         assert_eq!(node, on_disk.root.node, "{arguments:?}");
     }
     assert_eq!(on_disk.totals.files, 4);

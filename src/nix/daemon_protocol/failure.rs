@@ -7,12 +7,12 @@ const LEVEL: u64 = 0;
 
 /// Why an operation failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// What Nix prints behind "error: ".
+pub struct OperationFailure {
+    /// What Nix prints after "error: ".
     pub message: String,
 }
 
-impl Failure {
+impl OperationFailure {
     /// With `message`.
     pub fn new(message: impl Into<String>) -> Self {
         Self {

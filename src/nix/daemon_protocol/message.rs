@@ -9,7 +9,7 @@ pub const MAX_TEXT: u64 = 1 << 20;
 /// Bytes of the fields of an operation, at most: 100,000 paths and more.
 pub const MAX_MESSAGE: u64 = 16 << 20;
 /// Bytes that are asked for at once, so that a claimed length costs no memory.
-const PIECE: u64 = 64 << 10;
+const BUFFER_BYTES: u64 = 64 << 10;
 
 /// What was read of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum Value {
 
 /// What a [`MessageReader`] is to be given next.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum ExpectedInput {
     /// So many bytes, at least one.
     Bytes(usize),
     /// Nothing: these are the values.
@@ -40,8 +40,8 @@ pub enum WireError {
     /// A long message.
     #[error("the fields of an operation have more than {MAX_MESSAGE} bytes")]
     Message,
-    /// Bytes behind a text that are not zero.
-    #[error("the bytes behind a text are not zero")]
+    /// Bytes after a text that are not zero.
+    #[error("the bytes after a text are not zero")]
     Padding,
 }
 
@@ -50,20 +50,20 @@ pub enum WireError {
 pub struct MessageReader {
     fields: std::slice::Iter<'static, Field>,
     values: Vec<Value>,
-    expected: Expected,
+    expected: ExpectedPart,
     /// Bytes that were read so far.
     taken: u64,
 }
 
 #[derive(Debug)]
-enum Expected {
+enum ExpectedPart {
     /// The next of the fields.
     Field,
     Word,
     /// The length of a text; within a list, with how many follow it.
     Length(Option<u64>),
     Count(u64),
-    /// The rest of a text: bytes without and with the zeros behind it.
+    /// The rest of a text: bytes without and with the zeros after it.
     Text {
         text: Vec<u8>,
         length: u64,
@@ -78,7 +78,7 @@ impl MessageReader {
         Self {
             fields: fields.iter(),
             values: Vec::new(),
-            expected: Expected::Field,
+            expected: ExpectedPart::Field,
             taken: 0,
         }
     }
@@ -89,17 +89,21 @@ impl MessageReader {
     }
 
     /// What comes next.
-    pub fn wanted(&mut self) -> Next {
-        if let Expected::Field = self.expected {
+    pub fn wanted(&mut self) -> ExpectedInput {
+        if let ExpectedPart::Field = self.expected {
             self.expected = match self.fields.next() {
-                None | Some(Field::Frames) => return Next::Done(std::mem::take(&mut self.values)),
-                Some(Field::Word) => Expected::Word,
-                Some(Field::Text) => Expected::Length(None),
-                Some(Field::Texts(each)) => Expected::Count(*each),
+                None | Some(Field::Frames) => {
+                    return ExpectedInput::Done(std::mem::take(&mut self.values));
+                }
+                Some(Field::Word) => ExpectedPart::Word,
+                Some(Field::Text) => ExpectedPart::Length(None),
+                Some(Field::Texts(each)) => ExpectedPart::Count(*each),
             };
         }
-        Next::Bytes(match &self.expected {
-            Expected::Text { text, padded, .. } => (padded - text.len() as u64).min(PIECE) as usize,
+        ExpectedInput::Bytes(match &self.expected {
+            ExpectedPart::Text { text, padded, .. } => {
+                (padded - text.len() as u64).min(BUFFER_BYTES) as usize
+            }
             _ => 8,
         })
     }
@@ -115,12 +119,12 @@ impl MessageReader {
             u64::from_le_bytes(word)
         };
         match &mut self.expected {
-            Expected::Field => {}
-            Expected::Word => {
+            ExpectedPart::Field => {}
+            ExpectedPart::Word => {
                 self.values.push(Value::Word(word()));
-                self.expected = Expected::Field;
+                self.expected = ExpectedPart::Field;
             }
-            Expected::Count(each) => {
+            ExpectedPart::Count(each) => {
                 let texts = word().checked_mul(*each);
                 // Each has a length at least.
                 let bytes = texts.and_then(|texts| texts.checked_mul(8)?.checked_add(self.taken));
@@ -128,11 +132,11 @@ impl MessageReader {
                 let texts = texts.ok_or(WireError::Message)?;
                 self.values.push(Value::Texts(Vec::new()));
                 self.expected = match texts {
-                    0 => Expected::Field,
-                    _ => Expected::Length(Some(texts - 1)),
+                    0 => ExpectedPart::Field,
+                    _ => ExpectedPart::Length(Some(texts - 1)),
                 };
             }
-            Expected::Length(list) => {
+            ExpectedPart::Length(list) => {
                 let (length, list) = (word(), *list);
                 if length > MAX_TEXT {
                     return Err(WireError::Text(length));
@@ -144,7 +148,7 @@ impl MessageReader {
                 match length {
                     0 => self.end_text(Vec::new(), list),
                     _ => {
-                        self.expected = Expected::Text {
+                        self.expected = ExpectedPart::Text {
                             text: Vec::new(),
                             length,
                             padded,
@@ -153,7 +157,7 @@ impl MessageReader {
                     }
                 }
             }
-            Expected::Text {
+            ExpectedPart::Text {
                 text,
                 length,
                 padded,
@@ -179,8 +183,8 @@ impl MessageReader {
             _ => self.values.push(Value::Text(text)),
         }
         self.expected = match list {
-            Some(more @ 1..) => Expected::Length(Some(more - 1)),
-            _ => Expected::Field,
+            Some(more @ 1..) => ExpectedPart::Length(Some(more - 1)),
+            _ => ExpectedPart::Field,
         };
     }
 }
@@ -195,9 +199,9 @@ mod tests {
         let mut at = 0;
         loop {
             match reader.wanted() {
-                Next::Done(values) => return Ok((values, at)),
-                Next::Bytes(length) => {
-                    assert!(length <= PIECE as usize);
+                ExpectedInput::Done(values) => return Ok((values, at)),
+                ExpectedInput::Bytes(length) => {
+                    assert!(length <= BUFFER_BYTES as usize);
                     reader.take(&bytes[at..at + length])?;
                     at += length;
                 }

@@ -11,7 +11,7 @@ pub struct Version {
 
 /// Whether the server takes a client's settings and unsigned paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trust {
+pub enum ClientTrust {
     /// It does.
     Trusted,
     /// It does not.
@@ -60,11 +60,11 @@ impl Version {
 
     /// What a server sends when it has read a client's [`Hello`]: the version of its program, whether it
     /// trusts the client, and that there is no error.
-    pub fn put_welcome(self, program: &str, trust: Trust, out: &mut Encoder) {
+    pub fn put_welcome(self, program: &str, trust: ClientTrust, out: &mut Encoder) {
         out.text(program);
         out.word(match trust {
-            Trust::Trusted => 1,
-            Trust::Untrusted => 2,
+            ClientTrust::Trusted => 1,
+            ClientTrust::Untrusted => 2,
         });
         out.word(LAST);
     }
@@ -77,7 +77,7 @@ impl std::fmt::Display for Version {
 }
 
 impl Hello {
-    /// The fields, by whether the first of them says that a processor is named.
+    /// The fields, by whether the first of them announces the name of a processor.
     pub fn fields(names_processor: bool) -> &'static [Field] {
         match names_processor {
             true => &[Field::Word, Field::Word],

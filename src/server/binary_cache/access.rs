@@ -7,30 +7,30 @@ use data_encoding::BASE64;
 use http::{HeaderMap, header};
 use tonic::Status;
 
-use crate::server::authorize::{Rights, Tokens};
+use crate::server::authorize::{AcceptedTokens, ClientRights};
 
-/// Who may do what.
+/// The rights of clients.
 #[derive(Clone, Debug)]
-pub(super) struct Access {
-    pub(super) tokens: Option<Tokens>,
+pub(super) struct HttpAccess {
+    pub(super) tokens: Option<AcceptedTokens>,
     /// What a client may do whose token names no rights, or that needs no token.
-    pub(super) every: Rights,
+    pub(super) every: ClientRights,
     /// Whether reading takes no token.
     pub(super) open_to_read: bool,
 }
 
-impl Access {
+impl HttpAccess {
     /// The rights of a client that sends `headers`.
-    pub(super) fn rights(&self, headers: &HeaderMap) -> Result<Rights, Status> {
+    pub(super) fn rights(&self, headers: &HeaderMap) -> Result<ClientRights, Status> {
         let Some(tokens) = &self.tokens else {
             return Ok(self.every);
         };
         let shown = headers.get(header::AUTHORIZATION);
         let Some(shown) = shown else {
             return match self.open_to_read {
-                true => Ok(Rights {
+                true => Ok(ClientRights {
                     read: true,
-                    ..Rights::default()
+                    ..ClientRights::default()
                 }),
                 false => Err(Status::unauthenticated(
                     "this binary cache demands a token: put it into the netrc-file as the password",
@@ -43,7 +43,7 @@ impl Access {
                 "this binary cache takes another token than was shown: see the netrc-file",
             )
         })?;
-        Ok(Rights {
+        Ok(ClientRights {
             read: rights.read || self.open_to_read,
             ..rights
         })
@@ -66,18 +66,18 @@ mod tests {
 
     #[test]
     fn a_token_is_a_bearers_or_the_password_of_a_login() {
-        let tokens = Tokens::parse(b"plain\nreader read\nwriter add\n").unwrap();
-        let every = Rights {
+        let tokens = AcceptedTokens::parse(b"plain\nreader read\nwriter add\n").unwrap();
+        let every = ClientRights {
             read: true,
             add: true,
             replace: false,
         };
-        let access = |open_to_read| Access {
+        let access = |open_to_read| HttpAccess {
             tokens: Some(tokens.clone()),
             every,
             open_to_read,
         };
-        let rights = |access: &Access, shown: Option<&str>| {
+        let rights = |access: &HttpAccess, shown: Option<&str>| {
             let mut headers = HeaderMap::new();
             if let Some(shown) = shown {
                 headers.insert(header::AUTHORIZATION, shown.parse().unwrap());
@@ -87,7 +87,7 @@ mod tests {
         let basic = |login: &str| format!("Basic {}", BASE64.encode(login.as_bytes()));
         let (closed, open) = (access(false), access(true));
         let of = |read, add| {
-            Some(Rights {
+            Some(ClientRights {
                 read,
                 add,
                 replace: false,

@@ -10,59 +10,60 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use tonic::{Code, Status};
 
-use crate::server::budget::Held;
-use crate::server::connections::OpenCall;
-use crate::server::guard::{FRAME, Unsent};
+use crate::server::budget::TakenShare;
+use crate::server::capacity::OpenCall;
+use crate::server::guard::UnsentBytes;
+use crate::server::limits::FRAME;
 
 /// What a binary cache answers with.
-pub(super) type Answer = Response<Body>;
+pub(super) type HttpAnswer = Response<AnswerBody>;
 
 /// Makes a body, piece by piece. Blocks.
-pub(super) trait Produce: Send + 'static {
+pub(super) trait BodyProducer: Send + 'static {
     /// The next bytes, about [`FRAME`] of them; nothing at the end.
     fn next(&mut self) -> Result<Option<Bytes>, Status>;
 
     /// Bytes that are still to come, if that is known.
-    fn left(&self) -> Option<u64>;
+    fn remaining(&self) -> Option<u64>;
 }
 
 /// The body of an answer.
-pub(super) struct Body {
-    source: Source,
+pub(super) struct AnswerBody {
+    source: BodySource,
     size: SizeHint,
     /// The call that it is the answer to, with what that holds.
-    call: Option<(OpenCall, Vec<Held>)>,
+    call: Option<(OpenCall, Vec<TakenShare>)>,
 }
 
-enum Source {
+enum BodySource {
     Whole(Option<Bytes>),
-    Idle(Box<dyn Produce>),
-    Producing(BoxFuture<'static, Option<Produced>>),
+    Idle(Box<dyn BodyProducer>),
+    Producing(BoxFuture<'static, Option<ProducedBytes>>),
     Ended,
 }
 
-struct Produced {
-    producer: Box<dyn Produce>,
+struct ProducedBytes {
+    producer: Box<dyn BodyProducer>,
     made: Result<Option<Bytes>, Status>,
-    room: Held,
+    room: TakenShare,
 }
 
-impl Body {
+impl AnswerBody {
     /// Bytes that are there.
     pub(super) fn whole(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         Self {
             size: SizeHint::with_exact(bytes.len() as u64),
-            source: Source::Whole(Some(bytes)),
+            source: BodySource::Whole(Some(bytes)),
             call: None,
         }
     }
 
     /// What `producer` makes.
-    pub(super) fn of(producer: impl Produce) -> Self {
-        let size = producer.left().map(SizeHint::with_exact);
+    pub(super) fn of(producer: impl BodyProducer) -> Self {
+        let size = producer.remaining().map(SizeHint::with_exact);
         Self {
-            source: Source::Idle(Box::new(producer)),
+            source: BodySource::Idle(Box::new(producer)),
             size: size.unwrap_or_default(),
             call: None,
         }
@@ -74,13 +75,13 @@ impl Body {
     }
 
     /// Has `call` and what it holds last as long as this body.
-    pub(super) fn during(mut self, call: OpenCall, held: Vec<Held>) -> Self {
+    pub(super) fn during(mut self, call: OpenCall, held: Vec<TakenShare>) -> Self {
         self.call = Some((call, held));
         self
     }
 }
 
-impl http_body::Body for Body {
+impl http_body::Body for AnswerBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -90,25 +91,25 @@ impl http_body::Body for Body {
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = &mut *self;
         loop {
-            match std::mem::replace(&mut this.source, Source::Ended) {
-                Source::Whole(bytes) => {
+            match std::mem::replace(&mut this.source, BodySource::Ended) {
+                BodySource::Whole(bytes) => {
                     let bytes = bytes.filter(|bytes| !bytes.is_empty());
                     return Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))));
                 }
-                Source::Ended => return Poll::Ready(None),
-                Source::Idle(producer) => {
+                BodySource::Ended => return Poll::Ready(None),
+                BodySource::Idle(producer) => {
                     let Some((call, _)) = &this.call else {
                         return Poll::Ready(Some(Err(io::ErrorKind::NotConnected.into())));
                     };
                     let share = call.connection().responses.clone();
-                    this.source = Source::Producing(Box::pin(async move {
+                    this.source = BodySource::Producing(Box::pin(async move {
                         let room = share.hold(FRAME).await;
                         produce(producer, room).await
                     }));
                 }
-                Source::Producing(mut producing) => {
+                BodySource::Producing(mut producing) => {
                     let Poll::Ready(produced) = producing.as_mut().poll(context) else {
-                        this.source = Source::Producing(producing);
+                        this.source = BodySource::Producing(producing);
                         return Poll::Pending;
                     };
                     return Poll::Ready(this.take(produced));
@@ -118,8 +119,8 @@ impl http_body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(&self.source, Source::Ended)
-            || matches!(&self.source, Source::Whole(bytes) if bytes.as_ref().is_none_or(Bytes::is_empty))
+        matches!(&self.source, BodySource::Ended)
+            || matches!(&self.source, BodySource::Whole(bytes) if bytes.as_ref().is_none_or(Bytes::is_empty))
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -127,37 +128,37 @@ impl http_body::Body for Body {
     }
 }
 
-impl Body {
-    fn take(&mut self, produced: Option<Produced>) -> Option<io::Result<Frame<Bytes>>> {
+impl AnswerBody {
+    fn take(&mut self, produced: Option<ProducedBytes>) -> Option<io::Result<Frame<Bytes>>> {
         if let Some((call, _)) = &self.call {
             call.connection().is_active();
         }
-        let Some(Produced {
+        let Some(ProducedBytes {
             producer,
             made,
             mut room,
         }) = produced
         else {
-            return Some(Err(io::Error::other("the call broke off")));
+            return Some(Err(io::Error::other("the call was interrupted")));
         };
         match made {
             Ok(None) => None,
             Ok(Some(bytes)) => {
-                self.source = Source::Idle(producer);
+                self.source = BodySource::Idle(producer);
                 match bytes.len() > FRAME {
                     // It is there already: counted as far as there is room for it.
                     true => drop(room.grow(bytes.len() - FRAME)),
                     false => room.shrink(bytes.len()),
                 }
-                if let Some(left) = self.size.exact() {
-                    self.size = SizeHint::with_exact(left.saturating_sub(bytes.len() as u64));
+                if let Some(remaining) = self.size.exact() {
+                    self.size = SizeHint::with_exact(remaining.saturating_sub(bytes.len() as u64));
                 }
-                let bytes = Bytes::from_owner(Unsent::new(bytes, room));
+                let bytes = Bytes::from_owner(UnsentBytes::new(bytes, room));
                 Some(Ok(Frame::data(bytes)))
             }
             Err(status) => {
-                // The connection breaks off, which is how a client learns of it.
-                tracing::warn!("an answer broke off: {}", status.message());
+                // The connection is cut, which is how a client notices it.
+                tracing::warn!("an answer was interrupted: {}", status.message());
                 Some(Err(io::Error::other(status.message().to_owned())))
             }
         }
@@ -165,10 +166,10 @@ impl Body {
 }
 
 /// Has `producer` make the next bytes; nothing if that was stopped.
-async fn produce(mut producer: Box<dyn Produce>, room: Held) -> Option<Produced> {
+async fn produce(mut producer: Box<dyn BodyProducer>, room: TakenShare) -> Option<ProducedBytes> {
     let done = tokio::task::spawn_blocking(move || {
         let made = producer.next();
-        Produced {
+        ProducedBytes {
             producer,
             made,
             room,
@@ -178,10 +179,10 @@ async fn produce(mut producer: Box<dyn Produce>, room: Held) -> Option<Produced>
 }
 
 /// An answer of text.
-pub(super) fn text(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Answer {
+pub(super) fn text(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> HttpAnswer {
     let text = text.into();
     let length = text.len();
-    let mut answer = Response::new(Body::whole(text));
+    let mut answer = Response::new(AnswerBody::whole(text));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -190,7 +191,7 @@ pub(super) fn text(status: StatusCode, kind: &'static str, text: impl Into<Bytes
 }
 
 /// A failure as a status of HTTP, with its reason as text.
-pub(super) fn failure(status: &Status) -> Answer {
+pub(super) fn failure(status: &Status) -> HttpAnswer {
     let code = match status.code() {
         Code::NotFound => StatusCode::NOT_FOUND,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,

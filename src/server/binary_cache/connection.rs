@@ -16,19 +16,20 @@ use tokio_rustls::TlsAcceptor;
 use tonic::Status;
 use tonic::transport::server::Connected;
 
-use super::BinaryCache;
-use super::answer::{Answer, failure, text};
-use crate::server::connections::{Connection, ConnectionState, Connections};
-use crate::server::limits::{HEADERS, Limits, headers_fit};
+use super::ServedBinaryCache;
+use super::answer::{HttpAnswer, failure, text};
+use crate::server::capacity::ConnectionState;
+use crate::server::connections::{ClosableConnection, Connections};
+use crate::server::limits::{HEADERS, ServerLimits, headers_fit};
 use crate::server::listen::Listener;
 use crate::server::tls::acceptor;
-use crate::server::{CONNECTION_WINDOW, Options, STREAM_WINDOW, ServerError};
+use crate::server::{CONNECTION_WINDOW, STREAM_WINDOW, ServerError, ServerOptions};
 
 /// Serves `cache` on `listener` until `stopping`, and then until its connections have ended.
 pub(in crate::server) async fn serve_one(
-    cache: BinaryCache,
+    cache: ServedBinaryCache,
     listener: Listener,
-    options: Options,
+    options: ServerOptions,
     connections: Arc<Connections>,
     stopping: watch::Receiver<bool>,
 ) -> Result<(), ServerError> {
@@ -37,7 +38,7 @@ pub(in crate::server) async fn serve_one(
         listener: address.clone(),
         source,
     };
-    let serving = Serving {
+    let serving = HttpServing {
         cache,
         http: builder(&options),
         limits: options.limits.clone(),
@@ -66,7 +67,7 @@ pub(in crate::server) async fn serve_one(
     Ok(())
 }
 
-fn builder(options: &Options) -> auto::Builder<TokioExecutor> {
+fn builder(options: &ServerOptions) -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
         .timer(TokioTimer::new())
@@ -83,17 +84,17 @@ fn builder(options: &Options) -> auto::Builder<TokioExecutor> {
 
 /// What serves the connections of one listener.
 #[derive(Clone)]
-struct Serving {
-    cache: BinaryCache,
+struct HttpServing {
+    cache: ServedBinaryCache,
     http: auto::Builder<TokioExecutor>,
-    limits: Limits,
+    limits: ServerLimits,
     stopping: watch::Receiver<bool>,
 }
 
-impl Serving {
+impl HttpServing {
     async fn serve<T>(
         self,
-        mut incoming: impl futures_util::Stream<Item = std::io::Result<Connection<T>>> + Unpin,
+        mut incoming: impl futures_util::Stream<Item = std::io::Result<ClosableConnection<T>>> + Unpin,
         tls: Option<TlsAcceptor>,
     ) where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -153,17 +154,17 @@ impl Serving {
             }
         };
         if let Err(error) = ended {
-            tracing::debug!("a connection broke off: {error}");
+            tracing::debug!("a connection was interrupted: {error}");
         }
     }
 }
 
 /// Answers one call, within what its connection may have.
 async fn serve_call(
-    cache: BinaryCache,
+    cache: ServedBinaryCache,
     request: Request<Incoming>,
     connection: Arc<ConnectionState>,
-) -> Answer {
+) -> HttpAnswer {
     let call = connection.begin();
     if !headers_fit(&request) {
         let most = format!("the head of a request has at most {HEADERS} bytes\n");

@@ -13,15 +13,15 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::compression::{self, Compression, Decoder};
-use crate::server::connections::ConnectionState;
-use crate::server::guard::{FRAME, LIFE};
-use crate::server::limits::Limits;
+use crate::server::capacity::ConnectionState;
+use crate::server::limits::ServerLimits;
+use crate::server::limits::{FRAME, LIFE};
 use crate::server::upload::{LOOK, check_room};
 
 /// A request's body, which has to come in time.
-pub(super) struct Body<'a> {
+pub(super) struct IncomingBody<'a> {
     inner: Incoming,
-    limits: &'a Limits,
+    limits: &'a ServerLimits,
     connection: &'a ConnectionState,
     deadline: Instant,
     /// Bytes since the deadline was set.
@@ -30,11 +30,11 @@ pub(super) struct Body<'a> {
     at_once: bool,
 }
 
-impl<'a> Body<'a> {
-    /// One that may take as long as it goes on.
+impl<'a> IncomingBody<'a> {
+    /// One that may take as long as bytes come.
     pub(super) fn long(
         inner: Incoming,
-        limits: &'a Limits,
+        limits: &'a ServerLimits,
         connection: &'a ConnectionState,
     ) -> Self {
         Self {
@@ -50,7 +50,7 @@ impl<'a> Body<'a> {
     /// One that has to be there in the time that another one may be silent.
     pub(super) fn short(
         inner: Incoming,
-        limits: &'a Limits,
+        limits: &'a ServerLimits,
         connection: &'a ConnectionState,
     ) -> Self {
         Self {
@@ -69,7 +69,8 @@ impl<'a> Body<'a> {
                 let silence = self.limits.silence;
                 Status::deadline_exceeded(format!("the request was silent for {silence:?}"))
             })?;
-            let broke = |error| Status::invalid_argument(format!("the request broke off: {error}"));
+            let broke =
+                |error| Status::invalid_argument(format!("the request was interrupted: {error}"));
             let Some(frame) = frame.transpose().map_err(broke)? else {
                 return Ok(None);
             };
@@ -115,7 +116,7 @@ impl<'a> Body<'a> {
     }
 
     /// All of it, in a file without a name in `directory`.
-    pub(super) async fn spool(mut self, directory: &Path) -> Result<Spooled, Status> {
+    pub(super) async fn buffer_file(mut self, directory: &Path) -> Result<BufferedBody, Status> {
         let most = self.limits.upload;
         let too_long = || {
             Status::resource_exhausted(format!("an upload to this server has at most {most} bytes"))
@@ -125,10 +126,10 @@ impl<'a> Body<'a> {
         }
         let directory = directory.to_owned();
         let limits = self.limits.clone();
-        let mut spool = blocking(move || {
+        let mut buffer_file = blocking(move || {
             check_room(&limits)?;
-            Ok(Spooled {
-                file: tempfile::tempfile_in(&directory).map_err(|error| no_spool(&error))?,
+            Ok(BufferedBody {
+                file: tempfile::tempfile_in(&directory).map_err(|error| no_buffer_file(&error))?,
                 size: 0,
                 hasher: Sha256::new(),
                 looked: 0,
@@ -140,27 +141,27 @@ impl<'a> Body<'a> {
             let bytes = self.next().await?;
             let ended = bytes.is_none();
             buffer.extend_from_slice(&bytes.unwrap_or_default());
-            if spool.size + buffer.len() as u64 > most {
+            if buffer_file.size + buffer.len() as u64 > most {
                 return Err(too_long());
             }
             if buffer.len() >= FRAME || (ended && !buffer.is_empty()) {
                 let limits = self.limits.clone();
-                (spool, buffer) = blocking(move || {
-                    spool.write(&buffer, &limits)?;
+                (buffer_file, buffer) = blocking(move || {
+                    buffer_file.write(&buffer, &limits)?;
                     buffer.clear();
-                    Ok((spool, buffer))
+                    Ok((buffer_file, buffer))
                 })
                 .await?;
             }
             if ended {
-                return Ok(spool);
+                return Ok(buffer_file);
             }
         }
     }
 }
 
 /// What was uploaded, on the disk until it was looked at.
-pub(super) struct Spooled {
+pub(super) struct BufferedBody {
     file: File,
     pub(super) size: u64,
     hasher: Sha256,
@@ -168,15 +169,17 @@ pub(super) struct Spooled {
     looked: u64,
 }
 
-impl Spooled {
-    fn write(&mut self, bytes: &[u8], limits: &Limits) -> Result<(), Status> {
+impl BufferedBody {
+    fn write(&mut self, bytes: &[u8], limits: &ServerLimits) -> Result<(), Status> {
         if self.size - self.looked >= LOOK {
             self.looked = self.size;
             check_room(limits)?;
         }
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(|error| no_spool(&error))
+        self.file
+            .write_all(bytes)
+            .map_err(|error| no_buffer_file(&error))
     }
 
     /// The SHA-256 of it.
@@ -184,13 +187,13 @@ impl Spooled {
         self.hasher.clone().finalize().into()
     }
 
-    /// What is in it, unpacked. Without a known compression its first bytes say which it is.
+    /// What is in it, unpacked. Without a known compression its first bytes identify it.
     pub(super) fn unpack(
         mut self,
         compression: Option<Compression>,
     ) -> Result<Decoder<File>, Status> {
-        self.file.rewind().map_err(|error| no_spool(&error))?;
-        let limits = compression::Limits::default();
+        self.file.rewind().map_err(|error| no_buffer_file(&error))?;
+        let limits = compression::DecompressionLimits::default();
         let decoder = match compression {
             Some(known) => Decoder::new(self.file, Some(known), limits),
             None => Decoder::detect(self.file, limits),
@@ -199,7 +202,7 @@ impl Spooled {
     }
 }
 
-fn no_spool(error: &std::io::Error) -> Status {
+fn no_buffer_file(error: &std::io::Error) -> Status {
     let message = format!("cannot keep an upload until it is whole: {error}");
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
@@ -221,9 +224,9 @@ pub(super) fn decoded(bytes: Vec<u8>, encoding: &[u8], most: usize) -> Result<Ve
         let encoding = encoding.escape_ascii();
         Status::invalid_argument(format!("the Content-Encoding {encoding} is not known here"))
     })?;
-    let limits = compression::Limits {
+    let limits = compression::DecompressionLimits {
         memory: 8 << 20,
-        ..compression::Limits::of_output(most as u64)
+        ..compression::DecompressionLimits::of_output(most as u64)
     };
     let mut decoded = Vec::new();
     Decoder::new(&bytes[..], Some(compression), limits)
@@ -237,5 +240,9 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|stopped| Err(Status::internal(format!("the call broke off: {stopped}"))))
+    done.unwrap_or_else(|stopped| {
+        Err(Status::internal(format!(
+            "the call was interrupted: {stopped}"
+        )))
+    })
 }

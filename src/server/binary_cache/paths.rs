@@ -7,22 +7,22 @@ use tonic::Status;
 use super::resource::nar_url;
 use crate::castore::Root;
 use crate::nix::{NarinfoFile, PathInfo, SecretKey, StorePathHash};
-use crate::server::Served;
+use crate::server::ServedState;
 use crate::server::path_infos::path_info;
 use crate::server::respond::ask;
 
 /// A path of the cache.
-pub(super) struct Found {
+pub(super) struct FoundPath {
     pub(super) root: Root,
     pub(super) narinfo: NarinfoFile,
 }
 
 /// The path `hash`, signed by `key`. The status is NOT_FOUND if there is none that can be served.
 pub(super) async fn find(
-    served: &Served,
+    served: &ServedState,
     hash: StorePathHash,
     key: Option<Arc<SecretKey>>,
-) -> Result<Found, Status> {
+) -> Result<FoundPath, Status> {
     let (store, paths) = (served.store.clone(), served.paths.clone());
     let found = ask(async move {
         let Some(name) = paths.all().await?.get(hash.as_bytes()).cloned() else {
@@ -34,15 +34,15 @@ pub(super) async fn find(
         let info = path_info(store.as_ref(), &root).await?;
         Ok(Some((root, info)))
     });
-    let absent = || Status::not_found(format!("no path with the hash {hash} is here"));
+    let absent = || Status::not_found(format!("this store has no path with the hash {hash}"));
     let (root, info) = found.await?.ok_or_else(absent)?;
     let narinfo = describe(&info, hash).ok_or_else(|| {
         Status::not_found(format!(
-            "what \"{}\" refers to is not known here: copy it with `nix copy --to`",
+            "what \"{}\" refers to is not known to this store: copy it with `nix copy --to`",
             root.name
         ))
     })?;
-    let mut found = Found { root, narinfo };
+    let mut found = FoundPath { root, narinfo };
     if let Some(key) = key {
         sign(&mut found.narinfo, &key);
     }

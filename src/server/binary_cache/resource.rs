@@ -5,14 +5,14 @@ use crate::nix::{StorePathHash, decode_base32, encode_base32};
 
 /// One file of a cache, as a client names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Resource {
+pub(super) enum CacheResource {
     /// `/nix-cache-info`
     CacheInfo,
     /// `/<hash>.narinfo`
     Narinfo(StorePathHash),
     /// `/<hash>.ls`
     Listing(StorePathHash),
-    /// `/nar/<SHA-256 of the NAR>-<hash>.nar`: where narinfos from here say that a NAR is.
+    /// `/nar/<SHA-256 of the NAR>-<hash>.nar`: where narinfos of this server have a NAR.
     Nar {
         /// Of the NAR.
         sha256: [u8; 32],
@@ -23,12 +23,12 @@ pub(super) enum Resource {
     UploadedNar {
         /// Of the file.
         file: [u8; 32],
-        /// As the file's name has it; of a file without such an ending, only its bytes tell.
+        /// As the file's name has it; of a file without such an ending, only its bytes show it.
         compression: Option<Compression>,
     },
 }
 
-impl Resource {
+impl CacheResource {
     /// What is at `path`, which begins with a slash.
     pub(super) fn at(path: &str) -> Option<Self> {
         let path = path.strip_prefix('/')?;
@@ -79,18 +79,21 @@ mod tests {
     fn paths_are_those_of_a_binary_cache() {
         let hash = "yra1qha6bp2fm0mrb0qspjzsh9ismik0";
         let path = StorePathHash::parse(hash.as_bytes()).unwrap();
-        let at = |path: &str| Resource::at(path);
-        assert_eq!(at("/nix-cache-info"), Some(Resource::CacheInfo));
+        let at = |path: &str| CacheResource::at(path);
+        assert_eq!(at("/nix-cache-info"), Some(CacheResource::CacheInfo));
         let narinfo = format!("/{hash}.narinfo");
-        assert_eq!(at(&narinfo), Some(Resource::Narinfo(path)));
-        assert_eq!(at(&format!("/{hash}.ls")), Some(Resource::Listing(path)));
+        assert_eq!(at(&narinfo), Some(CacheResource::Narinfo(path)));
+        assert_eq!(
+            at(&format!("/{hash}.ls")),
+            Some(CacheResource::Listing(path))
+        );
         let sha256 = [7; 32];
         let url = format!("/{}", nar_url(&sha256, &path));
-        assert_eq!(at(&url), Some(Resource::Nar { sha256, path }));
+        assert_eq!(at(&url), Some(CacheResource::Nar { sha256, path }));
         let file = encode_base32(&sha256);
         for (ending, compression) in [("", None), (".xz", Some(Compression::Xz))] {
             let uploaded = at(&format!("/nar/{file}.nar{ending}"));
-            let expected = Resource::UploadedNar {
+            let expected = CacheResource::UploadedNar {
                 file: sha256,
                 compression,
             };

@@ -2,7 +2,7 @@
 //!
 //! A NAR is kept in a file without a name until all of it came, so that a slow client holds no thread and
 //! no memory; then it is unpacked into the store, by few at a time. It waits there for its narinfo, for a
-//! day, over restarts if the store is a local one. The narinfo makes it a root, once what it says of the
+//! day, over restarts if the store is a local one. The narinfo makes it a root, once what it has of the
 //! NAR is what came.
 
 use std::io::{self, Read};
@@ -16,24 +16,23 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
-use super::BinaryCache;
-use super::incoming::{Body, Spooled, blocking, decoded};
-use super::paths::sign;
-use super::resource::Resource;
-use crate::castore::{Node, NodeRef};
+use super::ServedBinaryCache;
+use super::incoming::{BufferedBody, IncomingBody, blocking, decoded};
+use super::resource::CacheResource;
+use crate::castore::{Name, Node, NodeRef};
 use crate::compression::Compression;
-use crate::import::{self, Progress, Source};
+use crate::import::{self, ImportProgress, ImportSource};
 use crate::nix::{
     ContentMethod, MAX_NARINFO_BYTES, NarHash, NarinfoFile, NixHash, StorePathHash, encode_base32,
 };
-use crate::server::authorize::Rights;
-use crate::server::connections::ConnectionState;
-use crate::server::guard::FRAME;
-use crate::server::limits::Limits;
-use crate::server::respond::status;
-use crate::server::root_changes::{Wanted, check_form};
-use crate::server::turns::OwnTurns;
-use crate::server::upload::{LOOK, OffThread, check_room};
+use crate::server::authorize::ClientRights;
+use crate::server::capacity::ConnectionState;
+use crate::server::client_root_changes::{ClientRootChange, check_form};
+use crate::server::limits::FRAME;
+use crate::server::limits::ServerLimits;
+use crate::server::respond::{ask, status};
+use crate::server::turns::ConnectionTurns;
+use crate::server::upload::{DroppedOffThread, LOOK, check_room};
 use crate::store::{Blocking, Error, LocalStore, Store, WaitingNar};
 
 /// NARs that wait in memory, where the store keeps none.
@@ -58,9 +57,9 @@ impl WaitingNars {
     }
 
     /// Where an upload is kept until it is whole.
-    fn spool(&self) -> PathBuf {
+    fn buffer_file(&self) -> PathBuf {
         let local = self.local.as_ref();
-        local.map_or_else(std::env::temp_dir, |local| local.folder().to_owned())
+        local.map_or_else(std::env::temp_dir, |local| local.dir().to_owned())
     }
 
     fn get(&self, file: &[u8; 32]) -> Result<Option<WaitingNar>, Error> {
@@ -81,14 +80,14 @@ impl WaitingNars {
     }
 }
 
-impl BinaryCache {
+impl ServedBinaryCache {
     /// Takes what is put to `resource`.
     pub(super) async fn put(
         &self,
-        resource: Option<Resource>,
+        resource: Option<CacheResource>,
         encoding: &[u8],
         body: Incoming,
-        rights: Rights,
+        rights: ClientRights,
         connection: &ConnectionState,
     ) -> Result<(), Status> {
         self.may_add(rights)?;
@@ -97,24 +96,24 @@ impl BinaryCache {
         let _slot = connection.uploads.clone().hold(1).await;
         let _room = connection.requests.clone().hold(FRAME).await;
         match resource {
-            Some(Resource::UploadedNar { file, compression }) => {
+            Some(CacheResource::UploadedNar { file, compression }) => {
                 if !matches!(encoding, b"" | b"identity") {
                     return Err(Status::invalid_argument(
                         "a NAR is sent without a Content-Encoding",
                     ));
                 }
-                let body = Body::long(body, limits, connection);
-                let spooled = body.spool(&self.waiting.spool()).await?;
-                self.take_nar(file, compression, spooled, &connection.turns)
+                let body = IncomingBody::long(body, limits, connection);
+                let buffered = body.buffer_file(&self.waiting.buffer_file()).await?;
+                self.take_nar(file, compression, buffered, &connection.turns)
                     .await
             }
-            Some(Resource::Narinfo(hash)) => {
+            Some(CacheResource::Narinfo(hash)) => {
                 let _room = connection
                     .requests
                     .clone()
                     .hold(2 * MAX_NARINFO_BYTES)
                     .await;
-                let body = Body::short(body, limits, connection);
+                let body = IncomingBody::short(body, limits, connection);
                 let text = body.whole(MAX_NARINFO_BYTES).await?;
                 let text = decoded(text, encoding, MAX_NARINFO_BYTES)?;
                 let narinfo = NarinfoFile::parse(&text)
@@ -122,11 +121,11 @@ impl BinaryCache {
                 let turns = &connection.turns;
                 self.take_narinfo(hash, narinfo, rights, turns).await
             }
-            Some(Resource::Listing(_)) => {
-                let body = Body::long(body, limits, connection);
+            Some(CacheResource::Listing(_)) => {
+                let body = IncomingBody::long(body, limits, connection);
                 body.discard(LISTING).await
             }
-            Some(Resource::CacheInfo | Resource::Nar { .. }) => {
+            Some(CacheResource::CacheInfo | CacheResource::Nar { .. }) => {
                 Err(Status::unimplemented("this file is made by the server"))
             }
             None => Err(Status::not_found(
@@ -135,7 +134,7 @@ impl BinaryCache {
         }
     }
 
-    fn may_add(&self, rights: Rights) -> Result<(), Status> {
+    fn may_add(&self, rights: ClientRights) -> Result<(), Status> {
         if !self.served.writable {
             return Err(Status::permission_denied(
                 "this binary cache is read-only; `castore-fs serve --writable` takes additions",
@@ -170,10 +169,10 @@ impl BinaryCache {
         &self,
         file: [u8; 32],
         compression: Option<Compression>,
-        spooled: Spooled,
-        turns: &OwnTurns,
+        buffered: BufferedBody,
+        turns: &ConnectionTurns,
     ) -> Result<(), Status> {
-        let (came, file_size) = (spooled.sha256(), spooled.size);
+        let (came, file_size) = (buffered.sha256(), buffered.size);
         if came != file {
             return Err(Status::invalid_argument(format!(
                 "what came has the SHA-256 {}, not that of its name",
@@ -186,8 +185,8 @@ impl BinaryCache {
         blocking(move || {
             // The thread has the turn, even if the client goes away.
             let _turn = turn;
-            let (node, nar) = unpack(&*store, spooled, compression, &limits)?;
-            nars.learn(&node, nar);
+            let (node, nar) = unpack(&*store, buffered, compression, &limits)?;
+            nars.remember(&node, nar);
             let nar = WaitingNar {
                 file_size,
                 nar,
@@ -198,19 +197,40 @@ impl BinaryCache {
         .await
     }
 
+    /// Checks that every path that `narinfo` refers to is stored: a client that finds one path of a binary
+    /// cache takes for granted that its closure is there.
+    async fn check_references(&self, narinfo: &NarinfoFile) -> Result<(), Status> {
+        let others = narinfo.references.iter();
+        let others = others.filter(|path| **path != narinfo.path).cloned();
+        let looked_up = others.map(|path| {
+            let store = self.served.store.clone();
+            async move {
+                let found = store.root(path.to_string().as_bytes()).await?;
+                Ok(found.is_none().then_some(path))
+            }
+        });
+        let absent = ask(futures_util::future::try_join_all(looked_up)).await?;
+        match absent.into_iter().flatten().next() {
+            None => Ok(()),
+            Some(absent) => Err(Status::failed_precondition(format!(
+                "it refers to {absent}, which is not in this store: upload that path first"
+            ))),
+        }
+    }
+
     async fn take_narinfo(
         &self,
         hash: StorePathHash,
         mut narinfo: NarinfoFile,
-        rights: Rights,
-        turns: &OwnTurns,
+        rights: ClientRights,
+        turns: &ConnectionTurns,
     ) -> Result<(), Status> {
         let refused = |why: String| Err(Status::invalid_argument(why));
         if narinfo.path.hash() != hash {
             return refused(format!("the narinfo is that of {}", narinfo.path));
         }
-        let at = Resource::at(&format!("/{}", narinfo.url));
-        let Some(Resource::UploadedNar { file, .. }) = at else {
+        let at = CacheResource::at(&format!("/{}", narinfo.url));
+        let Some(CacheResource::UploadedNar { file, .. }) = at else {
             return refused(format!(
                 "its URL {:?} is not nar/<SHA-256 of the file>.nar…",
                 narinfo.url
@@ -224,15 +244,15 @@ impl BinaryCache {
                 narinfo.url
             )));
         };
-        if let Some(said) = narinfo
+        if let Some(stated) = narinfo
             .file_hash
-            .filter(|said| *said != NixHash::Sha256(file))
+            .filter(|stated| *stated != NixHash::Sha256(file))
         {
-            return refused(format!("its FileHash is {said}, and its URL has another"));
+            return refused(format!("its FileHash is {stated}, and its URL has another"));
         }
-        if let Some(said) = narinfo.file_size.filter(|said| *said != nar.file_size) {
+        if let Some(stated) = narinfo.file_size.filter(|stated| *stated != nar.file_size) {
             let came = nar.file_size;
-            return refused(format!("its FileSize is {said}, and {came} bytes came"));
+            return refused(format!("its FileSize is {stated}, and {came} bytes came"));
         }
         if narinfo.nar != nar.nar {
             return refused(format!(
@@ -243,16 +263,11 @@ impl BinaryCache {
                 NixHash::Sha256(nar.nar.sha256)
             ));
         }
-        if !narinfo.knows_references() {
-            let Some(key) = &self.options.secret_key else {
-                return refused(
-                    "it has neither references, deriver, signature nor content address, and this cache \
-                     signs nothing (--secret-key-file): sign it with `nix store sign`"
-                        .to_owned(),
-                );
-            };
-            sign(&mut narinfo, key);
-        }
+        self.check_references(&narinfo).await?;
+        let others = narinfo.references.iter();
+        let others = others.filter(|path| **path != narinfo.path);
+        let required = others.filter_map(|path| Name::new(path.to_string().as_bytes()).ok());
+        let required: Vec<Name> = required.collect();
         let served = self.served.clone();
         let begun = turns.work(move || {
             let store = Blocking::new(served.store.clone(), tokio::runtime::Handle::current());
@@ -262,14 +277,15 @@ impl BinaryCache {
             check_form(&info)?;
             let root = narinfo.path.root(nar.node);
             let ingest = served.store.ingest().map_err(|error| status(&error))?;
-            Ok((OffThread::new(ingest), root, Some(Box::new(info))))
+            Ok((DroppedOffThread::new(ingest), root, Some(Box::new(info))))
         });
         let (ingest, root, info) = begun.await?;
         let wanted = match rights.replace {
-            true => Wanted::Replace(root, info),
-            false => Wanted::Add(root, info),
+            true => ClientRootChange::Replace(root, info),
+            false => ClientRootChange::Add(root, info),
         };
-        let added = self.served.commit(ingest, vec![wanted], turns).await;
+        let added = self.served.commit(ingest, vec![wanted], required, turns);
+        let added = added.await;
         added.map(drop)
     }
 }
@@ -277,25 +293,30 @@ impl BinaryCache {
 /// Unpacks a NAR into `store`.
 fn unpack(
     store: &dyn Store,
-    spooled: Spooled,
+    buffered: BufferedBody,
     compression: Option<Compression>,
-    limits: &Limits,
+    limits: &ServerLimits,
 ) -> Result<(Node, NarHash), Status> {
     let failed = |error: Error| status(&error);
     let ingest = store.ingest().map_err(failed)?;
-    let mut nar = Metered {
-        input: spooled.unpack(compression)?,
+    let mut nar = HashingReader {
+        input: buffered.unpack(compression)?,
         size: 0,
         looked: 0,
         hasher: Sha256::new(),
         limits,
         failure: None,
     };
-    let (options, progress) = (import::Options::default(), Progress::new());
-    let added = import::add(&*ingest, Source::PlainNar(&mut nar), &options, &progress);
+    let (options, progress) = (import::ImportOptions::default(), ImportProgress::new());
+    let added = import::add(
+        &*ingest,
+        ImportSource::PlainNar(&mut nar),
+        &options,
+        &progress,
+    );
     let node = match added {
         Ok(node) => node,
-        Err(import::Error::Store(error)) => return Err(failed(error)),
+        Err(import::ImportError::Store(error)) => return Err(failed(error)),
         Err(error) => {
             let refused = || Status::invalid_argument(format!("the NAR: {error}"));
             return Err(nar.failure.take().unwrap_or_else(refused));
@@ -316,17 +337,17 @@ fn unpack(
 }
 
 /// Hashes and counts a NAR as it is read, and looks after the disk.
-struct Metered<'a, R> {
+struct HashingReader<'a, R> {
     input: R,
     size: u64,
     looked: u64,
     hasher: Sha256,
-    limits: &'a Limits,
-    /// Why it was broken off here.
+    limits: &'a ServerLimits,
+    /// Why it was interrupted.
     failure: Option<Status>,
 }
 
-impl<R: Read> Read for Metered<'_, R> {
+impl<R: Read> Read for HashingReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.input.read(buffer)?;
         self.hasher.update(&buffer[..read]);
@@ -361,7 +382,7 @@ fn check_address(store: &Blocking, narinfo: &mut NarinfoFile, node: &Node) -> Re
     };
     if !narinfo.address_gives_path() {
         narinfo.content_address = None;
-        return match narinfo.knows_references() {
+        return match narinfo.implies_references() {
             true => Ok(()),
             false => Err(Status::invalid_argument(format!(
                 "its content address {address} does not give its path"

@@ -1,16 +1,17 @@
 //! The answers to operations.
 
+use std::collections::HashSet;
 use std::str::FromStr;
 
 use tonic::Status;
 
-use super::wire::{Broken, Wire};
+use super::wire::{ConversationEnd, Wire};
 use crate::castore::NodeRef;
 use crate::nix::daemon_protocol::{
-    Encoder, Failure, LAST, Operation, Value, Version, put_valid_path,
+    Encoder, LAST, Operation, OperationFailure, Value, Version, put_valid_path,
 };
 use crate::nix::{StorePath, StorePathHash, derivation_outputs};
-use crate::server::guard::FRAME;
+use crate::server::limits::FRAME;
 use crate::server::respond::{answer, ask};
 use crate::store::{Blocking, Error, ValidPath};
 use crate::stores::ValidPaths;
@@ -20,6 +21,10 @@ use crate::tree::{NarStream, TreePath};
 const ALREADY_VALID: u64 = 2;
 /// What it says of one that is not.
 const NO_SUBSTITUTERS: u64 = 14;
+/// Bytes of a list of all paths that are encoded at once.
+const LIST_PART: usize = 64 << 10;
+/// Bytes of a client's text that an error repeats.
+const REPEATED: usize = 300;
 /// Bytes of a derivation that are read for its outputs, which are at its beginning.
 const DERIVATION: usize = 1 << 20;
 
@@ -29,7 +34,7 @@ pub(super) struct Answers {
 }
 
 /// Whether an operation was answered, or why it was not.
-type Answered = Result<(), Failure>;
+type Answered = Result<(), OperationFailure>;
 
 /// Takes the values of a request's fields, one after the other.
 struct Values(std::vec::IntoIter<Value>);
@@ -42,7 +47,7 @@ impl Values {
         }
     }
 
-    fn path(&mut self) -> Result<StorePath, Failure> {
+    fn path(&mut self) -> Result<StorePath, OperationFailure> {
         store_path(&self.text())
     }
 
@@ -53,31 +58,39 @@ impl Values {
         }
     }
 
-    fn paths(&mut self) -> Result<Vec<StorePath>, Failure> {
+    fn paths(&mut self) -> Result<Vec<StorePath>, OperationFailure> {
         self.texts().iter().map(|text| store_path(text)).collect()
     }
 }
 
 /// An absolute store path.
-fn store_path(text: &[u8]) -> Result<StorePath, Failure> {
+fn store_path(text: &[u8]) -> Result<StorePath, OperationFailure> {
     let path = std::str::from_utf8(text).ok();
     let path = path.filter(|text| text.starts_with('/'));
     let path = path.and_then(|text| StorePath::from_str(text).ok());
     path.ok_or_else(|| {
-        let text = text.escape_ascii();
-        Failure::new(format!("\"{text}\" is no path of the Nix store /nix/store"))
+        let text = repeated(text);
+        OperationFailure::new(format!("\"{text}\" is no path of the Nix store /nix/store"))
     })
 }
 
+/// A client's text for an error: printable, and only its beginning if it is long.
+fn repeated(text: &[u8]) -> String {
+    match text.get(..REPEATED) {
+        Some(beginning) if text.len() > REPEATED => format!("{}…", beginning.escape_ascii()),
+        _ => text.escape_ascii().to_string(),
+    }
+}
+
 /// The path of a thing that is to be built; nothing for the outputs of a derivation.
-fn plain_path(wanted: &[u8]) -> Result<Option<StorePath>, Failure> {
+fn plain_path(wanted: &[u8]) -> Result<Option<StorePath>, OperationFailure> {
     match wanted.contains(&b'!') {
         true => Ok(None),
         false => store_path(wanted).map(Some),
     }
 }
 
-impl From<Status> for Failure {
+impl From<Status> for OperationFailure {
     fn from(status: Status) -> Self {
         Self::new(status.message())
     }
@@ -95,10 +108,12 @@ impl Answers {
         version: Version,
         operation: Operation,
         values: Vec<Value>,
-    ) -> Result<Answered, Broken> {
+    ) -> Result<Answered, ConversationEnd> {
         let values = Values(values.into_iter());
-        if operation == Operation::NarFromPath {
-            return self.send_nar(wire, values).await;
+        match operation {
+            Operation::NarFromPath => return self.send_nar(wire, values).await,
+            Operation::QueryAllValidPaths => return self.send_all_paths(wire).await,
+            _ => {}
         }
         let mut out = Encoder::default();
         out.word(LAST);
@@ -157,11 +172,6 @@ impl Answers {
                 let there = wanted.iter().filter(|path| valid.contains_key(path));
                 out.paths(there.collect::<Vec<_>>().into_iter());
             }
-            Operation::QueryAllValidPaths => {
-                let paths = self.paths.clone();
-                let all = ask(async move { paths.all().await }).await?;
-                out.paths(all.iter());
-            }
             Operation::QueryReferrers => {
                 let path = values.path()?;
                 self.require(&path).await?;
@@ -194,8 +204,8 @@ impl Answers {
             Operation::QueryPathFromHashPart => {
                 let text = values.text();
                 let hash = StorePathHash::parse(&text).ok_or_else(|| {
-                    let text = text.escape_ascii();
-                    Failure::new(format!("\"{text}\" is no hash of a store path"))
+                    let text = repeated(&text);
+                    OperationFailure::new(format!("\"{text}\" is no hash of a store path"))
                 })?;
                 let paths = self.paths.clone();
                 let found = ask(async move { paths.by_hash(hash).await }).await?;
@@ -210,8 +220,8 @@ impl Answers {
                 out.word(0).word(0).texts(missing.iter()).word(0).word(0);
             }
             Operation::BuildPaths => {
-                let (missing, _) = self.split(&values.texts()).await?;
-                if let Some(first) = missing.first() {
+                let (missing, derivations) = self.split(&values.texts()).await?;
+                if let Some(first) = derivations.first().or(missing.first()) {
                     return Err(not_built(first));
                 }
                 out.word(1);
@@ -222,6 +232,7 @@ impl Answers {
                 if let Some(first) = derivations.first() {
                     return Err(not_built(first));
                 }
+                let missing: HashSet<Vec<u8>> = missing.into_iter().collect();
                 out.word(wanted.len() as u64);
                 for wanted in &wanted {
                     let lacks = missing.contains(wanted);
@@ -259,7 +270,9 @@ impl Answers {
                     }
                 }
             }
+            // The first two are answered part by part, before this.
             Operation::NarFromPath
+            | Operation::QueryAllValidPaths
             | Operation::AddToStore
             | Operation::AddTextToStore
             | Operation::AddIndirectRoot
@@ -278,7 +291,7 @@ impl Answers {
         Ok(())
     }
 
-    async fn get(&self, path: StorePath) -> Result<Option<ValidPath>, Failure> {
+    async fn get(&self, path: StorePath) -> Result<Option<ValidPath>, OperationFailure> {
         let paths = self.paths.clone();
         Ok(ask(async move { paths.get(&path).await }).await?)
     }
@@ -286,18 +299,23 @@ impl Answers {
     async fn check(
         &self,
         wanted: Vec<StorePath>,
-    ) -> Result<std::collections::HashMap<StorePath, ValidPath>, Failure> {
+    ) -> Result<std::collections::HashMap<StorePath, ValidPath>, OperationFailure> {
         let paths = self.paths.clone();
         Ok(ask(async move { paths.check(&wanted).await }).await?)
     }
 
-    async fn require(&self, path: &StorePath) -> Result<ValidPath, Failure> {
+    async fn require(&self, path: &StorePath) -> Result<ValidPath, OperationFailure> {
         let valid = self.get(path.clone()).await?;
-        valid.ok_or_else(|| Failure::new(format!("path '{}' is not valid", path.absolute())))
+        valid.ok_or_else(|| {
+            OperationFailure::new(format!("path '{}' is not valid", path.absolute()))
+        })
     }
 
     /// Those of `wanted` that are not here, and those that are outputs of derivations.
-    async fn split(&self, wanted: &[Vec<u8>]) -> Result<(Vec<Vec<u8>>, Vec<Vec<u8>>), Failure> {
+    async fn split(
+        &self,
+        wanted: &[Vec<u8>],
+    ) -> Result<(Vec<Vec<u8>>, Vec<Vec<u8>>), OperationFailure> {
         let mut plain = Vec::new();
         let mut derivations = Vec::new();
         for wanted in wanted {
@@ -318,7 +336,7 @@ impl Answers {
     }
 
     /// The outputs of a derivation that is here, with their paths as far as they are known.
-    async fn outputs(&self, path: StorePath) -> Result<Vec<(String, String)>, Failure> {
+    async fn outputs(&self, path: StorePath) -> Result<Vec<(String, String)>, OperationFailure> {
         let valid = self.require(&path).await?;
         let paths = self.paths.clone();
         let outputs = ask(async move {
@@ -331,12 +349,35 @@ impl Answers {
         });
         outputs.await?.ok_or_else(|| {
             let path = path.absolute();
-            Failure::new(format!("'{path}' is no derivation that can be read"))
+            OperationFailure::new(format!("'{path}' is no derivation that can be read"))
         })
     }
 
+    /// Sends all valid paths, part by part: a client that does not take them costs one part.
+    async fn send_all_paths(&self, wire: &mut Wire) -> Result<Answered, ConversationEnd> {
+        let paths = self.paths.clone();
+        let all = match ask(async move { paths.all().await }).await {
+            Ok(all) => all,
+            Err(status) => return Ok(Err(status.into())),
+        };
+        let mut out = Encoder::default();
+        out.word(LAST).word(all.len() as u64);
+        for path in &*all {
+            out.text(path.absolute());
+            if out.len() >= LIST_PART {
+                wire.send_bytes(&out.take()).await?;
+            }
+        }
+        wire.send_bytes(&out.take()).await?;
+        Ok(Ok(()))
+    }
+
     /// Sends the contents of a path.
-    async fn send_nar(&self, wire: &mut Wire, mut values: Values) -> Result<Answered, Broken> {
+    async fn send_nar(
+        &self,
+        wire: &mut Wire,
+        mut values: Values,
+    ) -> Result<Answered, ConversationEnd> {
         let begun = async {
             let valid = self.require(&values.path()?).await?;
             let paths = self.paths.clone();
@@ -349,7 +390,7 @@ impl Answers {
             let store = Blocking::new(self.paths.store().clone(), runtime);
             let size = valid.info.nar.size;
             let path = TreePath::new(&root.name);
-            Ok::<_, Failure>(NarStream::new(store, path, root.node, 0..size))
+            Ok::<_, OperationFailure>(NarStream::new(store, path, root.node, 0..size))
         };
         let mut nar = match begun.await {
             Ok(nar) => nar,
@@ -366,18 +407,18 @@ impl Answers {
             });
             let (nar_after, made) = match made.await {
                 Ok(made) => made,
-                Err(status) => return Err(Broken::Other(status.message().to_owned())),
+                Err(status) => return Err(ConversationEnd::Other(status.message().to_owned())),
             };
             nar = nar_after;
             let bytes = match made {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) if nar.left() == 0 => return Ok(Ok(())),
-                Ok(None) => return Err(Broken::Other("a NAR ends early".to_owned())),
+                Ok(None) if nar.remaining() == 0 => return Ok(Ok(())),
+                Ok(None) => return Err(ConversationEnd::Other("a NAR ends early".to_owned())),
                 // Nothing was sent yet, so that the client can be given the reason.
                 Err(status) if begins => return Ok(Err(status.into())),
                 Err(status) => {
                     tracing::warn!("an answer to Nix broke off: {}", status.message());
-                    return Err(Broken::Other(status.message().to_owned()));
+                    return Err(ConversationEnd::Other(status.message().to_owned()));
                 }
             };
             if std::mem::take(&mut begins) {
@@ -388,15 +429,25 @@ impl Answers {
     }
 }
 
-fn not_built(wanted: &[u8]) -> Failure {
-    let wanted = wanted.escape_ascii();
-    Failure::new(format!(
-        "path '{wanted}' is not in this store of castore-fs, which builds and substitutes nothing"
-    ))
+/// Why a path, or `DERIVATION!OUTPUTS`, is not built.
+fn not_built(wanted: &[u8]) -> OperationFailure {
+    let end = wanted.iter().position(|byte| *byte == b'!');
+    let (path, outputs) = wanted.split_at(end.unwrap_or(wanted.len()));
+    let path = repeated(path);
+    OperationFailure::new(match outputs.strip_prefix(b"!") {
+        Some(outputs) => format!(
+            "outputs of the derivation '{path}' are requested ({}), and this store of castore-fs builds nothing: \
+             request their store paths",
+            repeated(outputs)
+        ),
+        None => format!(
+            "path '{path}' is not in this store of castore-fs, which builds and substitutes nothing"
+        ),
+    })
 }
 
 /// What is said to an operation that this store does not have.
-fn refusal(operation: Operation) -> Failure {
+fn refusal(operation: Operation) -> OperationFailure {
     let why = match operation {
         Operation::BuildDerivation => "builds nothing: build in a store with this one below it",
         Operation::CollectGarbage => {
@@ -414,5 +465,5 @@ fn refusal(operation: Operation) -> Failure {
              protocol binary-cache"
         }
     };
-    Failure::new(format!("this store of castore-fs {why}"))
+    OperationFailure::new(format!("this store of castore-fs {why}"))
 }

@@ -1,8 +1,8 @@
 //! Connections that outlive the process.
 //!
 //! Nix opens a connection when a build begins and uses it again when the build has ended. If it is gone by then, the
-//! build fails. So a connection that has been quiet for a moment is given to a keeper (systemd's descriptor store),
-//! and the next process goes on with it.
+//! build fails. So a connection that has been quiet for a moment is handed over to a holder (systemd's descriptor store),
+//! and the next process continues it.
 //!
 //! The state of a connection between two operations is the version of the protocol. It is noted on the socket
 //! itself, which both processes have: as its receive timeout, which has no effect on a socket that does not
@@ -21,9 +21,9 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_timeout};
 use crate::nix::daemon_protocol::Version;
 
 /// What keeps descriptors over the end of the process.
-pub trait ConnectionKeeper: Send + Sync {
+pub trait ConnectionHolder: Send + Sync {
     /// Keeps `descriptor` under `name` from now on.
-    fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()>;
+    fn hold(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()>;
 
     /// Drops what is kept under `name`.
     fn forget(&self, name: &str);
@@ -31,11 +31,11 @@ pub trait ConnectionKeeper: Send + Sync {
 
 /// The connections of a listener over the end of the process.
 #[derive(Clone, Default)]
-pub struct HandOver(Option<Arc<Inner>>);
+pub struct HandOver(Option<Arc<HandOverInner>>);
 
-struct Inner {
-    keeper: Box<dyn ConnectionKeeper>,
-    left: Mutex<Vec<(String, OwnedFd)>>,
+struct HandOverInner {
+    holder: Box<dyn ConnectionHolder>,
+    previous: Mutex<Vec<(String, OwnedFd)>>,
     /// Names are unique over processes: they begin with the time of this one's start.
     start: u128,
     next: AtomicU64,
@@ -50,43 +50,43 @@ impl std::fmt::Debug for HandOver {
 }
 
 impl HandOver {
-    /// By `keeper`; `left` are the connections of the previous process.
-    pub fn new(keeper: Box<dyn ConnectionKeeper>, left: Vec<(String, OwnedFd)>) -> Self {
+    /// By `holder`; `previous` are the connections of the previous process.
+    pub fn new(holder: Box<dyn ConnectionHolder>, previous: Vec<(String, OwnedFd)>) -> Self {
         let start = SystemTime::UNIX_EPOCH.elapsed();
-        Self(Some(Arc::new(Inner {
-            keeper,
-            left: Mutex::new(left),
+        Self(Some(Arc::new(HandOverInner {
+            holder,
+            previous: Mutex::new(previous),
             start: start.map_or(0, |start| start.as_nanos()),
             next: AtomicU64::new(0),
             leaves: AtomicBool::new(false),
         })))
     }
 
-    /// From now on connections that end do so for the next process, which goes on with them.
-    pub fn leave(&self) {
+    /// From now on connections that end do so for the next process, which continues them.
+    pub fn hand_over(&self) {
         if let Some(inner) = &self.0 {
             inner.leaves.store(true, Ordering::Relaxed);
         }
     }
 
     /// The connections of the previous process that can go on, with their versions.
-    pub(super) fn left(&self) -> Vec<(OwnedFd, Version, KeptConnection)> {
+    pub(super) fn previous(&self) -> Vec<(OwnedFd, Version, HandedOverConnection)> {
         let Some(inner) = &self.0 else {
             return Vec::new();
         };
-        let left = std::mem::take(&mut *inner.left.lock());
-        let left = left.into_iter().filter_map(|(name, socket)| {
-            let mut kept = self.keep_later();
-            kept.name = Some(name);
+        let previous = std::mem::take(&mut *inner.previous.lock());
+        let previous = previous.into_iter().filter_map(|(name, socket)| {
+            let mut connection = self.keep_later();
+            connection.name = Some(name);
             let version = noted(socket.as_fd())?;
-            Some((socket, version, kept))
+            Some((socket, version, connection))
         });
-        left.collect()
+        previous.collect()
     }
 
     /// A new connection, which is not kept yet.
-    pub(super) fn keep_later(&self) -> KeptConnection {
-        KeptConnection {
+    pub(super) fn keep_later(&self) -> HandedOverConnection {
+        HandedOverConnection {
             by: self.clone(),
             name: None,
         }
@@ -94,19 +94,19 @@ impl HandOver {
 }
 
 /// A connection that may be kept; dropped, it is not any more, unless the next process is to go on with it.
-pub(super) struct KeptConnection {
+pub(super) struct HandedOverConnection {
     by: HandOver,
     name: Option<String>,
 }
 
-impl KeptConnection {
+impl HandedOverConnection {
     /// Whether there is something left to do for it to be kept.
     pub(super) fn is_wanted(&self) -> bool {
         self.by.0.is_some() && self.name.is_none()
     }
 
     /// Whether the next process is to go on with it.
-    pub(super) fn is_left(&self) -> bool {
+    pub(super) fn is_handed_over(&self) -> bool {
         let inner = self.by.0.as_ref();
         inner.is_some_and(|inner| inner.leaves.load(Ordering::Relaxed))
     }
@@ -118,7 +118,7 @@ impl KeptConnection {
         };
         let number = inner.next.fetch_add(1, Ordering::Relaxed);
         let name = format!("{:x}-{number}", inner.start);
-        match inner.keeper.keep(&name, socket) {
+        match inner.holder.hold(&name, socket) {
             Ok(()) => self.name = Some(name),
             Err(error) => {
                 tracing::warn!("a connection of Nix is not kept for the next process: {error}")
@@ -127,12 +127,12 @@ impl KeptConnection {
     }
 }
 
-impl Drop for KeptConnection {
+impl Drop for HandedOverConnection {
     fn drop(&mut self) {
-        if !self.is_left()
+        if !self.is_handed_over()
             && let (Some(inner), Some(name)) = (&self.by.0, &self.name)
         {
-            inner.keeper.forget(name);
+            inner.holder.forget(name);
         }
     }
 }

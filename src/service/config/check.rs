@@ -3,19 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::problem::{Source, nearest};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::composition::{self, bad_store};
+use super::problem::ConfigText;
 use super::{
-    Config, DEFAULT_STORE, ListRoot, Listen, Names, Problem, Protocol, View, WhenUnreachable,
-    composition,
+    Config, ConfigProblem, ListRootConfig, ListenConfig, ListenProtocol, RequestedNames,
+    ViewConfig, WhenUnreachableConfig,
 };
 use crate::castore::Name;
-use crate::server::{Access, DEFAULT_PRIORITY};
-use crate::service::log::check_level;
-use crate::service::telemetry::Exporter;
+use crate::fs::NodeOwner;
+use crate::server::{AccessFiles, DEFAULT_PRIORITY};
+use crate::service::telemetry::SpanExporter;
 use crate::store::shown_url;
-use crate::stores::cannot_promise;
+use crate::stores::{StorePlan, cannot_promise};
 use crate::transport::fuse::GenericOptions;
-use crate::transport::virtiofs::{MOST_QUEUES, Tag};
+use crate::transport::virtiofs::{DeviceTag, MOST_QUEUES};
 use crate::tree::Target;
 
 /// Bytes of a name, at most: it becomes part of a descriptor's name in systemd.
@@ -26,7 +30,7 @@ const LONGEST_SOCKET: usize = 107;
 const MOST_THREADS: u16 = 1024;
 
 /// All errors of `config`, whose text is `source`.
-pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
+pub(super) fn check(config: &Config, source: &ConfigText<'_>) -> Vec<ConfigProblem> {
     let mut problems = Vec::new();
     let mut names = |section: &str, names: Vec<&String>| {
         for name in names {
@@ -43,6 +47,7 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
     composition::check(config, source, &mut problems);
     check_mounts(config, source, &mut problems);
     check_images(config, source, &mut problems);
+    check_owners(config, source, &mut problems);
     for (name, virtiofs) in &config.virtiofs {
         let key = |last| ["virtiofs", name.as_str(), last];
         if let Some(what) = bad_store(config, virtiofs.store.as_deref()) {
@@ -70,14 +75,14 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
         if let Some(what) = virtiofs.root.as_deref().and_then(bad_root) {
             problems.push(source.at(&key("root"), what));
         }
-        if let Some(Err(error)) = virtiofs.tag.as_deref().map(Tag::new) {
+        if let Some(Err(error)) = virtiofs.tag.as_deref().map(DeviceTag::new) {
             problems.push(source.at(&key("tag"), error.to_string()));
         }
     }
     if let Some(Err(what)) = config.log.level.as_deref().map(check_level) {
         problems.push(source.at(&["log", "level"], what));
     }
-    if let Some(Err(error)) = config.log.otlp.as_deref().map(Exporter::check) {
+    if let Some(Err(error)) = config.log.otlp.as_deref().map(SpanExporter::check) {
         problems.push(source.at(&["log", "otlp"], error.to_string()));
     }
     for (name, listen) in &config.listen {
@@ -91,10 +96,17 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
             problems.push(source.at(&key(key_name), what));
         }
         let plan = config.plan(&config.store_of(listen.store.as_deref()));
-        if listen.protocol == Protocol::NixDaemon
-            && let Some(why) = plan.and_then(|named| cannot_promise(&named.plan))
+        if listen.protocol == ListenProtocol::NixDaemon
+            && let Some(why) = plan.as_ref().and_then(|named| cannot_promise(&named.plan))
         {
             problems.push(source.at(&key("protocol"), why.to_string()));
+        }
+        if listen.protocol == ListenProtocol::BinaryCache
+            && plan.is_some_and(|named| matches!(named.plan, StorePlan::BinaryCache { .. }))
+        {
+            let what = "a binary cache is served from a store that lists its paths, and a Nix binary cache does not: \
+                        serve another store";
+            problems.push(source.at(&key("store"), what.to_owned()));
         }
         for (key_name, what) in bad_for_protocol(listen) {
             problems.push(source.at(&key(key_name), what));
@@ -121,8 +133,23 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
     problems
 }
 
+/// The owner of what mounts and devices show is a user and a group.
+fn check_owners(config: &Config, source: &ConfigText<'_>, problems: &mut Vec<ConfigProblem>) {
+    let mounts = config.mounts.iter();
+    let mounts = mounts.map(|(name, mount)| ("mounts", name, mount.uid, mount.gid));
+    let devices = config.virtiofs.iter();
+    let devices = devices.map(|(name, device)| ("virtiofs", name, device.uid, device.gid));
+    for (section, name, uid, gid) in mounts.chain(devices) {
+        for (key, id) in [("uid", uid), ("gid", gid)] {
+            if let Err(what) = NodeOwner::check_id(id) {
+                problems.push(source.at(&[section, name, key], what));
+            }
+        }
+    }
+}
+
 /// No two endpoints have the same address.
-fn sockets_once(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
+fn sockets_once(config: &Config, source: &ConfigText<'_>, problems: &mut Vec<ConfigProblem>) {
     let mut taken: BTreeMap<String, String> = BTreeMap::new();
     let listeners = config.listen.iter().map(|(name, listen)| {
         let key = ["listen", name.as_str(), "address"];
@@ -155,7 +182,7 @@ fn bad_socket(path: &Path) -> Option<String> {
 }
 
 /// The errors in the access of clients, by key.
-fn bad_access(access: &Access, tcp: bool) -> Vec<(&'static str, &'static str)> {
+fn bad_access(access: &AccessFiles, tcp: bool) -> Vec<(&'static str, &'static str)> {
     let files = [
         ("tls-cert-path", &access.certificate),
         ("tls-key-path", &access.key),
@@ -193,10 +220,10 @@ fn bad_access(access: &Access, tcp: bool) -> Vec<(&'static str, &'static str)> {
     bad
 }
 
-/// What a listener says that its protocol has no use for, by key.
-fn bad_for_protocol(listen: &Listen) -> Vec<(&'static str, &'static str)> {
+/// The keys of a listener that its protocol does not use.
+fn bad_for_protocol(listen: &ListenConfig) -> Vec<(&'static str, &'static str)> {
     let file = listen.secret_key_file.as_ref();
-    if listen.protocol == Protocol::BinaryCache {
+    if listen.protocol == ListenProtocol::BinaryCache {
         let relative = file.is_some_and(|path| !path.is_absolute());
         let relative = relative.then_some(("secret-key-file", "this must be an absolute path"));
         let what = "without token-file nothing takes a token";
@@ -206,7 +233,7 @@ fn bad_for_protocol(listen: &Listen) -> Vec<(&'static str, &'static str)> {
     }
     let what = "this is for protocol = \"binary-cache\"";
     let mut bad = Vec::new();
-    if listen.protocol == Protocol::NixDaemon {
+    if listen.protocol == ListenProtocol::NixDaemon {
         bad.extend(bad_for_nix_daemon(listen));
     }
     if file.is_some() {
@@ -222,7 +249,7 @@ fn bad_for_protocol(listen: &Listen) -> Vec<(&'static str, &'static str)> {
 }
 
 /// What a Nix daemon has no use for, by key.
-fn bad_for_nix_daemon(listen: &Listen) -> Vec<(&'static str, &'static str)> {
+fn bad_for_nix_daemon(listen: &ListenConfig) -> Vec<(&'static str, &'static str)> {
     let access =
         "with protocol = \"nix-daemon\" the permissions of the socket decide: see socket-mode";
     let read = "with protocol = \"nix-daemon\" a store is only read";
@@ -248,7 +275,7 @@ fn bad_for_nix_daemon(listen: &Listen) -> Vec<(&'static str, &'static str)> {
     bad.map(|(key, _, what)| (key, what)).collect()
 }
 
-fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
+fn check_mounts(config: &Config, source: &ConfigText<'_>, problems: &mut Vec<ConfigProblem>) {
     let mut places: BTreeMap<PathBuf, &str> = BTreeMap::new();
     for (name, mount) in &config.mounts {
         let key = |last| ["mounts", name.as_str(), last];
@@ -277,19 +304,19 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
         if let Some(what) = mount.root.as_deref().and_then(bad_root) {
             problems.push(source.at(&key("root"), what));
         }
-        if mount.root.is_some() && mount.list_root != ListRoot::All {
+        if mount.root.is_some() && mount.list_root != ListRootConfig::All {
             let what = "this controls the listing of roots, and with `root` none are shown";
             problems.push(source.at(&key("list-root"), what));
         }
-        if mount.view == View::Image && mount.root.is_none() {
+        if mount.view == ViewConfig::Image && mount.root.is_none() {
             let what = "an image shows one tree: set `root` to say which";
             problems.push(source.at(&key("view"), what));
         }
         let of_roots = [
-            ("names", mount.names != Names::default()),
+            ("names", mount.names != RequestedNames::default()),
             (
                 "when-unreachable",
-                mount.when_unreachable != WhenUnreachable::default(),
+                mount.when_unreachable != WhenUnreachableConfig::default(),
             ),
         ];
         for (last, is_set) in of_roots {
@@ -301,7 +328,7 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
     }
 }
 
-fn check_images(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
+fn check_images(config: &Config, source: &ConfigText<'_>, problems: &mut Vec<ConfigProblem>) {
     for (name, image) in &config.images {
         if let Some(file) = &image.roots_from {
             let what = match (file.is_absolute(), image.roots.is_empty()) {
@@ -337,26 +364,28 @@ fn bad_name(name: &str) -> Option<String> {
     })
 }
 
-/// The error in naming the store `named`.
-pub(super) fn bad_store(config: &Config, named: Option<&str>) -> Option<String> {
-    let names: Vec<&str> = match config.stores.is_empty() {
-        true => vec![DEFAULT_STORE],
-        false => config.stores.keys().map(String::as_str).collect(),
+/// The error in a level of the log.
+pub fn check_level(level: &str) -> Result<(), String> {
+    let parsed = EnvFilter::builder().parse(level);
+    parsed.map_err(|error| error.to_string())?;
+    // A word that is not a level counts as a module of which everything is logged, and nothing else
+    // is.
+    let is_meant = |directive: &str| {
+        directive.contains(['=', '[', ':'])
+            || directive.starts_with("castore_fs")
+            || directive.is_empty()
+            || directive.parse::<LevelFilter>().is_ok()
     };
-    match named {
-        None if names.len() == 1 => None,
-        None => Some(format!(
-            "there are several stores ({}): say which",
-            names.join(", ")
+    match level
+        .split(',')
+        .map(str::trim)
+        .find(|directive| !is_meant(directive))
+    {
+        None => Ok(()),
+        Some(directive) => Err(format!(
+            "{directive:?} is no level: write off, error, warn, info, debug or trace, or \
+             MODULE=LEVEL such as castore_fs::store=debug"
         )),
-        Some(named) if names.contains(&named) => None,
-        Some(named) => Some(match nearest(named, &names) {
-            Some(nearest) => format!("there is no store {named:?}; did you mean {nearest:?}?"),
-            None => format!(
-                "there is no store {named:?}; there are {}",
-                names.join(", ")
-            ),
-        }),
     }
 }
 

@@ -3,38 +3,37 @@
 
 use std::collections::BTreeMap;
 
-use super::check::bad_store;
-use super::problem::{Problem, Source};
-use super::{Config, Store};
-use crate::store::Pattern;
+use super::problem::{ConfigProblem, ConfigText, nearest};
+use super::{Config, DEFAULT_STORE, StoreConfig};
+use crate::store::RootPattern;
 use crate::stores;
 
 /// The keys of which a store has exactly one.
 const KINDS: &str = "url, cache, binary-cache, mirrors, filter, join";
 
 /// All errors of the stores of `config`.
-pub fn check(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
+pub(super) fn check(config: &Config, source: &ConfigText<'_>, problems: &mut Vec<ConfigProblem>) {
     for (name, store) in &config.stores {
-        let mut say = |key: &[&str], what: String| {
+        let mut report = |key: &[&str], what: String| {
             let key: Vec<&str> = ["stores", name]
                 .into_iter()
                 .chain(key.iter().copied())
                 .collect();
             problems.push(source.at(&key, what));
         };
-        kind(store, &mut say);
-        url(store, &mut say);
-        binary_cache(store, &mut say);
-        members(config, name, store, &mut say);
-        patterns(store, &mut say);
+        kind(store, &mut report);
+        url(store, &mut report);
+        binary_cache(store, &mut report);
+        members(config, name, store, &mut report);
+        patterns(store, &mut report);
     }
-    near(config, source, problems);
+    local_store(config, source, problems);
     cycles(config, source, problems);
 }
 
 /// A store has exactly one kind.
-fn kind(store: &Store, say: &mut impl FnMut(&[&str], String)) {
-    let given = [
+fn kind(store: &StoreConfig, report: &mut impl FnMut(&[&str], String)) {
+    let kinds = [
         ("url", store.url.is_some()),
         ("cache", store.cache.is_some()),
         ("binary-cache", store.binary_cache.is_some()),
@@ -42,33 +41,33 @@ fn kind(store: &Store, say: &mut impl FnMut(&[&str], String)) {
         ("filter", store.filter.is_some()),
         ("join", store.join.is_some()),
     ];
-    let mut given = given.iter().filter(|(_, is_given)| *is_given);
-    let Some((first, _)) = given.next() else {
-        return say(&[], format!("a store needs one of {KINDS}"));
+    let mut kinds = kinds.iter().filter(|(_, is_set)| *is_set);
+    let Some((first, _)) = kinds.next() else {
+        return report(&[], format!("a store needs one of {KINDS}"));
     };
-    for (another, _) in given {
+    for (another, _) in kinds {
         let what = format!("the store has {first:?} already: it needs exactly one of {KINDS}");
-        say(&[another], what);
+        report(&[another], what);
     }
 }
 
-fn url(store: &Store, say: &mut impl FnMut(&[&str], String)) {
+fn url(store: &StoreConfig, report: &mut impl FnMut(&[&str], String)) {
     let url = store.url.as_deref().unwrap_or_default();
     let (scheme, path) = url.split_once(':').unwrap_or((url, ""));
     let is_absolute = path.strip_prefix("//").unwrap_or(path).starts_with('/');
     if scheme == "local" && !is_absolute {
         let what = "local: needs an absolute path";
-        return say(&["url"], what.to_owned());
+        return report(&["url"], what.to_owned());
     }
     if store.url.is_some()
         && let Err(what) = stores::check_url(url)
     {
-        return say(&["url"], what);
+        return report(&["url"], what);
     }
-    let far = scheme.starts_with("grpc+") || scheme.starts_with("objectstore+");
-    if store.verify.is_some() && !far {
+    let upstream = scheme.starts_with("grpc+") || scheme.starts_with("objectstore+");
+    if store.verify.is_some() && !upstream {
         let what = "`verify` applies only to grpc+ and objectstore+ stores";
-        say(&["verify"], what.to_owned());
+        report(&["verify"], what.to_owned());
     }
     for (key, path) in store.files() {
         let Some(path) = path else { continue };
@@ -92,24 +91,24 @@ fn url(store: &Store, say: &mut impl FnMut(&[&str], String)) {
             what => what,
         };
         if !what.is_empty() {
-            say(&[key], what.to_owned());
+            report(&[key], what.to_owned());
         }
     }
 }
 
 /// The addresses of binary caches, their keys, and the files that they name.
-fn binary_cache(store: &Store, say: &mut impl FnMut(&[&str], String)) {
+fn binary_cache(store: &StoreConfig, report: &mut impl FnMut(&[&str], String)) {
     let Some(binary_cache) = &store.binary_cache else {
         return;
     };
     if binary_cache.url.is_empty() {
-        say(
+        report(
             &["binary-cache", "url"],
             "this must name a binary cache".to_owned(),
         );
     }
     if let Err(what) = binary_cache.addresses() {
-        say(&["binary-cache", "url"], what);
+        report(&["binary-cache", "url"], what);
     }
     let files = [
         ("netrc-file", &binary_cache.netrc_file),
@@ -117,7 +116,7 @@ fn binary_cache(store: &Store, say: &mut impl FnMut(&[&str], String)) {
     ];
     for (key, file) in files {
         if file.as_ref().is_some_and(|file| !file.is_absolute()) {
-            say(
+            report(
                 &["binary-cache", key],
                 "this must be an absolute path".to_owned(),
             );
@@ -126,7 +125,12 @@ fn binary_cache(store: &Store, say: &mut impl FnMut(&[&str], String)) {
 }
 
 /// The members of stores exist.
-fn members(config: &Config, name: &str, store: &Store, say: &mut impl FnMut(&[&str], String)) {
+fn members(
+    config: &Config,
+    name: &str,
+    store: &StoreConfig,
+    report: &mut impl FnMut(&[&str], String),
+) {
     for (key, names) in store.members() {
         let fewest = if key[0] == "mirrors" { 2 } else { 1 };
         if names.len() < fewest {
@@ -135,40 +139,63 @@ fn members(config: &Config, name: &str, store: &Store, say: &mut impl FnMut(&[&s
             } else {
                 "several stores"
             };
-            say(key, format!("this must name {many}"));
+            report(key, format!("this must name {many}"));
         }
         for (at, member) in names.iter().enumerate() {
             if *member == name {
-                say(key, "a store cannot be made of itself".to_owned());
+                report(key, "a store cannot be made of itself".to_owned());
             } else if let Some(what) = bad_store(config, Some(member)) {
-                say(key, what);
+                report(key, what);
             } else if names[..at].contains(member) {
-                say(key, format!("{member:?} is named twice"));
+                report(key, format!("{member:?} is named twice"));
             }
         }
     }
     if let Some(cache) = &store.cache
-        && cache.far.contains(&cache.near)
+        && cache.upstream.contains(&cache.local)
     {
-        let near = &cache.near;
-        say(
+        let local_store = &cache.local;
+        report(
             &["cache", "far"],
-            format!("{near:?} is the cache's local store"),
+            format!("{local_store:?} is the cache's local store"),
         );
     }
 }
 
-fn patterns(store: &Store, say: &mut impl FnMut(&[&str], String)) {
+/// The error in naming the store `named`.
+pub(super) fn bad_store(config: &Config, named: Option<&str>) -> Option<String> {
+    let names: Vec<&str> = match config.stores.is_empty() {
+        true => vec![DEFAULT_STORE],
+        false => config.stores.keys().map(String::as_str).collect(),
+    };
+    match named {
+        None if names.len() == 1 => None,
+        None => Some(format!(
+            "there are several stores ({}): say which",
+            names.join(", ")
+        )),
+        Some(named) if names.contains(&named) => None,
+        Some(named) => Some(match nearest(named, &names) {
+            Some(nearest) => format!("there is no store {named:?}; did you mean {nearest:?}?"),
+            None => format!(
+                "there is no store {named:?}; there are {}",
+                names.join(", ")
+            ),
+        }),
+    }
+}
+
+fn patterns(store: &StoreConfig, report: &mut impl FnMut(&[&str], String)) {
     let Some(filter) = &store.filter else { return };
     if filter.roots.is_empty() {
-        say(
+        report(
             &["filter", "roots"],
             "this must name roots, as in [\"app-*\"]".to_owned(),
         );
     }
     for text in &filter.roots {
-        if let Err(why) = Pattern::parse(text) {
-            say(
+        if let Err(why) = RootPattern::parse(text) {
+            report(
                 &["filter", "roots"],
                 format!("{text:?} is not a pattern: {why}"),
             );
@@ -177,26 +204,26 @@ fn patterns(store: &Store, say: &mut impl FnMut(&[&str], String)) {
 }
 
 /// The local stores of caches and binary caches are in directories, and no two in the same.
-fn near(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
+fn local_store(config: &Config, source: &ConfigText<'_>, problems: &mut Vec<ConfigProblem>) {
     let mut caches: BTreeMap<&str, &str> = BTreeMap::new();
     for (name, store) in &config.stores {
         let cache = store
             .cache
             .as_ref()
-            .map(|cache| (["cache", "near"], &cache.near));
+            .map(|cache| (["cache", "near"], &cache.local));
         let unpacked = store.binary_cache.as_ref();
         let unpacked = unpacked.map(|cache| (["binary-cache", "into"], &cache.into));
-        let Some(([kind, key], near_name)) = cache.or(unpacked) else {
+        let Some(([kind, key], local_store_name)) = cache.or(unpacked) else {
             continue;
         };
-        let Some(near) = config.stores.get(near_name) else {
+        let Some(local_store) = config.stores.get(local_store_name) else {
             continue;
         };
         let key = ["stores", name, kind, key];
-        let url = near.url.as_deref().unwrap_or_default();
+        let url = local_store.url.as_deref().unwrap_or_default();
         if !url.starts_with("local:") {
             let what = format!(
-                "a cache needs a local store, and {near_name:?} is none: its url has to be local:/PATH"
+                "a cache needs a local store, and {local_store_name:?} is none: its url has to be local:/PATH"
             );
             problems.push(source.at(&key, what));
         } else if let Some(other) = caches.insert(url, name) {
@@ -207,7 +234,7 @@ fn near(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
 }
 
 /// No store is made of itself, through any members. A cycle is reported once, at its first name.
-fn cycles(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
+fn cycles(config: &Config, source: &ConfigText<'_>, problems: &mut Vec<ConfigProblem>) {
     for name in config.stores.keys() {
         let mut path = vec![name.as_str()];
         if let Some(cycle) = cycle_from(config, &mut path)

@@ -15,7 +15,7 @@ const ALIKE: f64 = 0.7;
 
 /// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigProblem {
     /// The file.
     pub file: PathBuf,
     /// The line, from 1; nothing for the file as a whole.
@@ -26,7 +26,7 @@ pub struct Problem {
     pub what: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.file.display())?;
         if let Some(line) = self.line {
@@ -41,14 +41,14 @@ impl fmt::Display for Problem {
 }
 
 /// The text of a configuration file, for finding the places of errors.
-pub struct Source<'a> {
+pub(super) struct ConfigText<'a> {
     file: &'a Path,
     text: &'a str,
     table: Option<Spanned<DeTable<'a>>>,
 }
 
-impl<'a> Source<'a> {
-    pub fn new(file: &'a Path, text: &'a str) -> Self {
+impl<'a> ConfigText<'a> {
+    pub(super) fn new(file: &'a Path, text: &'a str) -> Self {
         Self {
             file,
             text,
@@ -57,13 +57,13 @@ impl<'a> Source<'a> {
     }
 
     /// An error of the TOML reader.
-    pub fn of_toml(&self, error: &toml::de::Error) -> Problem {
+    pub(super) fn of_toml(&self, error: &toml::de::Error) -> ConfigProblem {
         let span = error.span();
         let key = match (&span, &self.table) {
             (Some(span), Some(table)) => key_at(table.get_ref(), span),
             _ => Vec::new(),
         };
-        Problem {
+        ConfigProblem {
             file: self.file.to_owned(),
             line: span.map(|span| self.line(span.start)),
             key: key.join("."),
@@ -72,12 +72,12 @@ impl<'a> Source<'a> {
     }
 
     /// An error in the value of `key`.
-    pub fn at(&self, key: &[&str], what: impl Into<String>) -> Problem {
+    pub(super) fn at(&self, key: &[&str], what: impl Into<String>) -> ConfigProblem {
         let span = self
             .table
             .as_ref()
             .and_then(|table| find(table.get_ref(), key));
-        Problem {
+        ConfigProblem {
             file: self.file.to_owned(),
             line: span.map(|span| self.line(span.start)),
             key: key.join("."),
@@ -98,8 +98,11 @@ const MOST: usize = 100;
 ///
 /// The reader stops at the first mistake. So the lines of a mistake are blanked, and the rest is read again.
 /// What is then missing where something was blanked is no mistake of the file.
-pub fn read<T: DeserializeOwned>(text: &str, source: &Source<'_>) -> Result<T, Vec<Problem>> {
-    let in_order = |mut problems: Vec<Problem>| {
+pub(super) fn read<T: DeserializeOwned>(
+    text: &str,
+    source: &ConfigText<'_>,
+) -> Result<T, Vec<ConfigProblem>> {
+    let in_order = |mut problems: Vec<ConfigProblem>| {
         problems.sort_by_key(|problem| problem.line);
         problems
     };
@@ -195,7 +198,7 @@ fn with_suggestion(message: &str) -> String {
 }
 
 /// The member of `right` that `wrong` most likely means.
-pub fn nearest<'a>(wrong: &str, right: &[&'a str]) -> Option<&'a str> {
+pub(super) fn nearest<'a>(wrong: &str, right: &[&'a str]) -> Option<&'a str> {
     let score = |right: &str| {
         let alike = strsim::jaro_winkler(wrong, right);
         // In a short word one typing error changes much.

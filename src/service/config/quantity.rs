@@ -12,11 +12,11 @@ pub struct Size(pub u64);
 
 /// A length of time: `"30s"`, `"1h30m"`; never a plain number, which has no unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span(pub Duration);
+pub struct TimeSpan(pub Duration);
 
 /// Permissions of a socket, in octal: `"0660"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mode(pub u32);
+pub struct SocketMode(pub u32);
 
 /// Binary and decimal units of size, largest first if one ends like another.
 const SIZE_UNITS: [(&str, u64); 15] = [
@@ -68,7 +68,7 @@ impl FromStr for Size {
     }
 }
 
-impl FromStr for Span {
+impl FromStr for TimeSpan {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -97,12 +97,12 @@ impl FromStr for Span {
             rest = next.trim_start();
         }
         total
-            .map(|total| Span(Duration::from_millis(total)))
+            .map(|total| TimeSpan(Duration::from_millis(total)))
             .ok_or_else(|| format!("{text:?} is longer than can be counted"))
     }
 }
 
-impl FromStr for Mode {
+impl FromStr for SocketMode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -115,7 +115,7 @@ impl FromStr for Mode {
     }
 }
 
-impl<'de> Deserialize<'de> for Mode {
+impl<'de> Deserialize<'de> for SocketMode {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         text.parse().map_err(de::Error::custom)
@@ -124,8 +124,8 @@ impl<'de> Deserialize<'de> for Mode {
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
+        struct SizeVisitor;
+        impl de::Visitor<'_> for SizeVisitor {
             type Value = Size;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -147,11 +147,11 @@ impl<'de> Deserialize<'de> for Size {
                 Ok(Size(bytes))
             }
         }
-        from.deserialize_any(Visitor)
+        from.deserialize_any(SizeVisitor)
     }
 }
 
-impl<'de> Deserialize<'de> for Span {
+impl<'de> Deserialize<'de> for TimeSpan {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         text.parse().map_err(de::Error::custom)
@@ -186,7 +186,7 @@ mod tests {
             ("1h30m", 5_400_000),
             ("2 min 1 s", 121_000),
         ] {
-            let span = Span(Duration::from_millis(millis));
+            let span = TimeSpan(Duration::from_millis(millis));
             let spaced = text.replace(" min", "min").replace(" s", "s");
             assert_eq!(spaced.parse(), Ok(span), "{text}");
         }
@@ -198,7 +198,7 @@ mod tests {
             "1s x",
             "99999999999999999999h",
         ] {
-            assert!(text.parse::<Span>().is_err(), "{text}");
+            assert!(text.parse::<TimeSpan>().is_err(), "{text}");
         }
     }
 }

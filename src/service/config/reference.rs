@@ -17,14 +17,14 @@ fn reference() -> String {
         "<!-- Made of the doc comments in src/service/config.rs by the test \
          `the_reference_is_current`; write with CASTORE_FS_REGENERATE=1. -->\n\
          # The configuration file\n\n\
-         TOML, read by `castore-fs daemon --config FILE`; `castore-fs check-config FILE` says what \
+         TOML, read by `castore-fs daemon --config FILE`; `castore-fs check-config FILE` reports what \
          is wrong with one. Sizes are written with their unit (`512MiB`, `10GB`). \
          Unknown keys are errors.\n\n",
     );
-    let top = schema["properties"].as_object().unwrap();
+    let mount_root = schema["properties"].as_object().unwrap();
     writeln!(text, "{}\n", paragraph(&schema)).unwrap();
-    write_keys(&mut text, "", top, &schema, definitions);
-    for (section, property) in top {
+    write_keys(&mut text, "", mount_root, &schema, definitions);
+    for (section, property) in mount_root {
         let (heading, named) = match property.get("additionalProperties") {
             Some(each) => (format!("[{section}.NAME]"), each),
             None => (format!("[{section}]"), property),

@@ -7,19 +7,19 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::Config;
-use super::quantity::{Size, Span};
+use super::quantity::{Size, TimeSpan};
 use crate::binary_cache::{CacheAddress, ClosureMode};
 use crate::nix::PublicKey;
-use crate::store::{CacheOptions, Order, Pattern, shown_url};
-use crate::stores::{Named, Plan};
+use crate::store::{CacheOptions, MemberOrder, RootPattern, shown_url};
+use crate::stores::{NamedStore, StorePlan};
 
 /// A store has exactly one of `url`, `cache`, `binary-cache`, `mirrors`, `filter` and `join`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Store {
-    /// Where it is: `local:/PATH` for a folder, `memory:` for this process's memory,
-    /// `grpc+https://HOST:PORT`, `grpc+http://HOST:PORT` or `grpc+unix:/PATH` for one behind a gRPC
+pub struct StoreConfig {
+    /// Where it is: `local:/PATH` for a directory, `memory:` for this process's memory,
+    /// `grpc+https://HOST:PORT`, `grpc+http://HOST:PORT` or `grpc+unix:/PATH` for one on a gRPC
     /// server, `objectstore+s3://BUCKET/PATH` and the like for one in an object store,
     /// `blobs=URL&directories=URL&path-infos=URL` for a snix store, with `redb:/PATH` for its files.
     pub url: Option<String>,
@@ -33,15 +33,15 @@ pub struct Store {
     /// For `grpc+https`: the key of that certificate (PEM).
     pub tls_client_key_path: Option<PathBuf>,
     /// For upstreams with chunk lists and without proofs: when bytes are returned.
-    pub verify: Option<Verify>,
+    pub verify: Option<VerifyConfig>,
     /// A local store that keeps what is read from others.
-    pub cache: Option<Cache>,
+    pub cache: Option<CacheConfig>,
     /// Nix binary caches, unpacked into a local store as their paths are looked up.
-    pub binary_cache: Option<BinaryCache>,
+    pub binary_cache: Option<BinaryCacheConfig>,
     /// Several stores with the same content, for when one of them fails or is slow.
-    pub mirrors: Option<Mirrors>,
+    pub mirrors: Option<MirrorsConfig>,
     /// Some of the roots of another store, by name.
-    pub filter: Option<Filter>,
+    pub filter: Option<FilterConfig>,
     /// Several stores as one, by their names in this file. Of roots of the same name the first
     /// store's is shown. It is read-only; its members may be writable.
     pub join: Option<Vec<String>>,
@@ -52,7 +52,7 @@ pub struct Store {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum Verify {
+pub enum VerifyConfig {
     /// Once the whole blob is there and matches its digest. The default.
     Root,
     /// As soon as their chunk matches the server's list. If the whole blob does not match its
@@ -64,23 +64,25 @@ pub enum Verify {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Cache {
+pub struct CacheConfig {
     /// The local store: the name of a store whose URL is `local:/PATH`.
-    pub near: String,
+    #[serde(rename = "near")]
+    pub local: String,
     /// The upstream: the names of one store, or of several with the same content, best first.
     /// (Several with different content are a `join`.)
-    pub far: Vec<String>,
+    #[serde(rename = "far")]
+    pub upstream: Vec<String>,
     /// How much the local store may take on its disk. Without it, there is no limit.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub size: Option<Size>,
     /// How much stays free on that disk, regardless of `size`.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub keep_free: Option<Size>,
-    /// How long the far store's answer for a root's name holds, and a listing of its roots, unless the
-    /// far store reports changes.
+    /// How long the upstream's answer for a root's name holds, and a listing of its roots, unless the
+    /// upstream reports changes.
     #[cfg_attr(test, schemars(with = "String", default = "roots_max_age_text"))]
     #[serde(default = "roots_max_age")]
-    pub roots_max_age: Span,
+    pub roots_max_age: TimeSpan,
 }
 
 /// Nix binary caches. A lookup of `<hash>-<name>` fetches the narinfo, checks name and signature,
@@ -90,7 +92,7 @@ pub struct Cache {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct BinaryCache {
+pub struct BinaryCacheConfig {
     /// The address: `https://HOST[/PATH]`, `http://…` or `file:///DIR`; several, as a list, are
     /// asked in the order of their `Priority`, which `?priority=N` overrides.
     #[cfg_attr(test, schemars(with = "String"))]
@@ -107,7 +109,7 @@ pub struct BinaryCache {
     pub require_signatures: bool,
     /// What is prefetched of the paths that a path refers to.
     #[serde(default)]
-    pub closure: Closure,
+    pub closure: ClosurePrefetch,
     /// A netrc(5) file with login and password.
     pub netrc_file: Option<PathBuf>,
     /// A file with a bearer token.
@@ -125,7 +127,7 @@ pub struct BinaryCache {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum Closure {
+pub enum ClosurePrefetch {
     /// Narinfos and NARs.
     #[default]
     Fetch,
@@ -135,7 +137,7 @@ pub enum Closure {
     Off,
 }
 
-impl BinaryCache {
+impl BinaryCacheConfig {
     /// The addresses, with their options.
     pub(super) fn addresses(&self) -> Result<Vec<CacheAddress>, String> {
         let addresses = self.url.iter().map(|url| self.address(url));
@@ -188,7 +190,7 @@ fn yes() -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Mirrors {
+pub struct MirrorsConfig {
     /// Their names in this file, best first.
     pub of: Vec<String>,
     /// The order in which members are asked.
@@ -215,15 +217,15 @@ pub enum MirrorOrder {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Filter {
+pub struct FilterConfig {
     /// The store, by its name in this file.
     pub store: String,
     /// Patterns of names: `*` any bytes, `?` one byte, `[a-z]` one of these, `{a,b}` a or b.
     pub roots: Vec<String>,
 }
 
-fn roots_max_age() -> Span {
-    Span(CacheOptions::default().roots_max_age)
+fn roots_max_age() -> TimeSpan {
+    TimeSpan(CacheOptions::default().roots_max_age)
 }
 
 #[cfg(test)]
@@ -232,7 +234,7 @@ fn roots_max_age_text() -> String {
     format!("{seconds}s")
 }
 
-impl Store {
+impl StoreConfig {
     /// The store at `url`.
     pub fn at(url: String) -> Self {
         Self {
@@ -257,8 +259,8 @@ impl Store {
         let files = self.files().into_iter();
         let files = files.filter_map(|(name, path)| Some((name, path?.to_string_lossy())));
         let verify = self.verify.map(|verify| match verify {
-            Verify::Root => ("verify", "root".into()),
-            Verify::Chunks => ("verify", "chunks".into()),
+            VerifyConfig::Root => ("verify", "root".into()),
+            VerifyConfig::Chunks => ("verify", "chunks".into()),
         });
         for (name, value) in files.chain(verify) {
             let query: String = url::form_urlencoded::Serializer::new(String::new())
@@ -274,9 +276,9 @@ impl Store {
     pub(super) fn members(&self) -> Vec<(&'static [&'static str], Vec<&str>)> {
         let mut members: Vec<(&'static [&'static str], Vec<&str>)> = Vec::new();
         if let Some(cache) = &self.cache {
-            members.push((&["cache", "near"], vec![&cache.near]));
-            let far = cache.far.iter().map(String::as_str).collect();
-            members.push((&["cache", "far"], far));
+            members.push((&["cache", "near"], vec![&cache.local]));
+            let upstream = cache.upstream.iter().map(String::as_str).collect();
+            members.push((&["cache", "far"], upstream));
         }
         if let Some(binary_cache) = &self.binary_cache {
             members.push((&["binary-cache", "into"], vec![&binary_cache.into]));
@@ -297,22 +299,22 @@ impl Store {
 
 impl Config {
     /// The stores, the implied one included, with their members.
-    pub fn plans(&self) -> Vec<Named> {
+    pub fn plans(&self) -> Vec<NamedStore> {
         let stores = self.all_stores();
         stores.keys().filter_map(|name| self.plan(name)).collect()
     }
 
     /// The stores that are no part of another one: those that users of the machine mean.
-    pub fn outer_stores(&self) -> Vec<Named> {
+    pub fn outer_stores(&self) -> Vec<NamedStore> {
         let plans = self.plans();
         let mut members = HashSet::new();
-        let mut left: Vec<_> = plans
+        let mut remaining: Vec<_> = plans
             .iter()
             .flat_map(|named| named.plan.members())
             .collect();
-        while let Some(member) = left.pop() {
+        while let Some(member) = remaining.pop() {
             if members.insert(member.name.clone()) {
-                left.extend(member.plan.members());
+                remaining.extend(member.plan.members());
             }
         }
         let outer = plans.into_iter();
@@ -322,13 +324,13 @@ impl Config {
     }
 
     /// The store `name`, if there is one.
-    pub fn plan(&self, name: &str) -> Option<Named> {
+    pub fn plan(&self, name: &str) -> Option<NamedStore> {
         self.plan_below(name, &mut Vec::new())
     }
 
     /// `above` are the names of the stores that this one becomes part of: a store that is made of
     /// itself, which [`Config::parse`] refuses, does not exist.
-    fn plan_below(&self, name: &str, above: &mut Vec<String>) -> Option<Named> {
+    fn plan_below(&self, name: &str, above: &mut Vec<String>) -> Option<NamedStore> {
         if above.iter().any(|above| above == name) {
             return None;
         }
@@ -336,17 +338,21 @@ impl Config {
         above.push(name.to_owned());
         let mut plan_of = |name: &String| self.plan_below(name, above);
         let plan = if let Some(cache) = &store.cache {
-            let mut far: Vec<Named> = cache.far.iter().map(&mut plan_of).collect::<Option<_>>()?;
-            Plan::Cache {
-                near: Box::new(plan_of(&cache.near)?),
-                far: Box::new(match far.len() {
-                    1 => far.remove(0),
+            let mut upstream: Vec<NamedStore> = cache
+                .upstream
+                .iter()
+                .map(&mut plan_of)
+                .collect::<Option<_>>()?;
+            StorePlan::Cache {
+                local_store: Box::new(plan_of(&cache.local)?),
+                upstream: Box::new(match upstream.len() {
+                    1 => upstream.remove(0),
                     // No name that a file can give.
-                    _ => Named {
+                    _ => NamedStore {
                         name: format!("{name}/far"),
-                        plan: Plan::Mirrors {
-                            members: far,
-                            order: Order::Listed,
+                        plan: StorePlan::Mirrors {
+                            members: upstream,
+                            order: MemberOrder::Listed,
                         },
                     },
                 }),
@@ -358,13 +364,13 @@ impl Config {
                 },
             }
         } else if let Some(binary_cache) = &store.binary_cache {
-            Plan::BinaryCache {
+            StorePlan::BinaryCache {
                 caches: binary_cache.addresses().ok()?,
                 into: Box::new(plan_of(&binary_cache.into)?),
                 closure: match binary_cache.closure {
-                    Closure::Fetch => ClosureMode::Fetch,
-                    Closure::Narinfos => ClosureMode::Narinfos,
-                    Closure::Off => ClosureMode::Off,
+                    ClosurePrefetch::Fetch => ClosureMode::Fetch,
+                    ClosurePrefetch::Narinfos => ClosureMode::Narinfos,
+                    ClosurePrefetch::Off => ClosureMode::Off,
                 },
                 options: CacheOptions {
                     size: binary_cache.size.map(|size| size.0),
@@ -373,29 +379,32 @@ impl Config {
                 },
             }
         } else if let Some(mirrors) = &store.mirrors {
-            Plan::Mirrors {
+            StorePlan::Mirrors {
                 members: mirrors.of.iter().map(plan_of).collect::<Option<_>>()?,
                 order: match mirrors.order {
-                    MirrorOrder::Listed => Order::Listed,
-                    MirrorOrder::Fastest => Order::Fastest,
-                    MirrorOrder::Racing => Order::Racing,
+                    MirrorOrder::Listed => MemberOrder::Listed,
+                    MirrorOrder::Fastest => MemberOrder::Fastest,
+                    MirrorOrder::Racing => MemberOrder::Racing,
                 },
             }
         } else if let Some(filter) = &store.filter {
-            let patterns = filter.roots.iter().map(|text| Pattern::parse(text).ok());
-            Plan::Filter {
+            let patterns = filter
+                .roots
+                .iter()
+                .map(|text| RootPattern::parse(text).ok());
+            StorePlan::Filter {
                 of: Box::new(plan_of(&filter.store)?),
                 roots: patterns.collect::<Option<_>>()?,
             }
         } else if let Some(join) = &store.join {
-            Plan::Join {
+            StorePlan::Join {
                 members: join.iter().map(plan_of).collect::<Option<_>>()?,
             }
         } else {
-            Plan::Url(store.full_url()?)
+            StorePlan::Url(store.full_url()?)
         };
         above.pop();
-        Some(Named {
+        Some(NamedStore {
             name: name.to_owned(),
             plan,
         })

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::*;
-use crate::stores::Plan;
+use crate::stores::StorePlan;
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(Path::new("test.toml"), text).map_err(|problems| {
-        let lines: Vec<_> = problems.iter().map(Problem::to_string).collect();
+        let lines: Vec<_> = problems.iter().map(ConfigProblem::to_string).collect();
         lines.join("\n")
     })
 }
@@ -44,12 +44,28 @@ fn a_token_file_becomes_part_of_the_url_that_is_opened() {
 }
 
 #[test]
+fn an_owner_is_an_id() {
+    for section in ["mounts.m]\npath = '/m'", "virtiofs.v]\nsocket = '/s'"] {
+        for key in ["uid", "gid"] {
+            let with = |id: u32| parse(&format!("[{section}\n{key} = {id}\n")).map(drop);
+            assert_eq!(with(u32::MAX - 1), Ok(()));
+            let reported = with(u32::MAX).unwrap_err();
+            assert!(
+                reported.contains("4294967295 is no user or group id"),
+                "{reported}"
+            );
+            assert!(reported.contains(key), "{reported}");
+        }
+    }
+}
+
+#[test]
 fn a_mount_has_defaults() {
     let config = parse("[stores.a]\nurl = 'memory:'\n[mounts.m]\npath = '/srv/m'").unwrap();
     let mount = &config.mounts["m"];
-    assert!(mount.list_root == ListRoot::All && mount.allow_other && !mount.xattr);
-    assert_eq!(mount.names, Names::Any);
-    assert_eq!(mount.when_unreachable, WhenUnreachable::Error);
+    assert!(mount.list_root == ListRootConfig::All && mount.allow_other && !mount.xattr);
+    assert_eq!(mount.names, RequestedNames::Any);
+    assert_eq!(mount.when_unreachable, WhenUnreachableConfig::Error);
     assert_eq!(mount.read_ahead, Size(1 << 20));
     assert_eq!(config.store_of(mount.store.as_deref()), "a");
 }
@@ -63,14 +79,14 @@ fn a_mount_below_a_nix_store_lists_nothing_and_asks_for_store_paths() {
     let config = config.unwrap();
     let mount = &config.mounts["m"];
     assert_eq!(mount.list_root.listing(), RootListing::Nothing);
-    assert_eq!(mount.names, Names::StorePaths);
-    assert_eq!(mount.when_unreachable, WhenUnreachable::Absent);
+    assert_eq!(mount.names, RequestedNames::StorePaths);
+    assert_eq!(mount.when_unreachable, WhenUnreachableConfig::Absent);
     assert_eq!(config.mounts["n"].list_root.listing(), RootListing::Refused);
 }
 
 #[test]
-fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
-    for (text, said) in [
+fn a_mistake_is_reported_with_line_key_and_the_nearest_spelling() {
+    for (text, reported) in [
         (
             "[stores.a]\nurl = 'memory:'\n\n[mounts.m]\npath = '/m'\nlst-root = true\n",
             "test.toml:6: mounts.m.lst-root: \"lst-root\" is not known here; did you mean \"list-root\"?",
@@ -171,7 +187,7 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
             "test.toml:1: mounts.m: missing field `path`",
         ),
     ] {
-        assert_eq!(parse(text).unwrap_err(), said, "{text}");
+        assert_eq!(parse(text).unwrap_err(), reported, "{text}");
     }
     assert!(parse("[mounts").unwrap_err().starts_with("test.toml:1: "));
 }
@@ -195,12 +211,15 @@ fn stores_are_made_of_stores() {
         "join(filter(cache(mirrors(grpc+https://u, grpc+https://o)), [\"app-*\"]), \
          mirrors(grpc+https://u, grpc+https://o))"
     );
-    let Plan::Cache { options, far, .. } = config.plan("main").unwrap().plan else {
+    let StorePlan::Cache {
+        options, upstream, ..
+    } = config.plan("main").unwrap().plan
+    else {
         panic!("a cache");
     };
     assert_eq!(options.size, Some(200 << 30));
     assert_eq!(options.keep_free, Some(10 << 30));
-    assert_eq!(far.name, "main/far");
+    assert_eq!(upstream.name, "main/far");
     assert_eq!(config.plans().len(), 7);
 }
 
@@ -224,7 +243,7 @@ fn binary_caches_are_one_or_several() {
         let plan = config.plan("nixos").unwrap().plan;
         let identity = plan.identity().replace(&format!(" {key}"), "");
         assert_eq!(identity, format!("binary-cache({shown})"));
-        let Plan::BinaryCache {
+        let StorePlan::BinaryCache {
             caches,
             into,
             closure,
@@ -241,8 +260,8 @@ fn binary_caches_are_one_or_several() {
 }
 
 #[test]
-fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
-    for (text, said) in [
+fn a_mistake_in_a_composition_is_reported_with_line_key_and_the_nearest_spelling() {
+    for (text, reported) in [
         (
             "[stores.main]\n",
             "5: stores.main: a store needs one of \
@@ -367,7 +386,7 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
         ),
         (
             "[stores]\nmain = 'grpc+https://me:hunter2@u'\n",
-            "6: stores.main: invalid type: string \"grpc+https://***@u\", expected struct Store",
+            "6: stores.main: invalid type: string \"grpc+https://***@u\", expected struct StoreConfig",
         ),
         (
             "[listen.a]\nstore = 'disk'\naddress = 'unix:/s'\n[listen.b]\nstore = 'disk'\naddress = 'unix:/s'\n",
@@ -394,7 +413,7 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
         let text = format!("{DISK}{text}");
         assert_eq!(
             parse(&text).unwrap_err(),
-            format!("test.toml:{said}"),
+            format!("test.toml:{reported}"),
             "{text}"
         );
     }
@@ -403,7 +422,7 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
 #[test]
 fn what_the_daemon_would_refuse_is_refused_by_the_file() {
     let long = "x".repeat(108);
-    for (text, said) in [
+    for (text, reported) in [
         (
             "[log]\nlevel = 'castore_fs=nonsense'\n".to_owned(),
             "log.level: error parsing level",
@@ -430,22 +449,25 @@ fn what_the_daemon_would_refuse_is_refused_by_the_file() {
         ),
     ] {
         let error = parse(&text).unwrap_err();
-        assert!(error.contains(said), "{text}: {error}");
+        assert!(error.contains(reported), "{text}: {error}");
     }
 }
 
 #[test]
-fn every_mistake_is_told_at_once() {
-    let said = parse("[mounts.m]\nstore = 'x'\npath = 'm'\nthreads = 0\n").unwrap_err();
-    assert_eq!(said.lines().count(), 3, "{said}");
+fn every_mistake_is_reported_at_once() {
+    let reported = parse("[mounts.m]\nstore = 'x'\npath = 'm'\nthreads = 0\n").unwrap_err();
+    assert_eq!(reported.lines().count(), 3, "{reported}");
 }
 
 #[test]
 fn mistakes_that_the_toml_reader_finds_are_reported_together() {
     let text = "[mounts.m]\npath = 3\nlst-root = true\nthreads = 'two'\n[mount.n]\npath = '/n'\n\
                 [control]\nsocket = [\n  1,\n]\n[mounts.n]\n";
-    let said = parse(text).unwrap_err();
-    let lines: Vec<_> = said.lines().map(|line| line.split(": ").take(2)).collect();
+    let reported = parse(text).unwrap_err();
+    let lines: Vec<_> = reported
+        .lines()
+        .map(|line| line.split(": ").take(2))
+        .collect();
     let lines: Vec<_> = lines
         .into_iter()
         .map(|it| it.collect::<Vec<_>>().join(" "))
@@ -459,7 +481,7 @@ fn mistakes_that_the_toml_reader_finds_are_reported_together() {
             "test.toml:5 mount",
             "test.toml:8 control.socket",
         ],
-        "{said}"
+        "{reported}"
     );
     // A file that is no TOML has one mistake.
     assert_eq!(

@@ -6,14 +6,14 @@ use std::os::fd::OwnedFd;
 use thiserror::Error;
 use tokio::runtime::Handle;
 
-use super::{Device, EndpointError, Listening, serve_guests};
-use crate::server::{Capacity, Limits};
+use super::{EndpointError, ServedDevice, ServedListener, serve_guests};
+use crate::server::{Capacity, ServerLimits};
 use crate::service::config::{self, Config};
-use crate::service::mounts::Host;
+use crate::service::mounts::ServiceContext;
 use crate::service::status::ListenStatus;
 use crate::service::systemd;
 use crate::service::view::ViewedDevice;
-use crate::stores::{OpenStores, Opened, Plan};
+use crate::stores::{OpenStores, OpenedStore, StorePlan};
 
 /// An endpoint cannot be made.
 #[derive(Debug, Error)]
@@ -28,13 +28,13 @@ pub struct NotServed {
 }
 
 /// The running endpoints, by name.
-pub struct Endpoints {
-    listeners: BTreeMap<String, Running<config::Listen, Listening>>,
-    devices: BTreeMap<String, Running<config::Virtiofs, Device>>,
+pub(crate) struct RunningEndpoints {
+    listeners: BTreeMap<String, RunningEndpoint<config::ListenConfig, ServedListener>>,
+    devices: BTreeMap<String, RunningEndpoint<config::VirtiofsConfig, ServedDevice>>,
     /// The guests of the previous process, by device, until that device is started.
-    left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
+    previous_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// The connections of Nix of the previous process, by listener, until that is started.
-    left_connections: BTreeMap<String, Vec<(String, OwnedFd)>>,
+    previous_connections: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// The sockets that systemd's socket units passed on.
     sockets: Vec<(String, OwnedFd)>,
     /// What all listeners take together.
@@ -42,14 +42,14 @@ pub struct Endpoints {
 }
 
 /// An endpoint, with its configuration.
-struct Running<C, R> {
+struct RunningEndpoint<C, R> {
     config: C,
     store: String,
-    plan: Plan,
+    plan: StorePlan,
     running: R,
 }
 
-impl<C: PartialEq, R> Running<C, R> {
+impl<C: PartialEq, R> RunningEndpoint<C, R> {
     /// Whether it has the present configuration `wanted`, and of which store.
     fn is_as(&self, wanted: Option<(&C, String)>, stores: &OpenStores) -> bool {
         wanted.is_some_and(|(config, store)| {
@@ -61,37 +61,37 @@ impl<C: PartialEq, R> Running<C, R> {
     }
 }
 
-impl Endpoints {
+impl RunningEndpoints {
     /// None yet, with the guests, connections and sockets that were passed on.
-    pub fn new(
-        left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
-        left_connections: BTreeMap<String, Vec<(String, OwnedFd)>>,
+    pub(crate) fn new(
+        previous_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
+        previous_connections: BTreeMap<String, Vec<(String, OwnedFd)>>,
         sockets: Vec<(String, OwnedFd)>,
     ) -> Self {
         Self {
-            left_guests,
-            left_connections,
+            previous_guests,
+            previous_connections,
             sockets,
             listeners: BTreeMap::new(),
             devices: BTreeMap::new(),
-            capacity: Capacity::new(&Limits::default()),
+            capacity: Capacity::new(&ServerLimits::default()),
         }
     }
 
     /// Starts those of `config` that do not run. Returns the first failure; the others are not
     /// affected.
-    pub fn start(
+    pub(crate) fn start(
         &mut self,
         config: &Config,
         stores: &OpenStores,
-        host: &Host,
+        context: &ServiceContext,
     ) -> Result<(), NotServed> {
         let mut first = Ok(());
         for (name, listen) in config.all_listeners() {
             let (sockets, capacity) = (&self.sockets, &self.capacity);
             let opened = stores.get(&config.store_of(listen.store.as_deref()));
-            if listen.protocol == config::Protocol::NixDaemon
-                && opened.is_some_and(|opened| opened.without_near)
+            if listen.protocol == config::ListenProtocol::NixDaemon
+                && opened.is_some_and(|opened| opened.without_cache)
             {
                 tracing::error!(
                     LISTEN = name,
@@ -100,17 +100,17 @@ impl Endpoints {
                 );
                 continue;
             }
-            let left_connections = &mut self.left_connections;
-            let start = |opened: &Opened, _: &str| {
-                let left = left_connections.remove(&name).unwrap_or_default();
-                Listening::start(
+            let previous_connections = &mut self.previous_connections;
+            let start = |opened: &OpenedStore, _: &str| {
+                let previous = previous_connections.remove(&name).unwrap_or_default();
+                ServedListener::start(
                     &name,
                     &listen,
                     opened,
                     sockets,
-                    left,
+                    previous,
                     capacity,
-                    &host.runtime,
+                    &context.runtime,
                 )
             };
             let store = config.store_of(listen.store.as_deref());
@@ -119,13 +119,13 @@ impl Endpoints {
             first = first.and(started);
         }
         for (name, virtiofs) in &config.virtiofs {
-            let left_guests = &mut self.left_guests;
-            let start = |opened: &Opened, store: &str| {
-                let left = left_guests.remove(name).unwrap_or_default();
+            let previous_guests = &mut self.previous_guests;
+            let start = |opened: &OpenedStore, store: &str| {
+                let previous = previous_guests.remove(name).unwrap_or_default();
                 // Names the device in the log of a guest's request.
                 let span = tracing::error_span!("device", DEVICE = name, STORE = store);
                 let (store, plan) = (opened.store.clone(), &opened.plan);
-                span.in_scope(|| serve_guests(name, virtiofs, store, plan, left, host))
+                span.in_scope(|| serve_guests(name, virtiofs, store, plan, previous, context))
             };
             let store = config.store_of(virtiofs.store.as_deref());
             let (running, kind) = (&mut self.devices, "virtiofs device");
@@ -135,13 +135,13 @@ impl Endpoints {
         first
     }
 
-    /// Ends the guests and connections that the previous process left of devices and listeners that no longer
-    /// exist.
-    pub fn forget_left(&mut self) {
-        for (listener, connections) in std::mem::take(&mut self.left_connections) {
+    /// Ends the guests and connections that the previous process handed over of devices and listeners
+    /// that no longer exist.
+    pub(crate) fn forget_previous(&mut self) {
+        for (listener, connections) in std::mem::take(&mut self.previous_connections) {
             systemd::forget_connections(&listener, &connections);
         }
-        for (device, guests) in std::mem::take(&mut self.left_guests) {
+        for (device, guests) in std::mem::take(&mut self.previous_guests) {
             tracing::warn!(device, "virtiofs device removed; disconnecting its guests");
             systemd::forget_guests(&device, &guests);
         }
@@ -149,10 +149,10 @@ impl Endpoints {
 
     /// Ends those that `config` with `stores` does not have, and removes those that have ended by
     /// themselves.
-    pub fn stop_others(&mut self, config: &Config, stores: &OpenStores, runtime: &Handle) {
+    pub(crate) fn stop_others(&mut self, config: &Config, stores: &OpenStores, runtime: &Handle) {
         let wanted = config.all_listeners();
         for (name, listener) in std::mem::take(&mut self.listeners) {
-            let of = |wanted: &'_ config::Listen| config.store_of(wanted.store.as_deref());
+            let of = |wanted: &'_ config::ListenConfig| config.store_of(wanted.store.as_deref());
             let wanted = wanted.get(&name).map(|wanted| (wanted, of(wanted)));
             match listener.is_as(wanted, stores) && !listener.running.has_ended() {
                 true => drop(self.listeners.insert(name, listener)),
@@ -160,7 +160,7 @@ impl Endpoints {
             }
         }
         for (name, device) in std::mem::take(&mut self.devices) {
-            let of = |wanted: &'_ config::Virtiofs| config.store_of(wanted.store.as_deref());
+            let of = |wanted: &'_ config::VirtiofsConfig| config.store_of(wanted.store.as_deref());
             let wanted = config.virtiofs.get(&name);
             match device.is_as(wanted.map(|wanted| (wanted, of(wanted))), stores) {
                 true => drop(self.devices.insert(name, device)),
@@ -170,41 +170,42 @@ impl Endpoints {
     }
 
     /// Ends all of them; their guests are handed over if there will be a next process.
-    pub fn end(&mut self, successor: bool, runtime: &Handle) {
+    pub(crate) fn end(&mut self, has_next_process: bool, runtime: &Handle) {
         for (_, listener) in std::mem::take(&mut self.listeners) {
-            if successor {
-                listener.running.leave();
+            if has_next_process {
+                listener.running.hand_over();
             }
             listener.running.stop(runtime);
         }
         for device in std::mem::take(&mut self.devices).into_values() {
-            match successor {
-                true => device.running.endpoint.leave(),
+            match has_next_process {
+                true => device.running.endpoint.hand_over(),
                 false => {
                     device.running.remove_socket();
-                    device.running.endpoint.break_off();
+                    device.running.endpoint.poison();
                 }
             }
         }
     }
 
     /// From now on the next process serves the guests and the connections of Nix.
-    pub fn leave(&self) {
+    pub(crate) fn hand_over(&self) {
         for listener in self.listeners.values() {
-            listener.running.leave();
+            listener.running.hand_over();
         }
         for device in self.devices.values() {
-            device.running.endpoint.leave();
+            device.running.endpoint.hand_over();
         }
     }
 
     /// The devices, for the status.
-    pub fn viewed_devices(&self) -> BTreeMap<String, ViewedDevice> {
-        let viewed = |device: &Running<config::Virtiofs, Device>| ViewedDevice {
-            socket: device.config.socket.clone(),
-            store: device.store.clone(),
-            endpoint: device.running.endpoint.clone(),
-        };
+    pub(crate) fn viewed_devices(&self) -> BTreeMap<String, ViewedDevice> {
+        let viewed =
+            |device: &RunningEndpoint<config::VirtiofsConfig, ServedDevice>| ViewedDevice {
+                socket: device.config.socket.clone(),
+                store: device.store.clone(),
+                endpoint: device.running.endpoint.clone(),
+            };
         let devices = self.devices.iter();
         devices
             .map(|(name, device)| (name.clone(), viewed(device)))
@@ -212,12 +213,13 @@ impl Endpoints {
     }
 
     /// The listeners that have a name, for the status.
-    pub fn viewed_listeners(&self) -> BTreeMap<String, ListenStatus> {
-        let status = |listener: &Running<config::Listen, Listening>| ListenStatus {
-            address: listener.config.address.clone(),
-            store: listener.store.clone(),
-            writable: listener.config.writable,
-        };
+    pub(crate) fn viewed_listeners(&self) -> BTreeMap<String, ListenStatus> {
+        let status =
+            |listener: &RunningEndpoint<config::ListenConfig, ServedListener>| ListenStatus {
+                address: listener.config.address.clone(),
+                store: listener.store.clone(),
+                writable: listener.config.writable,
+            };
         let listeners = self.listeners.iter();
         listeners
             .filter(|(_, listener)| !listener.config.unnamed)
@@ -228,13 +230,13 @@ impl Endpoints {
 
 /// Starts the endpoint `name` of `store`, unless it runs.
 fn start_missing<C: Clone, R>(
-    running: &mut BTreeMap<String, Running<C, R>>,
+    running: &mut BTreeMap<String, RunningEndpoint<C, R>>,
     kind: &'static str,
     name: &str,
     config: &C,
     store: String,
     stores: &OpenStores,
-    start: impl FnOnce(&Opened, &str) -> Result<R, EndpointError>,
+    start: impl FnOnce(&OpenedStore, &str) -> Result<R, EndpointError>,
 ) -> Result<(), NotServed> {
     // Checked when the configuration was read: an endpoint's store is there.
     let Some(opened) = stores.get(&store) else {
@@ -248,7 +250,7 @@ fn start_missing<C: Clone, R>(
         name: name.to_owned(),
         source: source.into(),
     })?;
-    let started = Running {
+    let started = RunningEndpoint {
         config: config.clone(),
         store,
         plan: opened.plan.clone(),

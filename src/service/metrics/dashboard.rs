@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Kind, Metric, all};
+use super::{Metric, MetricKind, all};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/grafana/castore-fs.json");
 /// The labels that Prometheus adds to every series.
@@ -35,17 +35,17 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 }
 
 /// An expression, the names of its series, and its place.
-struct Shown<'a> {
+struct PanelQuery<'a> {
     place: &'a str,
     expression: &'a str,
     legend: &'a str,
 }
 
-fn shown(dashboard: &Value) -> Vec<Shown<'_>> {
+fn shown(dashboard: &Value) -> Vec<PanelQuery<'_>> {
     let mut all = Vec::new();
     for panel in list(dashboard, "panels") {
         for target in panel["targets"].as_array().into_iter().flatten() {
-            all.push(Shown {
+            all.push(PanelQuery {
                 place: text(panel, "title"),
                 expression: text(target, "expr"),
                 legend: text(target, "legendFormat"),
@@ -54,7 +54,7 @@ fn shown(dashboard: &Value) -> Vec<Shown<'_>> {
     }
     for annotation in list(&dashboard["annotations"], "list") {
         if let Some(expression) = annotation["expr"].as_str() {
-            all.push(Shown {
+            all.push(PanelQuery {
                 place: text(annotation, "name"),
                 expression,
                 legend: text(annotation, "titleFormat"),
@@ -65,7 +65,7 @@ fn shown(dashboard: &Value) -> Vec<Shown<'_>> {
 }
 
 /// A selector of series in an expression.
-struct Selector<'a> {
+struct MetricSelector<'a> {
     name: &'a str,
     labels: Vec<&'a str>,
     /// Whether it is over a span of time.
@@ -73,7 +73,7 @@ struct Selector<'a> {
 }
 
 /// The selectors of castore-fs metrics in `expression`.
-fn selectors(expression: &str) -> Vec<Selector<'_>> {
+fn selectors(expression: &str) -> Vec<MetricSelector<'_>> {
     let starts = expression.match_indices("castore_fs_").map(|(at, _)| at);
     let of_name = |byte: char| byte.is_ascii_alphanumeric() || byte == '_';
     starts
@@ -88,7 +88,7 @@ fn selectors(expression: &str) -> Vec<Selector<'_>> {
                 rest = after;
             }
             let range = rest.starts_with('[');
-            Selector {
+            MetricSelector {
                 name,
                 labels,
                 range,
@@ -101,7 +101,7 @@ fn selectors(expression: &str) -> Vec<Selector<'_>> {
 fn metric(name: &str) -> Option<&'static Metric> {
     let parts = ["_bucket", "_sum", "_count"];
     all().find(|metric| match metric.kind {
-        Kind::Histogram => parts
+        MetricKind::Histogram => parts
             .iter()
             .any(|part| name.strip_suffix(part) == Some(metric.name)),
         _ => metric.name == name,
@@ -175,7 +175,7 @@ fn grafana_can_load_it() {
     }
 
     let built_in = ["__rate_interval"];
-    for Shown {
+    for PanelQuery {
         place, expression, ..
     } in shown(&dashboard)
     {
@@ -194,7 +194,7 @@ fn grafana_can_load_it() {
 fn it_shows_every_metric_that_there_is_and_no_other() {
     let dashboard = dashboard();
     let mut seen = BTreeSet::new();
-    for Shown {
+    for PanelQuery {
         place,
         expression,
         legend,
@@ -215,7 +215,7 @@ fn it_shows_every_metric_that_there_is_and_no_other() {
                 assert!(has.contains(label), "{place}: {name} has no {label}");
             }
             // Only the growth of a counter is meaningful; a gauge has none.
-            let grows = metric.kind != Kind::Gauge;
+            let grows = metric.kind != MetricKind::Gauge;
             let restarts = expression.contains("resets(");
             assert_eq!(selector.range, grows || restarts, "{place}: {expression}");
             let before = common.get_or_insert_with(|| has.clone());
@@ -226,20 +226,20 @@ fn it_shows_every_metric_that_there_is_and_no_other() {
         for label in groups.iter().flatten() {
             assert!(common.contains(label), "{place}: not all have {label}");
         }
-        let left = groups.unwrap_or(common);
+        let shown = groups.unwrap_or(common);
         for (_, rest) in legend
             .match_indices("{{")
             .map(|found| (found.0, &legend[found.0 + 2..]))
         {
             let label = rest.split_once("}}").unwrap().0;
-            assert!(left.contains(label), "{place}: {legend} without {label}");
+            assert!(shown.contains(label), "{place}: {legend} without {label}");
         }
     }
     let all: BTreeSet<&str> = all().map(|metric| metric.name).collect();
-    let left_out: Vec<_> = all.difference(&seen).collect();
+    let missing: Vec<_> = all.difference(&seen).collect();
     assert!(
-        left_out.is_empty(),
-        "no panel of docs/grafana/castore-fs.json shows {left_out:?}"
+        missing.is_empty(),
+        "no panel of docs/grafana/castore-fs.json shows {missing:?}"
     );
 }
 
@@ -291,14 +291,18 @@ fn prometheus_understands_every_expression() {
     assert!(rules.len() > 50, "{}", rules.len());
     // YAML takes JSON.
     let groups = serde_json::json!({ "groups": [{ "name": "shown", "rules": rules }] });
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("rules.yml");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rules.yml");
     std::fs::write(&file, groups.to_string()).unwrap();
-    let said = Command::new(promtool)
+    let reported = Command::new(promtool)
         .args(["check", "rules"])
         .arg(&file)
         .output()
         .unwrap();
-    let both = [said.stdout, said.stderr].concat();
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&both));
+    let both = [reported.stdout, reported.stderr].concat();
+    assert!(
+        reported.status.success(),
+        "{}",
+        String::from_utf8_lossy(&both)
+    );
 }

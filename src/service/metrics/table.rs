@@ -1,29 +1,29 @@
 //! The list of metrics, and how each is read; except those of warm-up, which are in `warm_up`.
 
-use super::{Kind, Metric};
-use crate::service::status::{PrefetchStatus, Status, StoreStatus};
+use super::{Metric, MetricKind};
+use crate::service::status::{PrefetchStatus, ServiceStatus, StoreStatus};
 use crate::store::{CacheStatus, EndpointHealth, EndpointState, MemberHealth, MemberState};
-use crate::transport::fuse::View;
+use crate::transport::fuse::MountView;
 
 /// Every metric except those of warm-up.
 pub(super) const METRICS: &[Metric] = &[
     Metric {
         name: "castore_fs_info",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "version",
         help: "Always 1; the label has the version.",
         read: |status, to| to.put(&[("version", &status.version)], 1),
     },
     Metric {
         name: "castore_fs_uptime_seconds",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "",
         help: "Seconds since this process started.",
         read: |status, to| to.put(&[], status.uptime_seconds),
     },
     Metric {
         name: "castore_fs_mount_up",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "mount",
         help: "1 while the mount is at its mount point.",
         read: |status, to| {
@@ -33,30 +33,33 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
-        name: "castore_fs_mount_adopted",
-        kind: Kind::Gauge,
+        name: "castore_fs_mount_taken_over",
+        kind: MetricKind::Gauge,
         labels: "mount",
         help: "1 if the mount was made by an earlier process.",
         read: |status, to| {
             for (name, mount) in &status.mounts {
-                to.put(&[("mount", name)], u64::from(mount.adopted));
+                to.put(&[("mount", name)], u64::from(mount.taken_over));
             }
         },
     },
     Metric {
         name: "castore_fs_mount_image",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "mount",
         help: "1 if the mount is an image, 0 if it is FUSE.",
         read: |status, to| {
             for (name, mount) in &status.mounts {
-                to.put(&[("mount", name)], u64::from(mount.view == View::Image));
+                to.put(
+                    &[("mount", name)],
+                    u64::from(mount.view == MountView::Image),
+                );
             }
         },
     },
     Metric {
         name: "castore_fs_image_read_bytes_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "mount",
         help: "Bytes that the kernel read of the mount's images since this process serves it.",
         read: |status, to| {
@@ -69,7 +72,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_requests_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "mount, kind",
         help: "Requests of the kernel since this process began to serve the mount.",
         read: |status, to| {
@@ -82,7 +85,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_request_seconds",
-        kind: Kind::Histogram,
+        kind: MetricKind::Histogram,
         labels: "mount, kind",
         help: "How long requests took, from their reading to the reply.",
         read: |status, to| {
@@ -94,19 +97,19 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
-        name: "castore_fs_live_directories",
-        kind: Kind::Gauge,
+        name: "castore_fs_cached_directories",
+        kind: MetricKind::Gauge,
         labels: "mount",
         help: "Directories that the kernel knows.",
         read: |status, to| {
             for (name, mount) in &status.mounts {
-                to.put(&[("mount", name)], mount.live_directories);
+                to.put(&[("mount", name)], mount.cached_directories);
             }
         },
     },
     Metric {
         name: "castore_fs_directory_bytes",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "mount",
         help: "Bytes of Directories in memory.",
         read: |status, to| {
@@ -117,7 +120,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_node_table_bytes",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "mount",
         help: "Bytes of the node table.",
         read: |status, to| {
@@ -128,7 +131,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_open_files",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "mount",
         help: "Open files of a mount with passthrough; other mounts get no open requests.",
         read: |status, to| {
@@ -141,7 +144,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_backed_files",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "mount",
         help: "Open files read through kernel passthrough.",
         read: |status, to| {
@@ -154,14 +157,14 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_leaving_mounts",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "",
         help: "Mounts that are detached from the tree and still in use.",
         read: |status, to| to.put(&[], status.leaving),
     },
     Metric {
         name: "castore_fs_virtiofs_connections_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "device",
         help: "Front ends of virtual machines that connected since this process began to serve the device.",
         read: |status, to| {
@@ -172,7 +175,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_virtiofs_guests",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "device",
         help: "Front ends that are connected.",
         read: |status, to| {
@@ -183,7 +186,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_virtiofs_requests_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "device, kind",
         help: "Requests of guests since this process began to serve the device.",
         read: |status, to| {
@@ -196,7 +199,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_virtiofs_request_seconds",
-        kind: Kind::Histogram,
+        kind: MetricKind::Histogram,
         labels: "device, kind",
         help: "How long requests of guests took, from the queue to the reply.",
         read: |status, to| {
@@ -208,19 +211,19 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
-        name: "castore_fs_virtiofs_live_directories",
-        kind: Kind::Gauge,
+        name: "castore_fs_virtiofs_cached_directories",
+        kind: MetricKind::Gauge,
         labels: "device",
         help: "Directories that the guests know.",
         read: |status, to| {
             for (name, device) in &status.virtiofs {
-                to.put(&[("device", name)], device.live_directories);
+                to.put(&[("device", name)], device.cached_directories);
             }
         },
     },
     Metric {
         name: "castore_fs_virtiofs_directory_bytes",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "device",
         help: "Bytes of Directories in memory for the guests.",
         read: |status, to| {
@@ -231,7 +234,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_virtiofs_node_table_bytes",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "device",
         help: "Bytes of the guests' node tables.",
         read: |status, to| {
@@ -242,7 +245,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_store_blobs",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "Blobs in the store; absent if that is not known.",
         read: |status, to| {
@@ -255,7 +258,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_store_blob_bytes",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "Bytes of the blobs in the store.",
         read: |status, to| {
@@ -268,7 +271,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_store_directories",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "Directories in the store.",
         read: |status, to| {
@@ -281,7 +284,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_endpoint_up",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "1 if the last request to an upstream was answered, 0 if it failed; absent before the first.",
         read: |status, to| {
@@ -295,7 +298,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_endpoint_requests_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "store",
         help: "Requests to an upstream, which memory could not answer.",
         read: |status, to| {
@@ -306,7 +309,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_endpoint_failures_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "store",
         help: "Requests to an upstream that failed.",
         read: |status, to| {
@@ -317,7 +320,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_endpoint_in_flight",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "Requests to an upstream in flight.",
         read: |status, to| {
@@ -328,7 +331,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_endpoint_received_bytes_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "store",
         help: "Bytes of blobs and Directories in an upstream's answers.",
         read: |status, to| {
@@ -339,7 +342,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_endpoint_median_seconds",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "The median time of an upstream's latest 64 answers.",
         read: |status, to| {
@@ -352,7 +355,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_endpoint_p95_seconds",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "The 95th percentile of the times of an upstream's latest 64 answers.",
         read: |status, to| {
@@ -365,9 +368,9 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_mirror_state",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store, member, state",
-        help: "1 for the state of a mirror: up, open (it failed, its circuit breaker is open), slow, liar (it sent wrong bytes).",
+        help: "1 for the state of a mirror: up, open (it failed, its circuit breaker is open), slow, corrupt (it sent wrong bytes).",
         read: |status, to| {
             for (name, member) in mirrors(status) {
                 for (state, label) in MEMBER_STATES {
@@ -379,7 +382,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_mirror_requests_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "store, member",
         help: "Requests to a mirror.",
         read: |status, to| {
@@ -393,7 +396,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_mirror_failures_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "store, member",
         help: "Requests to a mirror that failed.",
         read: |status, to| {
@@ -407,7 +410,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_mirror_hedges_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "store, member",
         help: "Requests that were also sent to another mirror because this one took long.",
         read: |status, to| {
@@ -417,19 +420,22 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
-        name: "castore_fs_mirror_lies_total",
-        kind: Kind::Counter,
+        name: "castore_fs_mirror_corrupt_responses_total",
+        kind: MetricKind::Counter,
         labels: "store, member",
         help: "Answers of a mirror that did not match their digest.",
         read: |status, to| {
             for (name, member) in mirrors(status) {
-                to.put(&[("store", name), ("member", &member.name)], member.lies);
+                to.put(
+                    &[("store", name), ("member", &member.name)],
+                    member.corrupt_responses,
+                );
             }
         },
     },
     Metric {
         name: "castore_fs_cache_size_bytes",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "Bytes that a cache takes on its disk.",
         read: |status, to| {
@@ -440,7 +446,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_cache_limit_bytes",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "Bytes that a cache may take on its disk; absent if that is not limited.",
         read: |status, to| {
@@ -453,7 +459,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_cache_hits_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "store",
         help: "Directories and parts of blobs that were read from a cache.",
         read: |status, to| {
@@ -464,7 +470,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_cache_misses_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "store",
         help: "Directories and parts of blobs that a cache requested from its upstream.",
         read: |status, to| {
@@ -475,7 +481,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_cache_evictions_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "store",
         help: "Objects that a cache evicted.",
         read: |status, to| {
@@ -485,19 +491,19 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
-        name: "castore_fs_cache_not_kept_total",
-        kind: Kind::Counter,
+        name: "castore_fs_cache_not_stored_total",
+        kind: MetricKind::Counter,
         labels: "store",
         help: "Objects that a cache did not keep, because its disk was too slow, full or failing.",
         read: |status, to| {
             for (name, cache) in caches(status) {
-                to.put(&[("store", name)], cache.not_kept);
+                to.put(&[("store", name)], cache.not_stored);
             }
         },
     },
     Metric {
         name: "castore_fs_cache_repairs_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: "store",
         help: "Damaged objects of a cache that were fetched again.",
         read: |status, to| {
@@ -508,7 +514,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_cache_prefetches",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "Running prefetches into a cache.",
         read: |status, to| {
@@ -519,7 +525,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_cache_prefetched_bytes",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "Bytes that running prefetches have fetched.",
         read: |status, to| {
@@ -531,7 +537,7 @@ pub(super) const METRICS: &[Metric] = &[
     },
     Metric {
         name: "castore_fs_cache_prefetch_bytes",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "Bytes that running prefetches will have fetched; 0 until all Directories are known.",
         read: |status, to| {
@@ -542,24 +548,24 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
-        name: "castore_fs_cache_degraded",
-        kind: Kind::Gauge,
+        name: "castore_fs_cache_backoff",
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "1 while a cache keeps no fetched objects.",
         read: |status, to| {
             for (name, cache) in caches(status) {
-                to.put(&[("store", name)], u64::from(cache.degraded.is_some()));
+                to.put(&[("store", name)], u64::from(cache.backoff.is_some()));
             }
         },
     },
     Metric {
-        name: "castore_fs_cache_far_down",
-        kind: Kind::Gauge,
+        name: "castore_fs_cache_upstream_down",
+        kind: MetricKind::Gauge,
         labels: "store",
         help: "1 while the upstream of a cache is considered unreachable.",
         read: |status, to| {
             for (name, cache) in caches(status) {
-                to.put(&[("store", name)], u64::from(cache.far_down.is_some()));
+                to.put(&[("store", name)], u64::from(cache.upstream_down.is_some()));
             }
         },
     },
@@ -570,35 +576,38 @@ const MEMBER_STATES: [(MemberState, &str); 4] = [
     (MemberState::Up, "up"),
     (MemberState::Open, "open"),
     (MemberState::Slow, "slow"),
-    (MemberState::Liar, "liar"),
+    (MemberState::Corrupt, "corrupt"),
 ];
 
 /// The stores of `status` that have `of`.
 fn stores<'a, T: 'a>(
-    status: &'a Status,
+    status: &'a ServiceStatus,
     of: impl Fn(&'a StoreStatus) -> T,
 ) -> impl Iterator<Item = (&'a str, T)> {
     let stores = status.stores.iter();
     stores.map(move |(name, store)| (name.as_str(), of(store)))
 }
 
-fn endpoints(status: &Status) -> impl Iterator<Item = (&str, &EndpointHealth)> {
+fn endpoints(status: &ServiceStatus) -> impl Iterator<Item = (&str, &EndpointHealth)> {
     let endpoints = stores(status, |store| store.health.endpoint.as_ref());
     endpoints.filter_map(|(name, endpoint)| Some((name, endpoint?)))
 }
 
-fn mirrors(status: &Status) -> impl Iterator<Item = (&str, &MemberHealth)> {
+fn mirrors(status: &ServiceStatus) -> impl Iterator<Item = (&str, &MemberHealth)> {
     let members = stores(status, |store| &store.health.members);
     members.flat_map(|(name, members)| members.iter().map(move |member| (name, member)))
 }
 
-fn caches(status: &Status) -> impl Iterator<Item = (&str, &CacheStatus)> {
+fn caches(status: &ServiceStatus) -> impl Iterator<Item = (&str, &CacheStatus)> {
     let caches = stores(status, |store| store.cache.as_ref());
     caches.filter_map(|(name, cache)| Some((name, cache?)))
 }
 
 /// The running prefetches into the cache `store`.
-fn prefetches<'a>(status: &'a Status, store: &'a str) -> impl Iterator<Item = &'a PrefetchStatus> {
+fn prefetches<'a>(
+    status: &'a ServiceStatus,
+    store: &'a str,
+) -> impl Iterator<Item = &'a PrefetchStatus> {
     let all = status.prefetches.iter();
     all.filter(move |prefetch| prefetch.store == store)
 }

@@ -29,14 +29,14 @@ fn the_table_of_metrics_is_current() {
     );
 }
 
-fn liar() -> MemberHealth {
+fn corrupt_member() -> MemberHealth {
     MemberHealth {
         name: "far".to_owned(),
-        state: MemberState::Liar,
+        state: MemberState::Corrupt,
         requests: 3,
         failures: 1,
         hedges: 0,
-        lies: 1,
+        corrupt_responses: 1,
         median_micros: None,
         p95_micros: None,
         last_failure: None,
@@ -44,7 +44,7 @@ fn liar() -> MemberHealth {
 }
 
 /// A service with one of everything.
-fn everything() -> Status {
+fn everything() -> ServiceStatus {
     let latency = LatencyStatus {
         buckets: vec![1; 21],
         ..LatencyStatus::default()
@@ -70,7 +70,7 @@ fn everything() -> Status {
                 p95_micros: Some(2),
                 ..EndpointHealth::default()
             }),
-            members: vec![liar()],
+            members: vec![corrupt_member()],
         },
         cache: Some(CacheStatus {
             limit: Some(1),
@@ -81,11 +81,11 @@ fn everything() -> Status {
         directories: Some(1),
         ..StoreStatus::default()
     };
-    Status {
+    ServiceStatus {
         mounts: [("tree".to_owned(), mount)].into(),
         virtiofs: [("vm".to_owned(), device)].into(),
         stores: [("main".to_owned(), store)].into(),
-        ..Status::default()
+        ..ServiceStatus::default()
     }
 }
 
@@ -94,7 +94,7 @@ fn every_metric_has_the_labels_that_its_entry_says() {
     let text = render(&everything());
     for metric in all() {
         let suffix = match metric.kind {
-            Kind::Histogram => "_count",
+            MetricKind::Histogram => "_count",
             _ => "",
         };
         let series = format!("{}{suffix}", metric.name);
@@ -116,10 +116,10 @@ fn every_metric_has_the_labels_that_its_entry_says() {
 }
 
 #[test]
-fn labels_are_escaped_and_counters_say_so() {
-    let status = Status {
+fn labels_are_escaped_and_counters_are_typed() {
+    let status = ServiceStatus {
         version: "1 \"2\"\\".to_owned(),
-        ..Status::default()
+        ..ServiceStatus::default()
     };
     let text = render(&status);
     assert!(
@@ -130,9 +130,9 @@ fn labels_are_escaped_and_counters_say_so() {
 }
 
 #[test]
-fn stores_tell_what_they_know_and_nothing_else() {
-    let mut status = Status::default();
-    let far = StoreStatus {
+fn stores_report_what_they_know_and_nothing_else() {
+    let mut status = ServiceStatus::default();
+    let upstream = StoreStatus {
         health: Health {
             endpoint: Some(EndpointHealth {
                 state: EndpointState::Failing,
@@ -144,15 +144,15 @@ fn stores_tell_what_they_know_and_nothing_else() {
         },
         ..StoreStatus::default()
     };
-    status.stores.insert("far".to_owned(), far);
+    status.stores.insert("far".to_owned(), upstream);
     let main = StoreStatus {
         health: Health {
             endpoint: None,
-            members: vec![liar()],
+            members: vec![corrupt_member()],
         },
         cache: Some(CacheStatus {
             size: 10,
-            degraded: Some("the disk is full".to_owned()),
+            backoff: Some("the disk is full".to_owned()),
             ..CacheStatus::default()
         }),
         ..StoreStatus::default()
@@ -163,11 +163,11 @@ fn stores_tell_what_they_know_and_nothing_else() {
         "castore_fs_endpoint_up{store=\"far\"} 0",
         "castore_fs_endpoint_requests_total{store=\"far\"} 7",
         "castore_fs_endpoint_p95_seconds{store=\"far\"} 0.0015",
-        "castore_fs_mirror_state{store=\"main\",member=\"far\",state=\"liar\"} 1",
+        "castore_fs_mirror_state{store=\"main\",member=\"far\",state=\"corrupt\"} 1",
         "castore_fs_mirror_state{store=\"main\",member=\"far\",state=\"up\"} 0",
-        "castore_fs_mirror_lies_total{store=\"main\",member=\"far\"} 1",
+        "castore_fs_mirror_corrupt_responses_total{store=\"main\",member=\"far\"} 1",
         "castore_fs_cache_size_bytes{store=\"main\"} 10",
-        "castore_fs_cache_degraded{store=\"main\"} 1",
+        "castore_fs_cache_backoff{store=\"main\"} 1",
     ] {
         assert!(text.lines().any(|there| there == line), "{line}\n{text}");
     }
@@ -183,7 +183,7 @@ fn stores_tell_what_they_know_and_nothing_else() {
 
 #[test]
 fn a_histogram_adds_up() {
-    let mut status = Status::default();
+    let mut status = ServiceStatus::default();
     let latency = LatencyStatus {
         total_micros: 1_500_000,
         buckets: [vec![2, 3], vec![0; 18], vec![1]].concat(),

@@ -1,9 +1,9 @@
 //! The metrics of warm-up: of mounts, and of devices for guests, which have the same under names of
 //! their own.
 
-use super::{Kind, Metric};
+use super::{Metric, MetricKind};
 use crate::fs::WarmUpCount;
-use crate::service::status::Status;
+use crate::service::status::ServiceStatus;
 
 /// Those that begin with `$prefix`, of what `$each` finds in a status: each is a `$of`.
 macro_rules! metrics {
@@ -11,9 +11,9 @@ macro_rules! metrics {
         &[
             Metric {
                 name: concat!($prefix, "warmup_roots_total"),
-                kind: Kind::Counter,
+                kind: MetricKind::Counter,
                 labels: concat!($of, ", profile"),
-                help: "Roots whose first reads were looked out for, by whose profile there was for \
+                help: "Roots with warm-up, by the profile that was found for \
                        them: own, similar (another version's), none (or none that can be read).",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {
@@ -28,30 +28,30 @@ macro_rules! metrics {
                 },
             },
             Metric {
-                name: concat!($prefix, "warmup_learning"),
-                kind: Kind::Gauge,
+                name: concat!($prefix, "warmup_recording"),
+                kind: MetricKind::Gauge,
                 labels: $of,
                 help: "Roots whose first reads are being recorded.",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {
-                        to.put(&[($of, name)], warmup.learning);
+                        to.put(&[($of, name)], warmup.recording);
                     }
                 },
             },
             Metric {
-                name: concat!($prefix, "warmup_learned_stretches_total"),
-                kind: Kind::Counter,
+                name: concat!($prefix, "warmup_recorded_extents_total"),
+                kind: MetricKind::Counter,
                 labels: $of,
                 help: "Extents of files, of up to 1 MiB, that were recorded.",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {
-                        to.put(&[($of, name)], warmup.learned);
+                        to.put(&[($of, name)], warmup.recorded);
                     }
                 },
             },
             Metric {
                 name: concat!($prefix, "warmup_saves_total"),
-                kind: Kind::Counter,
+                kind: MetricKind::Counter,
                 labels: $of,
                 help: "How often a profile was written.",
                 read: |status, to| {
@@ -62,7 +62,7 @@ macro_rules! metrics {
             },
             Metric {
                 name: concat!($prefix, "warmup_fetching"),
-                kind: Kind::Gauge,
+                kind: MetricKind::Gauge,
                 labels: $of,
                 help: "Profiles that are being prefetched.",
                 read: |status, to| {
@@ -73,7 +73,7 @@ macro_rules! metrics {
             },
             Metric {
                 name: concat!($prefix, "warmup_fetches_total"),
-                kind: Kind::Counter,
+                kind: MetricKind::Counter,
                 labels: $of,
                 help: "Prefetches of profiles that ended, complete or given up.",
                 read: |status, to| {
@@ -84,7 +84,7 @@ macro_rules! metrics {
             },
             Metric {
                 name: concat!($prefix, "warmup_fetch_seconds_total"),
-                kind: Kind::Counter,
+                kind: MetricKind::Counter,
                 labels: $of,
                 help: "The total time of these prefetches.",
                 read: |status, to| {
@@ -94,19 +94,19 @@ macro_rules! metrics {
                 },
             },
             Metric {
-                name: concat!($prefix, "warmup_fetched_stretches_total"),
-                kind: Kind::Counter,
+                name: concat!($prefix, "warmup_fetched_extents_total"),
+                kind: MetricKind::Counter,
                 labels: $of,
                 help: "Extents of files that were prefetched, without those that were cached already.",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {
-                        to.put(&[($of, name)], warmup.stretches);
+                        to.put(&[($of, name)], warmup.extents);
                     }
                 },
             },
             Metric {
                 name: concat!($prefix, "warmup_fetched_bytes_total"),
-                kind: Kind::Counter,
+                kind: MetricKind::Counter,
                 labels: $of,
                 help: "Bytes of the prefetched extents.",
                 read: |status, to| {
@@ -117,7 +117,7 @@ macro_rules! metrics {
             },
             Metric {
                 name: concat!($prefix, "warmup_hits_total"),
-                kind: Kind::Counter,
+                kind: MetricKind::Counter,
                 labels: $of,
                 help: "Prefetched extents that were read after their arrival; of very many a few are \
                        not noticed.",
@@ -129,7 +129,7 @@ macro_rules! metrics {
             },
             Metric {
                 name: concat!($prefix, "warmup_failures_total"),
-                kind: Kind::Counter,
+                kind: MetricKind::Counter,
                 labels: concat!($of, ", step"),
                 help: "Failures: find (a profile cannot be read), fetch (given up, as the store did \
                        not answer for ten minutes), save (a profile cannot be written).",
@@ -155,12 +155,12 @@ pub(super) const MOUNTS: &[Metric] = metrics!("castore_fs_", "mount", of_mounts)
 /// Of devices for guests.
 pub(super) const GUESTS: &[Metric] = metrics!("castore_fs_virtiofs_", "device", of_devices);
 
-fn of_mounts(status: &Status) -> impl Iterator<Item = (&str, &WarmUpCount)> {
+fn of_mounts(status: &ServiceStatus) -> impl Iterator<Item = (&str, &WarmUpCount)> {
     let mounts = status.mounts.iter();
     mounts.filter_map(|(name, mount)| Some((name.as_str(), mount.warmup.as_ref()?)))
 }
 
-fn of_devices(status: &Status) -> impl Iterator<Item = (&str, &WarmUpCount)> {
+fn of_devices(status: &ServiceStatus) -> impl Iterator<Item = (&str, &WarmUpCount)> {
     let devices = status.virtiofs.iter();
     devices.filter_map(|(name, device)| Some((name.as_str(), device.warmup.as_ref()?)))
 }

@@ -3,31 +3,31 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Host, Served, StartError, Wanted};
+use super::{ConfiguredMount, ServedMount, ServiceContext, StartError};
 use crate::service::config::Config;
-use crate::service::systemd::{self, KeptPair};
+use crate::service::systemd::{self, PreviousMount};
 use crate::service::view::ViewedMount;
 use crate::stores::OpenStores;
-use crate::transport::fuse::{Session, Unmounted};
+use crate::transport::fuse::{FuseSession, UnmountOutcome};
 
 /// The mounts at this moment.
 #[derive(Default)]
-pub struct Mounts {
-    served: BTreeMap<String, Served>,
+pub(crate) struct RunningMounts {
+    served: BTreeMap<String, ServedMount>,
     /// Mounts that are no longer configured, and still in use.
-    leaving: Vec<Leaving>,
+    leaving: Vec<LeavingMount>,
 }
 
 /// A mount that is no longer configured.
-struct Leaving {
+struct LeavingMount {
     name: String,
-    session: Arc<Session>,
+    session: Arc<FuseSession>,
     /// Whether to try again to unmount it.
     is_mounted: bool,
 }
 
-impl Leaving {
-    fn out_of_tree(name: &str, session: Arc<Session>) -> Self {
+impl LeavingMount {
+    fn out_of_tree(name: &str, session: Arc<FuseSession>) -> Self {
         let name = name.to_owned();
         Self {
             name,
@@ -37,15 +37,18 @@ impl Leaving {
     }
 }
 
-impl Mounts {
+impl RunningMounts {
     /// The mounts of `config` with `stores`.
-    pub fn wanted(config: &Config, stores: &OpenStores) -> BTreeMap<String, Wanted> {
+    pub(crate) fn wanted(
+        config: &Config,
+        stores: &OpenStores,
+    ) -> BTreeMap<String, ConfiguredMount> {
         let mut all = BTreeMap::new();
         for (name, mount) in &config.mounts {
             let store = config.store_of(mount.store.as_deref());
             // Checked when the configuration was read: a mount's store is there.
             if let Some(opened) = stores.get(&store) {
-                let wanted = Wanted {
+                let wanted = ConfiguredMount {
                     config: mount.clone(),
                     store,
                     plan: opened.plan.clone(),
@@ -56,31 +59,31 @@ impl Mounts {
         all
     }
 
-    /// Makes the mount `name`, or takes over what the previous process `left` of it.
-    pub fn start(
+    /// Makes the mount `name`, or takes over what the previous process handed over of it.
+    pub(crate) fn start(
         &mut self,
         name: &str,
-        wanted: Wanted,
-        left: Option<KeptPair>,
+        wanted: ConfiguredMount,
+        previous: Option<PreviousMount>,
         stores: &OpenStores,
-        host: &Host,
+        context: &ServiceContext,
     ) -> Result<(), StartError> {
         let Some(opened) = stores.get(&wanted.store) else {
             return Ok(());
         };
         let store = opened.store.clone();
-        let (served, outside) = wanted.start(name, store, left, host)?;
-        let outside = outside.map(|session| Leaving::out_of_tree(name, session));
+        let (served, outside) = wanted.start(name, store, previous, context)?;
+        let outside = outside.map(|session| LeavingMount::out_of_tree(name, session));
         self.leaving.extend(outside);
         self.served.insert(name.to_owned(), served);
         Ok(())
     }
 
     /// Unmounts those that differ from `wanted`; returns what is wanted beside those that stay.
-    pub fn stop_others(
+    pub(crate) fn stop_others(
         &mut self,
-        mut wanted: BTreeMap<String, Wanted>,
-    ) -> BTreeMap<String, Wanted> {
+        mut wanted: BTreeMap<String, ConfiguredMount>,
+    ) -> BTreeMap<String, ConfiguredMount> {
         for (name, served) in self.take_served() {
             if wanted.get(&name) == Some(&served.wanted) {
                 wanted.remove(&name);
@@ -93,7 +96,7 @@ impl Mounts {
     }
 
     /// All that are served, those below others first.
-    fn take_served(&mut self) -> Vec<(String, Served)> {
+    fn take_served(&mut self) -> Vec<(String, ServedMount)> {
         let mut all: Vec<_> = std::mem::take(&mut self.served).into_iter().collect();
         all.sort_by_key(|(_, served)| std::cmp::Reverse(served.session.current_path()));
         all
@@ -101,7 +104,7 @@ impl Mounts {
 
     /// Drops mounts that other programs have unmounted or that are no longer in use, and tries
     /// again to unmount the others.
-    pub fn notice_ends(&mut self) {
+    pub(crate) fn notice_ends(&mut self) {
         for leaving in &mut self.leaving {
             if leaving.is_mounted {
                 leaving.is_mounted = is_still_mounted(leaving);
@@ -114,7 +117,7 @@ impl Mounts {
             }
             !has_ended
         });
-        let gone = |(name, served): (&String, &Served)| {
+        let gone = |(name, served): (&String, &ServedMount)| {
             (!served.session.is_mounted()).then(|| name.clone())
         };
         let gone: Vec<String> = self.served.iter().filter_map(gone).collect();
@@ -126,19 +129,19 @@ impl Mounts {
                     "another program has unmounted it; a reload mounts it again"
                 );
                 systemd::forget(&name);
-                served.session.leave();
+                served.session.hand_over();
                 self.leaving
-                    .push(Leaving::out_of_tree(&name, served.session));
+                    .push(LeavingMount::out_of_tree(&name, served.session));
             }
         }
     }
 
-    /// Unmounts all of them; with a `successor`, those that it can take over stay.
-    pub fn end(&mut self, successor: bool) {
+    /// Unmounts all of them; with a `has_next_process`, those that it can take over stay.
+    pub(crate) fn end(&mut self, has_next_process: bool) {
         for (name, served) in self.take_served() {
-            if successor && served.session.kept().is_some() {
-                served.session.leave();
-                tracing::info!(MOUNT = name, "left to the next process");
+            if has_next_process && served.session.hand_over_state().is_some() {
+                served.session.hand_over();
+                tracing::info!(MOUNT = name, "handed over to the next process");
             } else {
                 self.take_down(&name, served.session);
             }
@@ -146,19 +149,19 @@ impl Mounts {
     }
 
     /// Unmounts it; while it is in use, or cannot be unmounted, it is still served.
-    fn take_down(&mut self, name: &str, session: Arc<Session>) {
+    fn take_down(&mut self, name: &str, session: Arc<FuseSession>) {
         let path = session.current_path().display().to_string();
-        let leaving = |is_mounted| Leaving {
+        let leaving = |is_mounted| LeavingMount {
             name: name.to_owned(),
             session: session.clone(),
             is_mounted,
         };
         match session.unmount() {
-            Ok(Unmounted::Cleanly) => {
+            Ok(UnmountOutcome::Cleanly) => {
                 session.end_use();
                 tracing::info!(MOUNT = name, path, "unmounted");
             }
-            Ok(Unmounted::InUse(users)) => {
+            Ok(UnmountOutcome::InUse(users)) => {
                 tracing::info!(
                     MOUNT = name,
                     path,
@@ -166,7 +169,7 @@ impl Mounts {
                 );
                 self.leaving.push(leaving(false));
             }
-            Ok(Unmounted::Blocked(obstacles)) => {
+            Ok(UnmountOutcome::Blocked(obstacles)) => {
                 tracing::warn!(
                     MOUNT = name,
                     path,
@@ -174,7 +177,7 @@ impl Mounts {
                 );
                 self.leaving.push(leaving(true));
             }
-            Ok(Unmounted::NotOurs) => tracing::info!(
+            Ok(UnmountOutcome::NotOurs) => tracing::info!(
                 MOUNT = name,
                 path,
                 "mounted by another program, which has to unmount it; no process serves it now"
@@ -188,10 +191,10 @@ impl Mounts {
     }
 
     /// Mounts of the previous process stay for the next try; new ones are removed.
-    pub fn give_up(&self) {
+    pub(crate) fn give_up(&self) {
         for (name, served) in &self.served {
-            if served.adopted {
-                served.session.leave();
+            if served.taken_over {
+                served.session.hand_over();
             } else {
                 systemd::forget(name);
             }
@@ -199,13 +202,13 @@ impl Mounts {
     }
 
     /// How many are no longer configured and still in use.
-    pub fn leaving(&self) -> usize {
+    pub(crate) fn leaving(&self) -> usize {
         self.leaving.len()
     }
 
     /// Ends the service of those that are no longer configured.
-    pub fn cut_off(&self) {
-        for Leaving {
+    pub(crate) fn drop_connections(&self) {
+        for LeavingMount {
             name,
             session,
             is_mounted,
@@ -222,17 +225,17 @@ impl Mounts {
                     tracing::warn!(MOUNT = name, %path, "still in use; its open files fail from now on");
                 }
             }
-            session.leave();
+            session.hand_over();
         }
     }
 
     /// The mounts, for the status.
-    pub fn viewed(&self) -> BTreeMap<String, ViewedMount> {
-        let viewed = |served: &Served| ViewedMount {
+    pub(crate) fn viewed(&self) -> BTreeMap<String, ViewedMount> {
+        let viewed = |served: &ServedMount| ViewedMount {
             path: served.wanted.config.path.clone(),
             store: served.wanted.store.clone(),
             session: served.session.clone(),
-            adopted: served.adopted,
+            taken_over: served.taken_over,
             images: served.wanted.config.images,
         };
         let mounts = self.served.iter();
@@ -243,18 +246,18 @@ impl Mounts {
 }
 
 /// Tries again to unmount it; returns whether it is still there.
-fn is_still_mounted(leaving: &Leaving) -> bool {
+fn is_still_mounted(leaving: &LeavingMount) -> bool {
     let name = &leaving.name;
     match leaving.session.unmount() {
-        Ok(Unmounted::Blocked(_)) | Err(_) => true,
-        Ok(Unmounted::InUse(users)) => {
+        Ok(UnmountOutcome::Blocked(_)) | Err(_) => true,
+        Ok(UnmountOutcome::InUse(users)) => {
             tracing::info!(
                 MOUNT = name,
                 "unmounted now, and served for as long as it is used, by {users}"
             );
             false
         }
-        Ok(Unmounted::Cleanly | Unmounted::NotOurs) => {
+        Ok(UnmountOutcome::Cleanly | UnmountOutcome::NotOurs) => {
             tracing::info!(MOUNT = name, "unmounted now");
             false
         }

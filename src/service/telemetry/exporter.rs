@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use tonic::Code;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
-use super::layer::Traces;
+use super::layer::{SpanLayer, SpanQueue};
 use crate::proto::opentelemetry::any_value::Value;
 use crate::proto::opentelemetry::trace_service_client::TraceServiceClient;
 use crate::proto::opentelemetry::{
@@ -55,48 +55,33 @@ pub enum CollectorError {
     Start(#[from] std::io::Error),
 }
 
-/// The queue of spans.
-pub(super) struct Queue {
-    waiting: mpsc::Sender<Span>,
-    lost: Arc<AtomicU64>,
-}
-
-impl Queue {
-    /// Queues `span`, if there is room.
-    pub(super) fn put(&self, span: Span) {
-        if self.waiting.try_send(span).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
 /// Sends spans to a collector, until this is dropped.
-pub struct Exporter {
+pub(crate) struct SpanExporter {
     thread: Option<JoinHandle<()>>,
     end: Option<mpsc::Sender<()>>,
 }
 
-impl Exporter {
+impl SpanExporter {
     /// Checks that `address` can be a collector's.
-    pub fn check(address: &str) -> Result<(), CollectorError> {
+    pub(crate) fn check(address: &str) -> Result<(), CollectorError> {
         endpoint(address).map(drop)
     }
 
-    /// Sends the spans of [`Traces`] to the collector at `address`, `http://HOST:PORT` or
+    /// Sends the spans of [`SpanLayer`] to the collector at `address`, `http://HOST:PORT` or
     /// `https://…`, which need not be running yet.
-    pub fn start(address: &str) -> Result<(Self, Traces), CollectorError> {
+    pub(crate) fn start(address: &str) -> Result<(Self, SpanLayer), CollectorError> {
         let endpoint = endpoint(address)?;
         let (waiting, mut spans) = mpsc::channel(MOST_WAITING);
         let (end, mut ended) = mpsc::channel::<()>(1);
         let lost = Arc::new(AtomicU64::new(0));
         let runtime: Runtime = Builder::new_current_thread().enable_all().build()?;
-        let queue = Queue {
+        let queue = SpanQueue {
             waiting,
             lost: lost.clone(),
         };
         let address = address.to_owned();
         let export = async move {
-            let mut collector = Collector {
+            let mut collector = CollectorConnection {
                 client: TraceServiceClient::new(endpoint.connect_lazy()),
                 address,
                 lost,
@@ -145,11 +130,11 @@ impl Exporter {
             thread: Some(thread),
             end: Some(end),
         };
-        Ok((exporter, Traces::new(queue)))
+        Ok((exporter, SpanLayer::new(queue)))
     }
 }
 
-impl Drop for Exporter {
+impl Drop for SpanExporter {
     /// Sends the rest, for a moment.
     fn drop(&mut self) {
         drop(self.end.take());
@@ -176,14 +161,14 @@ fn endpoint(address: &str) -> Result<Endpoint, CollectorError> {
 }
 
 /// The connection to the collector.
-struct Collector {
+struct CollectorConnection {
     client: TraceServiceClient<Channel>,
     address: String,
     /// Spans that could not be sent, and were not logged yet.
     lost: Arc<AtomicU64>,
 }
 
-impl Collector {
+impl CollectorConnection {
     async fn send(&mut self, batch: Vec<Span>) {
         let count = batch.len() as u64;
         let request = request(batch);

@@ -1,15 +1,17 @@
 //! From `tracing`'s spans to OpenTelemetry's.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::mpsc;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::{LookupSpan, SpanRef};
 
-use super::exporter::Queue;
 use crate::proto::opentelemetry::any_value::Value;
 use crate::proto::opentelemetry::span::SpanKind;
 use crate::proto::opentelemetry::status::StatusCode;
@@ -22,36 +24,52 @@ const SPAN_ID: usize = 8;
 /// Events that are kept with a span, at most.
 const MOST_EVENTS: usize = 32;
 
-/// Makes spans from `tracing`, and queues them.
-pub struct Traces {
-    queue: Queue,
+/// The queue of spans.
+pub(super) struct SpanQueue {
+    pub(super) waiting: mpsc::Sender<Span>,
+    /// How many there was no room for, and how many could not be sent.
+    pub(super) lost: Arc<AtomicU64>,
 }
 
-impl Traces {
-    /// For the exporter behind `queue`.
-    pub(super) fn new(queue: Queue) -> Self {
+impl SpanQueue {
+    /// Queues `span`, if there is room.
+    fn put(&self, span: Span) {
+        if self.waiting.try_send(span).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Makes spans from `tracing`, and queues them.
+pub(crate) struct SpanLayer {
+    queue: SpanQueue,
+}
+
+impl SpanLayer {
+    /// For the exporter that reads `queue`.
+    pub(super) fn new(queue: SpanQueue) -> Self {
         Self { queue }
     }
 }
 
-/// Whether [`Traces`] needs it: castore-fs spans, those around them, and warnings within.
-pub fn is_followed(metadata: &Metadata<'_>) -> bool {
+/// Whether [`SpanLayer`] needs it: castore-fs spans, those around them, and warnings within.
+pub(crate) fn is_followed(metadata: &Metadata<'_>) -> bool {
     let ours = metadata.target().starts_with("castore_fs");
     ours && (metadata.is_span() || *metadata.level() <= Level::WARN)
 }
 
 /// A span that has not ended.
-struct Open {
+struct OpenSpan {
     span: Span,
-    fields: Fields,
+    fields: SpanFields,
 }
 
 /// The fields that a span gives to those in it.
-struct Around(Fields);
+struct EnclosingFields(SpanFields);
 
 /// Fields, and those for the exporter.
 #[derive(Default)]
-struct Fields {
+struct SpanFields {
     attributes: Vec<KeyValue>,
     name: Option<String>,
     kind: SpanKind,
@@ -59,7 +77,7 @@ struct Fields {
     error: Option<String>,
 }
 
-impl Fields {
+impl SpanFields {
     fn put(&mut self, field: &Field, value: Value) {
         match (field.name(), value) {
             ("otel.name" | "message", Value::StringValue(name)) => self.name = Some(name),
@@ -86,7 +104,7 @@ impl Fields {
     }
 }
 
-impl Visit for Fields {
+impl Visit for SpanFields {
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.put(field, Value::DoubleValue(value));
     }
@@ -133,12 +151,12 @@ fn nanos(time: SystemTime) -> u64 {
 fn parent<'a, S: LookupSpan<'a>>(span: &SpanRef<'a, S>) -> Option<(Vec<u8>, Vec<u8>)> {
     span.scope().skip(1).find_map(|outer| {
         let extensions = outer.extensions();
-        let open = extensions.get::<Open>()?;
+        let open = extensions.get::<OpenSpan>()?;
         Some((open.span.trace_id.clone(), open.span.span_id.clone()))
     })
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Traces {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for SpanLayer {
     fn on_new_span(
         &self,
         attributes: &span::Attributes<'_>,
@@ -148,10 +166,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Traces {
         let Some(span) = context.span(id) else {
             return;
         };
-        let mut fields = Fields::default();
+        let mut fields = SpanFields::default();
         attributes.record(&mut fields);
         if span.metadata().target() != spans::TARGET {
-            span.extensions_mut().insert(Around(fields));
+            span.extensions_mut().insert(EnclosingFields(fields));
             return;
         }
         let (trace_id, parent_span_id) =
@@ -159,7 +177,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Traces {
         let began = SystemTime::now()
             .checked_sub(fields.ago)
             .unwrap_or(UNIX_EPOCH);
-        let open = Open {
+        let open = OpenSpan {
             span: Span {
                 trace_id,
                 span_id: fresh::<SPAN_ID>(),
@@ -174,7 +192,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Traces {
 
     fn on_record(&self, id: &span::Id, values: &span::Record<'_>, context: Context<'_, S>) {
         if let Some(span) = context.span(id)
-            && let Some(open) = span.extensions_mut().get_mut::<Open>()
+            && let Some(open) = span.extensions_mut().get_mut::<OpenSpan>()
         {
             values.record(&mut open.fields);
         }
@@ -182,15 +200,15 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Traces {
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut scope = context.event_scope(event).into_iter().flatten();
-        let Some(span) = scope.find(|span| span.extensions().get::<Open>().is_some()) else {
+        let Some(span) = scope.find(|span| span.extensions().get::<OpenSpan>().is_some()) else {
             return;
         };
         let mut extensions = span.extensions_mut();
-        let Some(open) = extensions.get_mut::<Open>() else {
+        let Some(open) = extensions.get_mut::<OpenSpan>() else {
             return;
         };
         if open.span.events.len() < MOST_EVENTS {
-            let mut fields = Fields::default();
+            let mut fields = SpanFields::default();
             event.record(&mut fields);
             open.span.events.push(otlp::Event {
                 time_unix_nano: nanos(SystemTime::now()),
@@ -204,10 +222,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Traces {
         let Some(span) = context.span(&id) else {
             return;
         };
-        let Some(Open {
+        let Some(OpenSpan {
             span: mut ended,
             fields,
-        }) = span.extensions_mut().remove::<Open>()
+        }) = span.extensions_mut().remove::<OpenSpan>()
         else {
             return;
         };
@@ -216,7 +234,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Traces {
         ended.set_kind(fields.kind);
         ended.attributes = fields.attributes;
         for outer in span.scope().skip(1) {
-            if let Some(Around(around)) = outer.extensions().get::<Around>() {
+            if let Some(EnclosingFields(around)) = outer.extensions().get::<EnclosingFields>() {
                 ended.attributes.extend(around.attributes.iter().cloned());
             }
         }

@@ -5,7 +5,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 
-use kit::collector::{Collector, said};
+use kit::collector::{Collector, reported};
 
 use super::*;
 use crate::proto::opentelemetry::any_value::Value;
@@ -19,7 +19,7 @@ use crate::spans::TARGET;
 
 /// Does `work`, of which the collector at `address` gets the spans.
 fn followed(address: &str, work: impl FnOnce()) {
-    let (exporter, traces) = Exporter::start(address).unwrap();
+    let (exporter, traces) = SpanExporter::start(address).unwrap();
     let layer = traces.with_filter(filter_fn(is_followed));
     let subscriber = tracing_subscriber::registry().with(layer);
     tracing::subscriber::with_default(subscriber, work);
@@ -27,7 +27,7 @@ fn followed(address: &str, work: impl FnOnce()) {
 }
 
 #[test]
-fn a_span_tells_its_fields_those_around_it_and_what_it_is_part_of() {
+fn a_span_has_its_fields_its_parents_fields_and_its_parent() {
     let collector = Collector::start();
     followed(&collector.url(), || {
         let mount = tracing::error_span!("mount", MOUNT = "tree", STORE = "main");
@@ -70,14 +70,14 @@ fn a_span_tells_its_fields_those_around_it_and_what_it_is_part_of() {
     assert!(request.parent_span_id.is_empty());
     let took = request.end_time_unix_nano - request.start_time_unix_nano;
     assert!((3_000_000_000..60_000_000_000).contains(&took), "{took}");
-    let attributes = said(&request.attributes);
+    let attributes = reported(&request.attributes);
     for (key, value) in [("MOUNT", "tree"), ("STORE", "main"), ("DIGEST", "blake3-x")] {
         assert_eq!(attributes[key], value);
     }
     assert_eq!(request.status, None);
     assert_eq!(request.events.len(), 1, "{:?}", request.events);
     assert_eq!(request.events[0].name, "a slow request");
-    let attributes = said(&fetch.attributes);
+    let attributes = reported(&fetch.attributes);
     assert_eq!(attributes["ENDPOINT"], "grpc+https://example.org");
     assert_eq!(
         (&*attributes["BLOBS"], &*attributes["MOUNT"]),
@@ -88,9 +88,9 @@ fn a_span_tells_its_fields_those_around_it_and_what_it_is_part_of() {
         (status.code, &*status.message),
         (StatusCode::Error as i32, "gone")
     );
-    let who = collector.resource();
-    assert_eq!(who["service.name"], "castore-fs");
-    assert_eq!(who["service.version"], env!("CARGO_PKG_VERSION"));
+    let resource = collector.resource();
+    assert_eq!(resource["service.name"], "castore-fs");
+    assert_eq!(resource["service.version"], env!("CARGO_PKG_VERSION"));
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn more_than_a_batch_arrives() {
 }
 
 #[test]
-fn a_collector_that_is_not_there_holds_nobody_up() {
+fn an_absent_collector_delays_nothing() {
     let unused = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", unused.local_addr().unwrap());
     drop(unused);
@@ -126,11 +126,11 @@ fn what_is_no_address_is_refused() {
         "ftp://a:1",
         "http://a:1/v1/traces",
     ] {
-        let error = Exporter::check(address).unwrap_err();
+        let error = SpanExporter::check(address).unwrap_err();
         assert!(error.to_string().contains("http://HOST:PORT"), "{error}");
     }
-    Exporter::check("http://[::1]:4317").unwrap();
-    Exporter::check("https://collector.example.org:4317/").unwrap();
+    SpanExporter::check("http://[::1]:4317").unwrap();
+    SpanExporter::check("https://collector.example.org:4317/").unwrap();
 }
 
 /// The bytes are those that version 0.33.1 of the project's own crate, opentelemetry-proto, makes of

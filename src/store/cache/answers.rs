@@ -8,13 +8,13 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
 
-use super::roots::Memory;
-use super::{Cache, unit_size};
+use super::roots::RootMemory;
+use super::{Cache, cached_extent_size};
 use crate::castore::{Digest, Directory, GroupTable, Root};
-use crate::nix::PathInfo;
-use crate::store::{Answer, BackingFile, Error, Health, Ingest, Store, Usage, segments};
+use crate::nix::{self, PathInfo};
+use crate::store::{Answer, BackingFile, Error, Health, Ingest, Store, StoreUsage, extents};
 
-/// How late a change of the local store's own roots may be noticed.
+/// The longest delay until a waiting caller notices a change of the local store's own roots.
 const LATE: Duration = Duration::from_secs(1);
 
 #[async_trait]
@@ -28,12 +28,12 @@ impl Store for Cache {
         if *digest == Digest::empty_blob() {
             return Ok(Answer::Found(Directory::empty()));
         }
-        if let Some(directory) = inner.directory_at_hand(digest) {
+        if let Some(directory) = inner.cached_directory(digest) {
             inner.hits.fetch_add(1, Ordering::Relaxed);
             return Ok(Answer::Found(directory));
         }
-        // The upstream may have it in memory; an error of its own appears in the async call.
-        match inner.far.directory_now(digest) {
+        // The upstream may have it in memory. Its errors are ignored here: the async call gets them again.
+        match inner.upstream.directory_now(digest) {
             Ok(Answer::Found(directory)) if directory.digest() == *digest => {
                 inner.misses.fetch_add(1, Ordering::Relaxed);
                 inner.keep_directory(digest, &directory);
@@ -57,7 +57,7 @@ impl Store for Cache {
         if length == 0 {
             return Ok(Answer::Found(0));
         }
-        match inner.at_hand(digest, size, offset, &mut buffer[..length])? {
+        match inner.read_cached(digest, size, offset, &mut buffer[..length])? {
             true => {
                 inner.hits.fetch_add(1, Ordering::Relaxed);
                 Ok(Answer::Found(length))
@@ -66,31 +66,44 @@ impl Store for Cache {
         }
     }
 
-    /// The upstream fetches what is not cached; it is stored when it is read.
+    /// The upstream fetches what is not cached into its own memory; a read stores it in the cache.
     fn will_need(&self, blobs: &[(Digest, u64)]) {
         let inner = &self.0.inner;
         let lacks = |(digest, _): &&(Digest, u64)| {
-            inner.near.indexed_size(digest).ok().flatten().is_none()
-                && inner.near.parts().about(digest).is_none()
+            inner
+                .local_store
+                .indexed_size(digest)
+                .ok()
+                .flatten()
+                .is_none()
+                && inner.local_store.parts().about(digest).is_none()
         };
         let lacking: Vec<_> = blobs.iter().filter(lacks).copied().collect();
         if !lacking.is_empty() {
-            inner.far.will_need(&lacking);
+            inner.upstream.will_need(&lacking);
         }
     }
 
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         let inner = &self.0.inner;
-        if let Ok(Answer::Found(root)) = inner.near.root_now(name) {
+        if let Ok(Answer::Found(root)) = inner.local_store.root_now(name) {
+            return Ok(Answer::Found(root));
+        }
+        // Nix relies on what was reported, whatever the upstream has by that name now.
+        if nix::output_hash(name).is_some()
+            && let Some(root) = inner.local_store.reported_root(name)?
+        {
             return Ok(Answer::Found(root));
         }
         let roots = &inner.writer.roots;
-        match roots.recall(name, inner.far_version()) {
-            Memory::Fresh(known) => return Ok(known.into()),
-            Memory::Old(root) if inner.reach.is_resting() => return Ok(Answer::Found(root)),
-            Memory::Old(_) | Memory::Nothing => {}
+        match roots.recall(name, inner.upstream_version()) {
+            RootMemory::Fresh(known) => return Ok(known.into()),
+            RootMemory::Old(root) if inner.circuit_breaker.is_open() => {
+                return Ok(Answer::Found(root));
+            }
+            RootMemory::Old(_) | RootMemory::Nothing => {}
         }
-        match inner.far.root_now(name) {
+        match inner.upstream.root_now(name) {
             Ok(Answer::Found(root)) => {
                 roots.note(name, Some(&root), true);
                 Ok(Answer::Found(root))
@@ -103,16 +116,16 @@ impl Store for Cache {
         }
     }
 
-    /// The local store's: blobs that are complete there.
+    /// Only blobs that are complete in the local store have one.
     fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
         let inner = &self.0.inner;
         if inner.writer.is_spoiled(digest) {
             return Ok(None);
         }
-        match inner.near.backing_file(digest, size) {
+        match inner.local_store.backing_file(digest, size) {
             Ok(file) => {
                 if file.is_some() {
-                    inner.writer.touched.touch(digest);
+                    inner.writer.access_times.touch(digest);
                 }
                 Ok(file)
             }
@@ -141,17 +154,20 @@ impl Store for Cache {
         if offset >= end {
             return Ok(Some(Bytes::new()));
         }
-        let unit = unit_size(size);
-        let parts = (offset / unit..end.div_ceil(unit)).map(|index| async move {
-            let from = offset.max(index * unit);
-            let to = end.min((index + 1) * unit);
+        let extent = cached_extent_size(size);
+        let parts = (offset / extent..end.div_ceil(extent)).map(|index| async move {
+            let from = offset.max(index * extent);
+            let to = end.min((index + 1) * extent);
             let mut buffer = vec![0; (to - from) as usize];
-            if inner.at_hand(digest, size, from, &mut buffer)? {
+            if inner.read_cached(digest, size, from, &mut buffer)? {
                 inner.hits.fetch_add(1, Ordering::Relaxed);
                 return Ok(Some(Bytes::from(buffer)));
             }
-            let found = inner.unit(digest, size, index).await?;
-            let (from, to) = ((from - index * unit) as usize, (to - index * unit) as usize);
+            let found = inner.extent(digest, size, index).await?;
+            let (from, to) = (
+                (from - index * extent) as usize,
+                (to - index * extent) as usize,
+            );
             Ok::<_, Error>(found.map(|bytes| bytes.slice(from..to)))
         });
         let parts = try_join_all(parts).await?;
@@ -175,8 +191,8 @@ impl Store for Cache {
         }
         let looked = inner.look_up(name).await;
         match looked {
-            Err(error) => match inner.writer.roots.recall(name, inner.far_version()) {
-                Memory::Old(root) | Memory::Fresh(Some(root)) => Ok(Some(root)),
+            Err(error) => match inner.writer.roots.recall(name, inner.upstream_version()) {
+                RootMemory::Old(root) | RootMemory::Fresh(Some(root)) => Ok(Some(root)),
                 _ => Err(error),
             },
             found => found,
@@ -185,8 +201,10 @@ impl Store for Cache {
 
     async fn roots(&self) -> Result<Vec<Root>, Error> {
         let inner = &self.0.inner;
-        let own = inner.near.roots().await?;
-        let listed = inner.ask(inner.far.roots()).await;
+        let own = inner.local_store.roots().await?;
+        let reported = inner.local_store.valid_paths(b"")?.into_iter();
+        let reported: Vec<Root> = reported.filter_map(|valid| valid.root).collect();
+        let listed = inner.ask(inner.upstream.roots()).await;
         let mut roots = match listed {
             Ok(listed) => {
                 inner.writer.roots.note_all(&listed);
@@ -195,30 +213,31 @@ impl Store for Cache {
             Err(error) => {
                 let known = inner.writer.roots.all();
                 let unlisted = matches!(*error, Error::Unlisted { .. });
-                if unlisted || known.is_empty() && own.is_empty() {
+                if unlisted || known.is_empty() && own.is_empty() && reported.is_empty() {
                     return Err(error.again());
                 }
                 known
             }
         };
-        add_own(&mut roots, own);
+        prefer(&mut roots, reported);
+        prefer(&mut roots, own);
         Ok(roots)
     }
 
     async fn complete_roots(&self) -> Result<Vec<Root>, Error> {
         let inner = &self.0.inner;
-        let own = inner.near.roots().await?;
-        let asked = inner.ask(inner.far.complete_roots()).await;
+        let own = inner.local_store.roots().await?;
+        let asked = inner.ask(inner.upstream.complete_roots()).await;
         let mut roots = asked.map_err(|error| error.again())?;
         inner.writer.roots.note_all(&roots);
-        add_own(&mut roots, own);
+        prefer(&mut roots, own);
         Ok(roots)
     }
 
-    /// Without the upstream, a cached root may have no known path info: it is served without.
+    /// While the upstream is down, a cached root whose path info was never fetched has none.
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
         let inner = &self.0.inner;
-        if let Some(info) = inner.near.path_info(name).await? {
+        if let Some(info) = inner.local_store.path_info(name).await? {
             return Ok(Some(info));
         }
         // A path info that is stored with every lookup is not requested again.
@@ -228,7 +247,7 @@ impl Store for Cache {
         if let Some(Some(info)) = kept {
             return Ok(Some(info));
         }
-        match inner.ask(inner.far.path_info(name)).await {
+        match inner.ask(inner.upstream.path_info(name)).await {
             Ok(Some(info)) => {
                 inner.writer.roots.note_path_info(name, &info);
                 Ok(Some(info))
@@ -246,80 +265,83 @@ impl Store for Cache {
         &self,
         name: &[u8],
     ) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
-        self.0.inner.far.incomplete_root(name).await
+        self.0.inner.upstream.incomplete_root(name).await
     }
 
     async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
-        self.0.inner.far.has_tree(digest).await
+        self.0.inner.upstream.has_tree(digest).await
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         let inner = &self.0.inner;
-        if inner.near.has_blob(digest).await? {
+        if inner.local_store.has_blob(digest).await? {
             return Ok(true);
         }
-        let asked = inner.ask(inner.far.has_blob(digest)).await;
+        let asked = inner.ask(inner.upstream.has_blob(digest)).await;
         asked.map_err(|error| error.again())
     }
 
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
         let inner = &self.0.inner;
-        if let Some(size) = inner.near.blob_size(digest).await? {
+        if let Some(size) = inner.local_store.blob_size(digest).await? {
             return Ok(Some(size));
         }
-        if let Some((size, _)) = inner.near.parts().about(digest) {
+        if let Some((size, _)) = inner.local_store.parts().about(digest) {
             return Ok(Some(size));
         }
-        let asked = inner.ask(inner.far.blob_size(digest)).await;
+        let asked = inner.ask(inner.upstream.blob_size(digest)).await;
         asked.map_err(|error| error.again())
     }
 
     /// Chunks of blobs in the local store are cut from there.
     async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
         let inner = &self.0.inner;
-        if inner.near.has_blob(digest).await? {
-            return inner.near.chunks(digest).await;
+        if inner.local_store.has_blob(digest).await? {
+            return inner.local_store.chunks(digest).await;
         }
-        let asked = inner.ask(inner.far.chunks(digest)).await;
+        let asked = inner.ask(inner.upstream.chunks(digest)).await;
         asked.map_err(|error| error.again())
     }
 
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         let inner = &self.0.inner;
-        if let Ok(Some(table)) = inner.near.group_table(digest, size).await {
+        if let Ok(Some(table)) = inner.local_store.group_table(digest, size).await {
             return Ok(Some(table));
         }
-        if let Some((known, table)) = inner.near.parts().about(digest)
+        if let Some((known, table)) = inner.local_store.parts().about(digest)
             && known == size
         {
             return Ok(Some(table));
         }
-        let asked = inner.ask(inner.far.group_table(digest, size)).await;
+        let asked = inner.ask(inner.upstream.group_table(digest, size)).await;
         asked.map_err(|error| error.again())
     }
 
     /// The contents of the local store.
-    fn usage(&self) -> Result<Option<Usage>, Error> {
-        self.0.inner.near.usage()
+    fn usage(&self) -> Result<Option<StoreUsage>, Error> {
+        self.0.inner.local_store.usage()
     }
 
-    /// The upstream reports its own health; the cache's is [`status`](Cache::status).
+    /// The local store, and those of the upstream.
     fn embedded(&self) -> Vec<crate::store::LocalStore> {
-        let mut stores = vec![self.0.inner.near.clone()];
-        stores.extend(self.0.inner.far.embedded());
+        let mut stores = vec![self.0.inner.local_store.clone()];
+        stores.extend(self.0.inner.upstream.embedded());
         stores
     }
 
+    /// None: the upstream reports its own health, and [`status`](Cache::status) has the cache's.
     fn health(&self) -> Health {
         Health::default()
     }
 
     fn roots_version(&self) -> Result<u64, Error> {
         let inner = &self.0.inner;
-        // Each only grows: their sum changes when one of them does.
-        let own = inner.near.roots_version()?;
+        // Each of the three numbers only grows, so their sum changes when one of them does.
+        let own = inner.local_store.roots_version()?;
         let noticed = inner.writer.roots.version();
-        Ok(own.wrapping_add(noticed).wrapping_add(inner.far_version()))
+        Ok(own
+            .wrapping_add(noticed)
+            .wrapping_add(inner.upstream_version()))
     }
 
     fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
@@ -327,35 +349,35 @@ impl Store for Cache {
         let deadline = Instant::now() + timeout;
         loop {
             let version = self.roots_version()?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            if version != seen || left.is_zero() {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if version != seen || remaining.is_zero() {
                 return Ok(version);
             }
-            let (slice, begun) = (left.min(LATE), Instant::now());
-            let far = inner.far_version.load(Ordering::Relaxed);
-            if inner.far.wait_for_roots(far, slice).is_err() {
+            let (slice, begun) = (remaining.min(LATE), Instant::now());
+            let upstream = inner.upstream_version.load(Ordering::Relaxed);
+            if inner.upstream.wait_for_roots(upstream, slice).is_err() {
                 std::thread::sleep(slice.saturating_sub(begun.elapsed()));
             }
         }
     }
 
     fn keep_listings_fresh(&self, max_age: Duration) {
-        self.0.inner.far.keep_listings_fresh(max_age);
+        self.0.inner.upstream.keep_listings_fresh(max_age);
     }
 
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
-        self.0.inner.far.ingest()
+        self.0.inner.upstream.ingest()
     }
 }
 
-/// Adds the local store's own roots to the upstream's. They win if a name is in both.
-fn add_own(roots: &mut Vec<Root>, own: Vec<Root>) {
-    roots.splice(0..0, own);
+/// Adds the local store's own roots to the upstream's; of two with one name the local store's stays.
+fn prefer(roots: &mut Vec<Root>, preferred: Vec<Root>) {
+    roots.splice(0..0, preferred);
     roots.sort_by(|a, b| a.name.cmp(&b.name));
     roots.dedup_by(|later, first| later.name == first.name);
 }
 
 /// Checks that the size is 0 for the empty blob, and for no other.
 fn check_claim(store: &str, digest: &Digest, size: u64) -> Result<(), Error> {
-    segments::check_claim(digest, size).map_err(|failure| failure.of(store, "reading"))
+    extents::check_claim(digest, size).map_err(|failure| failure.of(store, "reading"))
 }

@@ -6,36 +6,36 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::writer::Write;
-use super::{Inner, REFRESHED, Shared, WHOLE, unit_size};
+use super::{CacheInner, REFRESHED, SharedFetch, WHOLE, cached_extent_size};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::store::{Answer, Damage, Error, Object, Store};
 
-impl Inner {
+impl CacheInner {
     /// Reads a blob from what is cached: fills `buffer`, or reports that something is missing.
-    pub(super) fn at_hand(
+    pub(super) fn read_cached(
         &self,
         digest: &Digest,
         size: u64,
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<bool, Error> {
-        match self.near.read_now(digest, size, offset, buffer) {
+        match self.local_store.read_now(digest, size, offset, buffer) {
             Ok(Answer::Found(length)) if length == buffer.len() => {
-                self.writer.touched.touch(digest);
+                self.writer.access_times.touch(digest);
                 return Ok(true);
             }
             Ok(_) => {}
             Err(error) => self.excuse(digest, size, error)?,
         }
-        let parts = self.near.parts().read(digest, size, offset, buffer);
+        let parts = self.local_store.parts().read(digest, size, offset, buffer);
         let read = parts.map_err(|damage| Error::Damaged {
-            store: self.near.url().to_owned(),
+            store: self.local_store.url().to_owned(),
             object: Object::Blob,
             digest: *digest,
             damage: Box::new(damage),
         })?;
         if read {
-            self.writer.touched.touch(digest);
+            self.writer.access_times.touch(digest);
             return Ok(true);
         }
         Ok(self.in_memory(digest, size, offset, buffer))
@@ -48,15 +48,15 @@ impl Inner {
         offset: u64,
         buffer: &mut [u8],
     ) -> bool {
-        let unit = unit_size(size);
+        let extent = cached_extent_size(size);
         let mut done = 0;
         while done < buffer.len() {
             let at = offset + done as u64;
-            let key = (*digest, size, at / unit);
+            let key = (*digest, size, at / extent);
             let Some(bytes) = self.recent.lock().blobs.get(&key) else {
                 return false;
             };
-            let Some(part) = bytes.get((at % unit) as usize..) else {
+            let Some(part) = bytes.get((at % extent) as usize..) else {
                 return false;
             };
             let length = part.len().min(buffer.len() - done);
@@ -73,7 +73,7 @@ impl Inner {
     /// read by states a size that the blob does not have.
     pub(super) fn excuse(&self, digest: &Digest, size: u64, error: Error) -> Result<(), Error> {
         if let Error::Damaged { .. } = &error
-            && let Ok(Some(actual)) = self.near.indexed_size(digest)
+            && let Ok(Some(actual)) = self.local_store.indexed_size(digest)
             && actual != size
         {
             return Err(error);
@@ -82,10 +82,10 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn directory_at_hand(&self, digest: &Digest) -> Option<Directory> {
-        match self.near.directory_now(digest) {
+    pub(super) fn cached_directory(&self, digest: &Digest) -> Option<Directory> {
+        match self.local_store.directory_now(digest) {
             Ok(Answer::Found(directory)) => {
-                self.writer.touched.touch(digest);
+                self.writer.access_times.touch(digest);
                 return Some(directory);
             }
             Ok(_) => {}
@@ -95,7 +95,7 @@ impl Inner {
     }
 
     /// Part `index` of a blob: from memory, or from the upstream, with one fetch for all readers.
-    pub(super) async fn unit(
+    pub(super) async fn extent(
         self: &Arc<Self>,
         digest: &Digest,
         size: u64,
@@ -105,16 +105,16 @@ impl Inner {
         if let Some(bytes) = self.recent.lock().blobs.get(&key) {
             return Ok(Some(bytes));
         }
-        let landed = self.fetching.join(key, &self.runtime, || {
+        let received = self.fetching.join(key, &self.runtime, || {
             let (inner, digest) = (self.clone(), *digest);
-            async move { inner.fetch_unit(digest, size, index).await }
+            async move { inner.fetch_extent(digest, size, index).await }
         });
-        self.landed(landed.await)
+        self.received(received.await)
     }
 
-    pub(super) fn landed<T>(&self, landed: Option<Shared<T>>) -> Result<Option<T>, Error> {
-        match landed {
-            Some(landed) => landed.map_err(|error| error.again()),
+    pub(super) fn received<T>(&self, received: Option<SharedFetch<T>>) -> Result<Option<T>, Error> {
+        match received {
+            Some(received) => received.map_err(|error| error.again()),
             None => Err(Error::Remote {
                 store: self.url.clone(),
                 request: "the fetch".to_owned(),
@@ -123,22 +123,22 @@ impl Inner {
         }
     }
 
-    pub(super) async fn fetch_unit(
+    pub(super) async fn fetch_extent(
         self: Arc<Self>,
         digest: Digest,
         size: u64,
         index: u64,
-    ) -> Shared<Bytes> {
+    ) -> SharedFetch<Bytes> {
         // It may have arrived between the check and the start of the fetch.
         if let Some(bytes) = self.recent.lock().blobs.get(&(digest, size, index)) {
             return Ok(Some(bytes));
         }
-        let unit = unit_size(size);
-        let start = index * unit;
-        let length = unit.min(size.saturating_sub(start));
+        let extent = cached_extent_size(size);
+        let start = index * extent;
+        let length = extent.min(size.saturating_sub(start));
         self.misses.fetch_add(1, Ordering::Relaxed);
-        let far = self.far.clone();
-        let asked = async move { far.read(&digest, size, start, length as usize).await };
+        let upstream = self.upstream.clone();
+        let asked = async move { upstream.read(&digest, size, start, length as usize).await };
         let Some(bytes) = self.ask(asked).await? else {
             return Ok(None);
         };
@@ -148,13 +148,13 @@ impl Inner {
                 expected: length,
                 actual: bytes.len() as u64,
             }),
-            // The local store holds only what was hashed here, whatever its source.
+            // The local store holds only what this process hashed, whatever its source.
             true if whole && Digest::of(&bytes) != digest => Some(Damage::WrongBytes { offset: 0 }),
             true => None,
         };
         if let Some(damage) = damage {
             return Err(Arc::new(Error::Damaged {
-                store: self.far.url().to_owned(),
+                store: self.upstream.url().to_owned(),
                 object: Object::Blob,
                 digest,
                 damage: Box::new(damage),
@@ -165,20 +165,21 @@ impl Inner {
             .lock()
             .blobs
             .insert(key, bytes.clone(), bytes.len());
-        self.writer.touched.touch(&digest);
+        self.writer.access_times.touch(&digest);
         if size <= WHOLE {
             self.writer.push(Write::Blob(digest, bytes.clone()));
         } else {
             // The table may take another request, for which no reader waits.
+            let Some(expected) = self.writer.expect(bytes.len()) else {
+                return Ok(Some(bytes));
+            };
             let (inner, bytes) = (self.clone(), bytes.clone());
-            let expected = self.writer.expect();
             self.runtime.spawn(async move {
-                let _expected = expected;
                 if let Some(table) = inner.table(digest, size).await {
-                    inner.writer.push(Write::Part {
+                    expected.arrived(Write::Part {
                         digest,
                         size,
-                        segment: unit,
+                        extent,
                         index,
                         bytes,
                         table,
@@ -194,9 +195,9 @@ impl Inner {
         &self,
         question: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Arc<Error>> {
-        self.reach.check()?;
+        self.circuit_breaker.check()?;
         let answer = question.await;
-        self.reach.note(&answer);
+        self.circuit_breaker.note(&answer);
         Ok(answer?)
     }
 
@@ -210,14 +211,14 @@ impl Inner {
         if let Some(table) = self.recent.lock().tables.get(&key) {
             return Some(table);
         }
-        let landed = self.tabling.join(key, &self.runtime, || {
+        let received = self.tabling.join(key, &self.runtime, || {
             let inner = self.clone();
             async move {
-                let here = inner.near.parts().about(&digest);
-                let table = match here.filter(|(known, _)| *known == size) {
+                let partial = inner.local_store.parts().about(&digest);
+                let table = match partial.filter(|(known, _)| *known == size) {
                     Some((_, table)) => table,
                     None => {
-                        let table = inner.far.group_table(&digest, size).await.ok()??;
+                        let table = inner.upstream.group_table(&digest, size).await.ok()??;
                         // The digest binds the table; no trust is needed.
                         GroupTable::decode(table.as_bytes(), &digest, size).ok()?
                     }
@@ -228,12 +229,12 @@ impl Inner {
                 Some(table)
             }
         });
-        landed.await.flatten()
+        received.await.flatten()
     }
 
     pub(super) fn forget_recent(&self, digest: &Digest, size: u64) {
         let mut recent = self.recent.lock();
-        for index in 0..size.div_ceil(unit_size(size)) {
+        for index in 0..size.div_ceil(cached_extent_size(size)) {
             recent.blobs.remove(&(*digest, size, index));
         }
     }
@@ -246,7 +247,7 @@ impl Inner {
             .directories
             .insert(*digest, directory.clone(), weight);
         drop(recent);
-        self.writer.touched.touch(digest);
+        self.writer.access_times.touch(digest);
         self.writer.push(Write::Directory(directory.clone()));
     }
 
@@ -254,29 +255,29 @@ impl Inner {
         self: &Arc<Self>,
         digest: &Digest,
     ) -> Result<Option<Directory>, Error> {
-        if let Some(directory) = self.directory_at_hand(digest) {
+        if let Some(directory) = self.cached_directory(digest) {
             return Ok(Some(directory));
         }
-        let landed = self.asking.join(*digest, &self.runtime, || {
+        let received = self.asking.join(*digest, &self.runtime, || {
             let (inner, digest) = (self.clone(), *digest);
             async move { inner.fetch_directory(digest).await }
         });
-        self.landed(landed.await)
+        self.received(received.await)
     }
 
-    pub(super) async fn fetch_directory(self: Arc<Self>, digest: Digest) -> Shared<Directory> {
+    pub(super) async fn fetch_directory(self: Arc<Self>, digest: Digest) -> SharedFetch<Directory> {
         if let Some(directory) = self.recent.lock().directories.get(&digest) {
             return Ok(Some(directory));
         }
         self.misses.fetch_add(1, Ordering::Relaxed);
-        let far = self.far.clone();
-        let asked = async move { far.directory(&digest).await };
+        let upstream = self.upstream.clone();
+        let asked = async move { upstream.directory(&digest).await };
         let Some(directory) = self.ask(asked).await? else {
             return Ok(None);
         };
         if directory.digest() != digest {
             return Err(Arc::new(Error::Damaged {
-                store: self.far.url().to_owned(),
+                store: self.upstream.url().to_owned(),
                 object: Object::Directory,
                 digest,
                 damage: Box::new(Damage::WrongBytes { offset: 0 }),
@@ -286,27 +287,27 @@ impl Inner {
         Ok(Some(directory))
     }
 
-    pub(super) fn far_version(&self) -> u64 {
-        if let Ok(version) = self.far.roots_version() {
-            self.far_version.store(version, Ordering::Relaxed);
+    pub(super) fn upstream_version(&self) -> u64 {
+        if let Ok(version) = self.upstream.roots_version() {
+            self.upstream_version.store(version, Ordering::Relaxed);
         }
-        self.far_version.load(Ordering::Relaxed)
+        self.upstream_version.load(Ordering::Relaxed)
     }
 
     /// The root `name`, as the upstream has it now.
     pub(super) async fn look_up(self: &Arc<Self>, name: &[u8]) -> Result<Option<Root>, Error> {
         let name = Bytes::copy_from_slice(name);
-        let landed = self.looking.join(name.clone(), &self.runtime, || {
+        let received = self.looking.join(name.clone(), &self.runtime, || {
             let inner = self.clone();
             async move {
-                let (far, asked) = (inner.far.clone(), name.clone());
-                let question = async move { far.root(&asked).await };
+                let (upstream, asked) = (inner.upstream.clone(), name.clone());
+                let question = async move { upstream.root(&asked).await };
                 let found = inner.ask(question).await?;
                 let found = found.filter(|root| root.name.as_bytes() == &name[..]);
                 inner.writer.roots.note(&name, found.as_ref(), true);
                 if inner.keep_path_infos && found.is_some() {
-                    let (far, asked) = (inner.far.clone(), name.clone());
-                    let question = async move { far.path_info(&asked).await };
+                    let (upstream, asked) = (inner.upstream.clone(), name.clone());
+                    let question = async move { upstream.path_info(&asked).await };
                     if let Ok(Some(info)) = inner.ask(question).await {
                         inner.writer.roots.note_path_info(&name, &info);
                     }
@@ -314,13 +315,13 @@ impl Inner {
                 Ok(found)
             }
         });
-        self.landed(landed.await)
+        self.received(received.await)
     }
 
     /// Refreshes the roots whose answers were too old, so that mounts that hold them are notified
     /// of a change.
     pub(super) fn refresh(self: &Arc<Self>) {
-        if self.reach.is_resting() {
+        if self.circuit_breaker.is_open() {
             return;
         }
         for name in self.writer.roots.served_old().into_iter().take(REFRESHED) {

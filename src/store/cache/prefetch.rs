@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::task::JoinHandle;
 
-use super::{Cache, Inner};
+use super::{Cache, CacheInner};
 use crate::castore::{Digest, Name, NodeRef};
 use crate::store::{Error, Store};
 
@@ -43,9 +43,9 @@ pub struct Prefetch {
 }
 
 /// Ends a task when its waiter is dropped.
-struct Awaited<T>(JoinHandle<T>);
+struct AbortOnDrop<T>(JoinHandle<T>);
 
-impl<T> Drop for Awaited<T> {
+impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -83,7 +83,7 @@ impl Cache {
             }
             inner.prefetch(top, blobs, &progress).await
         };
-        let mut task = Awaited(self.0.inner.runtime.spawn(work));
+        let mut task = AbortOnDrop(self.0.inner.runtime.spawn(work));
         (&mut task.0).await.unwrap_or_else(|_| {
             Err(Error::Remote {
                 store: self.url().to_owned(),
@@ -94,7 +94,7 @@ impl Cache {
     }
 }
 
-impl Inner {
+impl CacheInner {
     async fn prefetch(
         self: &Arc<Self>,
         top: Vec<Digest>,
@@ -123,12 +123,12 @@ impl Inner {
             let _ = flushed.await;
             let mut missing = Vec::new();
             for (digest, size) in wanted {
-                if !self.near.has_blob(&digest).await? {
+                if !self.local_store.has_blob(&digest).await? {
                     missing.push((digest, size));
                 }
             }
             for digest in &directories {
-                if self.near.directory(digest).await?.is_none() {
+                if self.local_store.directory(digest).await?.is_none() {
                     // It may still be in memory only: from there it is put again.
                     self.recent.lock().directories.remove(digest);
                     self.directory(digest).await?;
@@ -144,7 +144,7 @@ impl Inner {
             }
             wanted = missing;
         }
-        let why = self.writer.why_degraded();
+        let why = self.writer.why_backing_off();
         Err(Error::Refused {
             store: self.url.clone(),
             what: "to keep everything that is to be fetched".to_owned(),
@@ -197,14 +197,16 @@ impl Inner {
         if progress.stop.load(Ordering::Relaxed) {
             return Ok(());
         }
-        if !self.near.has_blob(&digest).await? && size > 0 {
-            let unit = super::unit_size(size);
-            let parts = (0..size.div_ceil(unit)).map(|index| async move {
-                if progress.stop.load(Ordering::Relaxed) || self.near.parts().has(&digest, index) {
+        if !self.local_store.has_blob(&digest).await? && size > 0 {
+            let extent = super::cached_extent_size(size);
+            let parts = (0..size.div_ceil(extent)).map(|index| async move {
+                if progress.stop.load(Ordering::Relaxed)
+                    || self.local_store.parts().has(&digest, index)
+                {
                     return Ok(());
                 }
                 self.until_room().await;
-                let found = self.unit(&digest, size, index).await?;
+                let found = self.extent(&digest, size, index).await?;
                 found
                     .map(drop)
                     .ok_or_else(|| self.lacks(format!("blob {digest}")))
@@ -225,7 +227,7 @@ impl Inner {
 
     fn lacks(&self, what: String) -> Error {
         Error::Refused {
-            store: self.far.url().to_owned(),
+            store: self.upstream.url().to_owned(),
             what: "to be whole".to_owned(),
             why: format!("it lacks {what}, which a root leads to"),
         }

@@ -34,27 +34,27 @@ pub(super) fn now() -> u64 {
 
 /// The cached data.
 #[derive(Debug)]
-pub(super) struct Roots {
+pub(super) struct CachedUpstreamRoots {
     max_age: Duration,
-    state: Mutex<State>,
+    state: Mutex<CachedRootsState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    known: HashMap<Bytes, Known>,
+struct CachedRootsState {
+    known: HashMap<Bytes, CachedRootEntry>,
     absent: HashMap<Bytes, Instant>,
     /// The upstream's version to which the data belong.
-    far_version: Option<u64>,
+    upstream_version: Option<u64>,
     /// Changes that lookups noticed.
     version: u64,
-    /// Names that were removed here and are still on the disk.
+    /// Names that were removed from the cache and are still on the disk.
     forgotten: Vec<Bytes>,
     /// Something is new that is not on the disk.
     news: bool,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Known {
+struct CachedRootEntry {
     kept: CachedRoot,
     /// Different from what is on the disk.
     dirty: bool,
@@ -68,7 +68,7 @@ struct Known {
 
 /// What is cached about a name.
 #[derive(Debug)]
-pub(super) enum Memory {
+pub(super) enum RootMemory {
     /// Cached, and fresh.
     Fresh(Option<Root>),
     /// Cached, and too old.
@@ -76,19 +76,19 @@ pub(super) enum Memory {
     Nothing,
 }
 
-impl Roots {
+impl CachedUpstreamRoots {
     pub(super) fn new(max_age: Duration, kept: HashMap<Bytes, CachedRoot>) -> Self {
         let known = kept.into_iter().map(|(name, kept)| {
-            let known = Known {
+            let known = CachedRootEntry {
                 used_on_disk: kept.used,
                 kept,
-                ..Known::default()
+                ..CachedRootEntry::default()
             };
             (name, known)
         });
-        let state = State {
+        let state = CachedRootsState {
             known: known.collect(),
-            ..State::default()
+            ..CachedRootsState::default()
         };
         Self {
             max_age,
@@ -97,28 +97,28 @@ impl Roots {
     }
 
     /// What is cached about `name`; counts as a use.
-    pub(super) fn recall(&self, name: &[u8], far_version: u64) -> Memory {
+    pub(super) fn recall(&self, name: &[u8], upstream_version: u64) -> RootMemory {
         let mut state = self.state.lock();
-        state.follow(far_version);
+        state.follow(upstream_version);
         if let Some(since) = state.absent.get(name)
             && since.elapsed() < self.max_age.min(ABSENT)
         {
-            return Memory::Fresh(None);
+            return RootMemory::Fresh(None);
         }
         let Some(known) = state.known.get_mut(name) else {
-            return Memory::Nothing;
+            return RootMemory::Nothing;
         };
         let Some(root) = &known.kept.root else {
-            return Memory::Nothing;
+            return RootMemory::Nothing;
         };
         let root = root.clone();
         known.kept.used = now();
         let age = known.kept.used.saturating_sub(known.kept.asked);
         match !known.outdated && u128::from(age) < self.max_age.as_millis() {
-            true => Memory::Fresh(Some(root)),
+            true => RootMemory::Fresh(Some(root)),
             false => {
                 known.served_old = true;
-                Memory::Old(root)
+                RootMemory::Old(root)
             }
         }
     }
@@ -304,11 +304,11 @@ impl Roots {
     }
 }
 
-impl State {
+impl CachedRootsState {
     /// The upstream reports the version of its roots.
-    fn follow(&mut self, far_version: u64) {
-        let before = self.far_version.replace(far_version);
-        if before.is_some_and(|before| before != far_version) {
+    fn follow(&mut self, upstream_version: u64) {
+        let before = self.upstream_version.replace(upstream_version);
+        if before.is_some_and(|before| before != upstream_version) {
             self.absent.clear();
             self.known
                 .values_mut()
@@ -350,28 +350,28 @@ mod tests {
 
     #[test]
     fn an_answer_is_valid_for_its_time_and_until_the_upstream_reports_a_change() {
-        let roots = Roots::new(Duration::from_secs(60), HashMap::new());
-        assert!(matches!(roots.recall(b"a", 1), Memory::Nothing));
+        let roots = CachedUpstreamRoots::new(Duration::from_secs(60), HashMap::new());
+        assert!(matches!(roots.recall(b"a", 1), RootMemory::Nothing));
         roots.note(b"a", Some(&root("a", b"1")), true);
         roots.note(b"b", None, true);
-        assert!(matches!(roots.recall(b"a", 1), Memory::Fresh(Some(_))));
-        assert!(matches!(roots.recall(b"b", 1), Memory::Fresh(None)));
-        assert!(matches!(roots.recall(b"a", 2), Memory::Old(_)));
-        assert!(matches!(roots.recall(b"b", 2), Memory::Nothing));
+        assert!(matches!(roots.recall(b"a", 1), RootMemory::Fresh(Some(_))));
+        assert!(matches!(roots.recall(b"b", 1), RootMemory::Fresh(None)));
+        assert!(matches!(roots.recall(b"a", 2), RootMemory::Old(_)));
+        assert!(matches!(roots.recall(b"b", 2), RootMemory::Nothing));
         assert_eq!(roots.served_old(), [&b"a"[..]]);
         let before = roots.version();
         roots.note(b"a", Some(&root("a", b"1")), true);
         assert_eq!(roots.version(), before);
         roots.note(b"a", Some(&root("a", b"2")), true);
         assert_ne!(roots.version(), before, "it stands for something else");
-        let old = Roots::new(Duration::ZERO, HashMap::new());
+        let old = CachedUpstreamRoots::new(Duration::ZERO, HashMap::new());
         old.note(b"a", Some(&root("a", b"1")), true);
-        assert!(matches!(old.recall(b"a", 1), Memory::Old(_)));
+        assert!(matches!(old.recall(b"a", 1), RootMemory::Old(_)));
     }
 
     #[test]
     fn what_changed_is_written_once_and_pins_outlive_their_root() {
-        let roots = Roots::new(Duration::from_secs(60), HashMap::new());
+        let roots = CachedUpstreamRoots::new(Duration::from_secs(60), HashMap::new());
         let name = Name::new(b"a").unwrap();
         assert!(roots.pin(&name, true));
         assert!(!roots.pin(&name, true));

@@ -14,11 +14,11 @@ pub struct CacheStatus {
     /// Objects (blobs, parts of blobs, Directories) that were evicted.
     pub evictions: u64,
     /// Objects that were not kept, because the disk was too slow, full or failing.
-    pub not_kept: u64,
+    pub not_stored: u64,
     /// Objects of the local store that were damaged, and fetched again.
     pub repairs: u64,
     /// Why nothing is being kept at the moment.
-    pub degraded: Option<String>,
+    pub backoff: Option<String>,
     /// Why the upstream is considered unreachable, as long as it is.
-    pub far_down: Option<String>,
+    pub upstream_down: Option<String>,
 }

@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::roots::Roots;
-use super::touched::Touched;
+use super::access_times::AccessTimes;
+use super::roots::CachedUpstreamRoots;
 use super::{CacheOptions, roots};
 use crate::castore::{Digest, Directory, GroupTable, Node};
-use crate::store::local::Keep;
-use crate::store::{Collected, Error, Ingest, LocalStore, Store};
+use crate::store::local::CacheRetention;
+use crate::store::{Error, GcResult, Ingest, LocalStore, Store};
 
 /// Bytes in the queue, at most. One more object may exceed it.
 const QUEUE: usize = 64 << 20;
@@ -54,7 +54,7 @@ pub(super) enum Write {
     Part {
         digest: Digest,
         size: u64,
-        segment: u64,
+        extent: u64,
         index: u64,
         bytes: Bytes,
         table: Arc<GroupTable>,
@@ -72,12 +72,12 @@ impl Write {
 }
 
 /// The state that the writer shares with readers.
-pub(super) struct Writer {
-    near: LocalStore,
+pub(super) struct CacheWriter {
+    local_store: LocalStore,
     options: CacheOptions,
-    pub(super) roots: Roots,
-    pub(super) touched: Touched,
-    queue: Mutex<Queue>,
+    pub(super) roots: CachedUpstreamRoots,
+    pub(super) access_times: AccessTimes,
+    queue: Mutex<WriteQueue>,
     filled: Condvar,
     drained: Condvar,
     /// Damaged objects of the local store.
@@ -85,39 +85,40 @@ pub(super) struct Writer {
     /// Bytes that the local store takes on its disk, approximately.
     size: AtomicU64,
     evictions: AtomicU64,
-    not_kept: AtomicU64,
+    not_stored: AtomicU64,
     repairs: AtomicU64,
-    degraded: Mutex<Option<Degraded>>,
+    backoff: Mutex<Option<WriteBackoff>>,
     remembering: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct WriteQueue {
     writes: Vec<Write>,
     bytes: usize,
     /// Some objects are being written.
     writing: bool,
     /// Objects that have arrived, and need something else before they can be queued.
     expected: usize,
+    expected_bytes: usize,
     /// A flush is waiting, so the writer must not linger.
     hurry: bool,
     closed: bool,
 }
 
 #[derive(Debug)]
-struct Degraded {
+struct WriteBackoff {
     why: String,
     until: Instant,
     pause: Duration,
 }
 
-impl Writer {
-    pub(super) fn new(near: LocalStore, options: CacheOptions) -> Result<Self, Error> {
-        let kept = near.cached_roots()?;
+impl CacheWriter {
+    pub(super) fn new(local_store: LocalStore, options: CacheOptions) -> Result<Self, Error> {
+        let kept = local_store.cached_roots()?;
         Ok(Self {
-            roots: Roots::new(options.roots_max_age, kept),
-            touched: Touched::new(roots::now() / 1000),
-            near,
+            roots: CachedUpstreamRoots::new(options.roots_max_age, kept),
+            access_times: AccessTimes::new(roots::now() / 1000),
+            local_store,
             options,
             queue: Mutex::default(),
             filled: Condvar::new(),
@@ -125,9 +126,9 @@ impl Writer {
             spoiled: Mutex::default(),
             size: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
-            not_kept: AtomicU64::new(0),
+            not_stored: AtomicU64::new(0),
             repairs: AtomicU64::new(0),
-            degraded: Mutex::default(),
+            backoff: Mutex::default(),
             remembering: Mutex::default(),
         })
     }
@@ -140,15 +141,15 @@ impl Writer {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         (
             get(&self.evictions),
-            get(&self.not_kept),
+            get(&self.not_stored),
             get(&self.repairs),
         )
     }
 
     /// Why nothing is kept at present.
-    pub(super) fn why_degraded(&self) -> Option<String> {
-        let degraded = self.degraded.lock();
-        degraded.as_ref().map(|degraded| degraded.why.clone())
+    pub(super) fn why_backing_off(&self) -> Option<String> {
+        let backoff = self.backoff.lock();
+        backoff.as_ref().map(|backoff| backoff.why.clone())
     }
 
     /// Records that the local store failed to return this object. A damaged object is replaced by
@@ -168,28 +169,42 @@ impl Writer {
 
     /// Queues an object, if there is room; never waits.
     pub(super) fn push(&self, write: Write) {
-        let paused = {
-            let degraded = self.degraded.lock();
-            degraded
-                .as_ref()
-                .is_some_and(|degraded| degraded.until > Instant::now())
-        };
-        let mut queue = self.queue.lock();
-        if paused || queue.closed || queue.bytes >= QUEUE {
-            drop(queue);
-            self.not_kept.fetch_add(1, Ordering::Relaxed);
+        let Some(mut queue) = self.queue_with_room() else {
             return;
-        }
+        };
         queue.bytes += write.weight();
         queue.writes.push(write);
         drop(queue);
         self.filled.notify_one();
     }
 
-    /// Announces an object that will be put into the queue while the result lives.
-    pub(super) fn expect(self: &Arc<Self>) -> Expected {
-        self.queue.lock().expected += 1;
-        Expected(self.clone())
+    /// Announces an object of `bytes` that will be put into the queue while the result lives; nothing
+    /// if there is no room for it.
+    pub(super) fn expect(self: &Arc<Self>, bytes: usize) -> Option<ExpectedWrite> {
+        let mut queue = self.queue_with_room()?;
+        queue.expected += 1;
+        queue.expected_bytes += bytes;
+        Some(ExpectedWrite {
+            writer: self.clone(),
+            bytes,
+        })
+    }
+
+    /// The queue, if it takes another object now.
+    fn queue_with_room(&self) -> Option<MutexGuard<'_, WriteQueue>> {
+        let paused = {
+            let backoff = self.backoff.lock();
+            backoff
+                .as_ref()
+                .is_some_and(|backoff| backoff.until > Instant::now())
+        };
+        let queue = self.queue.lock();
+        if paused || queue.closed || queue.bytes + queue.expected_bytes >= QUEUE {
+            drop(queue);
+            self.not_stored.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(queue)
     }
 
     /// Whether there is plenty of room in the queue.
@@ -221,19 +236,20 @@ impl Writer {
         self.filled.notify_one();
     }
 
-    fn await_expected(&self, queue: &mut MutexGuard<'_, Queue>) {
+    fn await_expected(&self, queue: &mut MutexGuard<'_, WriteQueue>) {
         let deadline = Instant::now() + LAST_CALL;
         while queue.expected > 0 && !self.drained.wait_until(queue, deadline).timed_out() {}
     }
 
     /// The thread's loop; `tick` is called now and then.
     pub(super) fn run(&self, tick: impl Fn()) {
-        let _ended = Ended(self);
-        self.size.store(self.near.disk_usage(), Ordering::Relaxed);
+        let _ended = WriterEnd(self);
+        self.size
+            .store(self.local_store.disk_usage(), Ordering::Relaxed);
         let mut remembered = Instant::now();
         loop {
             let (writes, closed) = self.next();
-            self.touched.tick(roots::now() / 1000);
+            self.access_times.tick(roots::now() / 1000);
             self.look_after_room();
             match writes.is_empty() {
                 true => self.try_again(),
@@ -283,7 +299,7 @@ impl Writer {
                 self.recovered();
             }
             Err(error) => {
-                self.not_kept
+                self.not_stored
                     .fetch_add(writes.len() as u64, Ordering::Relaxed);
                 self.degrade(error.to_string());
             }
@@ -291,11 +307,11 @@ impl Writer {
     }
 
     fn recovered(&self) {
-        if let Some(degraded) = self.degraded.lock().take() {
-            let store = self.near.url();
+        if let Some(backoff) = self.backoff.lock().take() {
+            let store = self.local_store.url();
             tracing::info!(
                 "{store} keeps fetched objects again, after: {}",
-                degraded.why
+                backoff.why
             );
         }
     }
@@ -303,13 +319,15 @@ impl Writer {
     /// After a failure: checks whether keeping is worth another attempt.
     fn try_again(&self) {
         let over = {
-            let degraded = self.degraded.lock();
-            degraded
+            let backoff = self.backoff.lock();
+            backoff
                 .as_ref()
-                .is_some_and(|degraded| degraded.until <= Instant::now())
+                .is_some_and(|backoff| backoff.until <= Instant::now())
         };
         if over {
-            let tried = self.check_room().and_then(|()| self.near.check_room(TRIED));
+            let tried = self
+                .check_room()
+                .and_then(|()| self.local_store.check_room(TRIED));
             match tried {
                 Ok(()) => self.recovered(),
                 Err(error) => self.degrade(error.to_string()),
@@ -320,7 +338,7 @@ impl Writer {
     /// Fails if the cache cannot take more.
     fn check_room(&self) -> Result<(), Error> {
         if let Some(keep_free) = self.options.keep_free
-            && self.near.disk_free()? < keep_free
+            && self.local_store.disk_free()? < keep_free
         {
             return Err(self.short_of_room(format!("{keep_free} bytes must stay free")));
         }
@@ -331,15 +349,15 @@ impl Writer {
     }
 
     fn degrade(&self, why: String) {
-        let mut degraded = self.degraded.lock();
-        let pause = match &*degraded {
+        let mut backoff = self.backoff.lock();
+        let pause = match &*backoff {
             Some(before) => (before.pause * 2).min(LONGEST_PAUSE),
             None => {
                 tracing::warn!("fetched objects are not kept for the moment: {why}");
                 FIRST_PAUSE
             }
         };
-        *degraded = Some(Degraded {
+        *backoff = Some(WriteBackoff {
             why,
             until: Instant::now() + pause,
             pause,
@@ -350,7 +368,7 @@ impl Writer {
     fn try_write(&self, writes: &[Write]) -> Result<u64, Error> {
         self.check_room()?;
         let spoiled = self.spoiled.lock().clone();
-        let ingest = self.near.addition()?;
+        let ingest = self.local_store.addition()?;
         spoiled.iter().for_each(|digest| ingest.replace(digest));
         let mut blobs = Vec::new();
         for write in writes {
@@ -377,13 +395,13 @@ impl Writer {
             if let Write::Part {
                 digest,
                 size,
-                segment,
+                extent,
                 index,
                 bytes: part,
                 table,
             } = write
             {
-                let start = index * segment;
+                let start = index * extent;
                 let group = crate::castore::group_size(*size);
                 let groups = part.chunks(group as usize).enumerate();
                 let mut groups = groups.map(|(at, bytes)| (start + at as u64 * group, bytes));
@@ -392,8 +410,11 @@ impl Writer {
                     tracing::warn!(%digest, "a part that does not match its blob is not kept");
                     continue;
                 }
-                let shape = (*size, *segment);
-                let (new, done) = self.near.parts().put(digest, shape, table, *index, part)?;
+                let shape = (*size, *extent);
+                let (new, done) = self
+                    .local_store
+                    .parts()
+                    .put(digest, shape, table, *index, part)?;
                 bytes += new;
                 if done {
                     whole.insert(*digest);
@@ -402,7 +423,7 @@ impl Writer {
         }
         for digest in whole {
             let replaces = spoiled.contains(&digest);
-            if self.near.adopt_part(&digest, replaces)? && replaces {
+            if self.local_store.promote_partial(&digest, replaces)? && replaces {
                 self.spoiled.lock().remove(&digest);
                 self.repairs.fetch_add(1, Ordering::Relaxed);
             }
@@ -412,7 +433,7 @@ impl Writer {
 
     fn short_of_room(&self, why: String) -> Error {
         Error::Refused {
-            store: self.near.url().to_owned(),
+            store: self.local_store.url().to_owned(),
             what: "to keep more".to_owned(),
             why,
         }
@@ -426,7 +447,7 @@ impl Writer {
         if changes.is_empty() {
             return Ok(());
         }
-        let written = self.near.set_cached_roots(&changes);
+        let written = self.local_store.set_cached_roots(&changes);
         if written.is_err() {
             self.roots.not_written(changes);
         }
@@ -439,12 +460,12 @@ impl Writer {
         let over = self.options.size.filter(|limit| size > *limit);
         let mut target = over.map(|limit| limit / 100 * AFTER_EVICTION);
         if let Some(keep_free) = self.options.keep_free {
-            let free = self.near.disk_free()?;
+            let free = self.local_store.disk_free()?;
             if free < keep_free {
                 // A little more than is missing, so that the next object has room.
                 let lacking = (keep_free - free).saturating_add(keep_free / 20);
-                let left = size.saturating_sub(lacking);
-                target = Some(target.map_or(left, |target| target.min(left)));
+                let remaining = size.saturating_sub(lacking);
+                target = Some(target.map_or(remaining, |target| target.min(remaining)));
             }
         }
         Ok(target)
@@ -462,17 +483,17 @@ impl Writer {
     }
 
     /// Evicts the least recently used until the cache takes no more than `target` bytes.
-    pub(super) fn come_down_to(&self, target: u64) -> Result<Collected, Error> {
-        let mut all = Collected::default();
+    pub(super) fn come_down_to(&self, target: u64) -> Result<GcResult, Error> {
+        let mut all = GcResult::default();
         let mut keep = self.keep(target)?;
         for _ in 0..PASSES {
-            let collected = self.near.evict(&keep)?;
+            let collected = self.local_store.evict(&keep)?;
             all.blobs += collected.blobs;
             all.blob_bytes += collected.blob_bytes;
             all.directories += collected.directories;
             all.parts += collected.parts;
             all.freed += collected.freed;
-            let size = self.near.disk_usage();
+            let size = self.local_store.disk_usage();
             self.size.store(size, Ordering::Relaxed);
             if size <= target || keep.budget == 0 {
                 break;
@@ -488,19 +509,19 @@ impl Writer {
         Ok(all)
     }
 
-    fn keep(&self, budget: u64) -> Result<Keep, Error> {
+    fn keep(&self, budget: u64) -> Result<CacheRetention, Error> {
         let kept = self.roots.kept().into_iter();
         let kept = kept.filter_map(|kept| Some((kept.pinned, kept.used, kept.root?.node)));
         let (pinned, others): (Vec<_>, Vec<_>) = kept.partition(|(pinned, ..)| *pinned);
         let nodes: Vec<Node> = others.iter().map(|(.., node)| node.clone()).collect();
         let last = self
-            .near
-            .last_use(&nodes, |digest| self.touched.when(digest))?;
+            .local_store
+            .last_use(&nodes, |digest| self.access_times.when(digest))?;
         let used = others.iter().map(|(_, used, _)| *used);
         let used = used.zip(last).map(|(used, last)| used.max(last * 1000));
         let mut in_order: Vec<_> = used.zip(nodes).collect();
         in_order.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
-        Ok(Keep {
+        Ok(CacheRetention {
             always: pinned.into_iter().map(|(.., node)| node).collect(),
             in_order: in_order.into_iter().map(|(_, node)| node).collect(),
             budget,
@@ -509,28 +530,72 @@ impl Writer {
 }
 
 /// The announcement of an object that may be queued before this is dropped.
-pub(super) struct Expected(Arc<Writer>);
+pub(super) struct ExpectedWrite {
+    writer: Arc<CacheWriter>,
+    bytes: usize,
+}
 
-impl Drop for Expected {
+impl ExpectedWrite {
+    /// Puts the object into the queue.
+    pub(super) fn arrived(mut self, write: Write) {
+        let mut queue = self.writer.queue.lock();
+        queue.expected_bytes = queue.expected_bytes.saturating_sub(self.bytes);
+        self.bytes = 0;
+        if queue.closed {
+            self.writer.not_stored.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        queue.bytes += write.weight();
+        queue.writes.push(write);
+        drop(queue);
+        self.writer.filled.notify_one();
+    }
+}
+
+impl Drop for ExpectedWrite {
+    fn drop(&mut self) {
+        let mut queue = self.writer.queue.lock();
+        queue.expected = queue.expected.saturating_sub(1);
+        queue.expected_bytes = queue.expected_bytes.saturating_sub(self.bytes);
+        drop(queue);
+        self.writer.drained.notify_all();
+    }
+}
+
+/// Releases the waiting threads if the writer crashes.
+struct WriterEnd<'a>(&'a CacheWriter);
+
+impl Drop for WriterEnd<'_> {
     fn drop(&mut self) {
         let mut queue = self.0.queue.lock();
-        queue.expected = queue.expected.saturating_sub(1);
+        *queue = WriteQueue {
+            closed: true,
+            ..WriteQueue::default()
+        };
         drop(queue);
         self.0.drained.notify_all();
     }
 }
 
-/// Releases the waiting threads if the writer crashes.
-struct Ended<'a>(&'a Writer);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        let mut queue = self.0.queue.lock();
-        *queue = Queue {
-            closed: true,
-            ..Queue::default()
-        };
-        drop(queue);
-        self.0.drained.notify_all();
+    #[test]
+    fn what_is_announced_takes_room_in_the_queue_until_it_has_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let local_store = LocalStore::open(&dir.path().join("near")).unwrap();
+        let writer = Arc::new(CacheWriter::new(local_store, CacheOptions::default()).unwrap());
+        let blob = || Write::Blob(Digest::of(b"x"), Bytes::from_static(b"x"));
+        let first = writer.expect(QUEUE / 2).unwrap();
+        let second = writer.expect(QUEUE / 2).unwrap();
+        assert!(writer.expect(1).is_none());
+        writer.push(blob());
+        assert_eq!(writer.counts().1, 2);
+        drop(first);
+        second.arrived(blob());
+        let queue = writer.queue.lock();
+        assert_eq!((queue.expected, queue.expected_bytes), (0, 0));
+        assert_eq!((queue.writes.len(), queue.bytes), (1, blob().weight()));
     }
 }

@@ -25,10 +25,10 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint as Transp
 use tower::service_fn;
 use url::Url;
 
-use super::endpoint::Deadlines;
+use super::endpoint::CallDeadlines;
 use crate::store::authorities::with_causes;
 use crate::store::credential::{read, read_secret};
-use crate::store::segments::Verify;
+use crate::store::extents::ChunkVerification;
 use crate::store::shown_url::shown_parameter;
 
 /// The parameters of a URL, in the order of the table above.
@@ -49,33 +49,36 @@ const PARAMETERS: [&str; 11] = [
 /// HTTP/2 windows, in bytes: how much may be in flight. 16 MiB fill 10 Gbit/s at 13 ms.
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
+/// Bytes of the headers or trailers of an answer, at most, counted as in RFC 9113: a status with its
+/// message and details.
+const HEADERS: u32 = 64 << 10;
 
 /// A parsed URL.
 #[derive(Debug)]
-pub(super) struct Address {
+pub(super) struct GrpcAddress {
     /// The URL for logs.
     pub(super) shown: String,
-    target: Target,
+    target: ConnectTarget,
     pub(super) wait: bool,
     authority: Option<PathBuf>,
     certificate: Option<(PathBuf, PathBuf)>,
     token: Option<PathBuf>,
-    pub(super) deadlines: Deadlines,
-    pub(super) verify: Verify,
+    pub(super) deadlines: CallDeadlines,
+    pub(super) verify: ChunkVerification,
     /// Bytes.
     pub(super) cache: usize,
     /// Bytes.
-    pub(super) spool: usize,
+    pub(super) download_buffer: usize,
 }
 
 #[derive(Debug)]
-enum Target {
+enum ConnectTarget {
     Unix(PathBuf),
     /// `http` or `https`, host and port.
     Tcp(String),
 }
 
-impl Address {
+impl GrpcAddress {
     /// Parses `url`; returns what is wrong otherwise.
     pub(super) fn parse(url: &str) -> Result<Self, String> {
         let parsed = Url::parse(url).map_err(|error| error.to_string())?;
@@ -99,7 +102,7 @@ impl Address {
                 if !path.is_absolute() {
                     return Err("write grpc+unix:/absolute/path".to_owned());
                 }
-                Target::Unix(path)
+                ConnectTarget::Unix(path)
             }
             scheme @ ("grpc+http" | "grpc+https") => {
                 let host = parsed.host_str().filter(|host| !host.is_empty());
@@ -109,7 +112,7 @@ impl Address {
                 }
                 let port = parsed.port().map(|port| format!(":{port}"));
                 let scheme = scheme.trim_start_matches("grpc+");
-                Target::Tcp(format!("{scheme}://{host}{}", port.unwrap_or_default()))
+                ConnectTarget::Tcp(format!("{scheme}://{host}{}", port.unwrap_or_default()))
             }
             _ => return Err("the schemes are grpc+http, grpc+https and grpc+unix".to_owned()),
         };
@@ -120,10 +123,10 @@ impl Address {
             authority: None,
             certificate: None,
             token: None,
-            deadlines: Deadlines::default(),
-            verify: Verify::default(),
+            deadlines: CallDeadlines::default(),
+            verify: ChunkVerification::default(),
             cache: 128 << 20,
-            spool: 4 << 30,
+            download_buffer: 4 << 30,
         };
         let (mut certificate, mut key) = (None, None);
         for (name, value) in parsed.query_pairs() {
@@ -154,9 +157,9 @@ impl Address {
                 "connect-timeout" => address.deadlines.connect = seconds()?,
                 "first-byte-timeout" => address.deadlines.first_byte = seconds()?,
                 "stall-timeout" => address.deadlines.stall = seconds()?,
-                "verify" => address.verify = Verify::parse(&value)?,
+                "verify" => address.verify = ChunkVerification::parse(&value)?,
                 "cache" => address.cache = mebibytes()?,
-                "spool" => address.spool = mebibytes()?,
+                "spool" => address.download_buffer = mebibytes()?,
                 _ => {
                     let name = shown_parameter(&name, &value);
                     let known = PARAMETERS.join(", ");
@@ -171,11 +174,11 @@ impl Address {
                 return Err("tls-client-cert-path and tls-client-key-path go together".to_owned());
             }
         };
-        let tls = matches!(&address.target, Target::Tcp(uri) if uri.starts_with("https:"));
+        let tls = matches!(&address.target, ConnectTarget::Tcp(uri) if uri.starts_with("https:"));
         if !tls && (address.authority.is_some() || address.certificate.is_some()) {
             return Err("TLS parameters need grpc+https".to_owned());
         }
-        let in_clear = matches!(&address.target, Target::Tcp(_)) && !tls;
+        let in_clear = matches!(&address.target, ConnectTarget::Tcp(_)) && !tls;
         if in_clear && address.token.is_some() {
             let why = "a token would be sent unencrypted: use grpc+https or grpc+unix";
             return Err(why.to_owned());
@@ -200,8 +203,8 @@ impl Address {
     pub(super) fn channel(&self) -> Result<Channel, String> {
         let failed = |error: tonic::transport::Error| with_causes(&error);
         let uri = match &self.target {
-            Target::Unix(_) => "http://localhost",
-            Target::Tcp(uri) => uri,
+            ConnectTarget::Unix(_) => "http://localhost",
+            ConnectTarget::Tcp(uri) => uri,
         };
         let uri = Uri::try_from(uri).map_err(|error| error.to_string())?;
         let mut transport = Transport::from(uri)
@@ -214,10 +217,11 @@ impl Address {
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW);
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_max_header_list_size(HEADERS);
         let path = match &self.target {
-            Target::Unix(path) => path.clone(),
-            Target::Tcp(uri) => {
+            ConnectTarget::Unix(path) => path.clone(),
+            ConnectTarget::Tcp(uri) => {
                 if uri.starts_with("https:") {
                     transport = transport.tls_config(self.tls()?).map_err(failed)?;
                 }
@@ -269,31 +273,31 @@ mod tests {
 
     #[test]
     fn the_common_spellings_are_understood() {
-        let address = Address::parse(
+        let address = GrpcAddress::parse(
             "grpc+https://host:8000?wait-connect=1&tls-ca-cert-path=/ca&tls-client-cert-path=/c\
              &tls-client-key-path=/k&token-file=/t&stall-timeout=0.5",
         )
         .unwrap();
-        assert!(matches!(&address.target, Target::Tcp(uri) if uri == "https://host:8000"));
+        assert!(matches!(&address.target, ConnectTarget::Tcp(uri) if uri == "https://host:8000"));
         assert!(address.wait);
         assert_eq!(address.deadlines.stall, Duration::from_millis(500));
         assert_eq!(address.shown, "grpc+https://host:8000");
-        let address = Address::parse("grpc+unix:/run/a%20b/socket?cache=1").unwrap();
+        let address = GrpcAddress::parse("grpc+unix:/run/a%20b/socket?cache=1").unwrap();
         let path = Path::new("/run/a b/socket");
-        assert!(matches!(&address.target, Target::Unix(unix) if unix == path));
+        assert!(matches!(&address.target, ConnectTarget::Unix(unix) if unix == path));
         assert_eq!(address.cache, 1 << 20);
-        let address = Address::parse("grpc+http://[::1]:8000").unwrap();
-        assert!(matches!(&address.target, Target::Tcp(uri) if uri == "http://[::1]:8000"));
+        let address = GrpcAddress::parse("grpc+http://[::1]:8000").unwrap();
+        assert!(matches!(&address.target, ConnectTarget::Tcp(uri) if uri == "http://[::1]:8000"));
     }
 
     #[test]
     fn every_parameter_that_errors_list_is_one() {
         for name in PARAMETERS {
             let url = format!("grpc+https://host?{name}=?");
-            let unknown = Address::parse(&url).is_err_and(|why| why.contains("no parameter"));
+            let unknown = GrpcAddress::parse(&url).is_err_and(|why| why.contains("no parameter"));
             assert!(!unknown, "{name}");
         }
-        let error = Address::parse("grpc+https://host?tls-cacert=x").unwrap_err();
+        let error = GrpcAddress::parse("grpc+https://host?tls-cacert=x").unwrap_err();
         assert!(error.ends_with(&PARAMETERS.join(", ")), "{error}");
     }
 
@@ -311,7 +315,7 @@ mod tests {
             ("grpc+unix:relative", "absolute"),
             ("grpc+unix://host/path", "absolute"),
         ] {
-            let error = Address::parse(url).unwrap_err();
+            let error = GrpcAddress::parse(url).unwrap_err();
             assert!(error.contains(why), "{url}: {error}");
         }
     }

@@ -10,9 +10,9 @@ use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
 use tonic::Code;
 
-use super::endpoint::{Connection, Endpoint, Rest, USUAL_MESSAGE};
+use super::endpoint::{CallConnection, GrpcEndpoint, StreamRest, USUAL_MESSAGE};
 use crate::castore::bao_field::{self, BaoFieldError};
-use crate::castore::{Digest, GroupTable, part_size};
+use crate::castore::{Digest, GroupTable, extent_size};
 use crate::proto::castore::services::blob_service_client::BlobServiceClient;
 use crate::proto::castore::v1::{BlobChunk, ReadBlobRequest, StatBlobRequest, StatBlobResponse};
 use crate::proto::castore_fs::services::part_service_client::PartServiceClient;
@@ -20,10 +20,10 @@ use crate::proto::castore_fs::v1::read_together_request::Wanted;
 use crate::proto::castore_fs::v1::{
     HasTreeRequest, MissingRequest, PartChunk, ReadPartRequest, ReadTogetherRequest,
 };
-use crate::store::chunked::{Chunked, Chunks};
-use crate::store::failure::{Failure, found};
+use crate::store::chunked::{ChunkFetches, ChunkSource};
+use crate::store::extents::{BlobClaim, BlobSink, BlobSource, ExtentAnswer, SmallBlobSink};
+use crate::store::failure::{CallFailure, found};
 use crate::store::pace::Payload;
-use crate::store::segments::{Claim, Many, Part, Sink, Source};
 use crate::store::{Damage, Object};
 
 /// Digests in one request.
@@ -35,51 +35,56 @@ const MOST_COUNTED: u64 = 64 << 30;
 /// The blobs of a server, without any cache.
 #[derive(Debug)]
 pub(in crate::store) struct ServerBlobs {
-    endpoint: Arc<Endpoint>,
-    chunked: Chunked<ServerChunks>,
+    endpoint: Arc<GrpcEndpoint>,
+    chunked: ChunkFetches<ServerChunks>,
 }
 
 /// Chunk lists and chunks of a server.
 #[derive(Debug)]
-struct ServerChunks(Arc<Endpoint>);
+struct ServerChunks(Arc<GrpcEndpoint>);
 
 #[async_trait]
-impl Chunks for ServerChunks {
+impl ChunkSource for ServerChunks {
     fn runtime(&self) -> &Handle {
         &self.0.runtime
     }
 
-    fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure {
-        self.0.lied(object, digest, damage)
+    fn sent_corrupt(&self, object: Object, digest: &Digest, damage: Damage) -> CallFailure {
+        self.0.sent_corrupt(object, digest, damage)
     }
 
-    async fn stat(&self, digest: &Digest) -> Result<Option<StatBlobResponse>, Failure> {
-        stat(&self.0, digest, Ask::Chunks).await
+    async fn stat(&self, digest: &Digest) -> Result<Option<StatBlobResponse>, CallFailure> {
+        stat(&self.0, digest, StatCall::Chunks).await
     }
 
-    async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, Failure> {
+    async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, CallFailure> {
         let asked = async { collect(read_whole(&self.0, digest).await?, limit).await };
         found(asked.await)
     }
 }
 
 #[async_trait]
-impl Source for ServerBlobs {
+impl BlobSource for ServerBlobs {
     fn runtime(&self) -> &Handle {
         &self.endpoint.runtime
     }
 
-    fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure {
-        self.endpoint.lied(object, digest, damage)
+    fn sent_corrupt(&self, object: Object, digest: &Digest, damage: Damage) -> CallFailure {
+        self.endpoint.sent_corrupt(object, digest, damage)
     }
 
-    fn is_liar(&self) -> bool {
-        self.endpoint.is_liar()
+    fn has_sent_corrupt(&self) -> bool {
+        self.endpoint.has_sent_corrupt()
     }
 
-    async fn whole(&self, digest: &Digest, size: u64, sink: Sink<'_>) -> Result<bool, Failure> {
+    async fn whole(
+        &self,
+        digest: &Digest,
+        size: u64,
+        sink: BlobSink<'_>,
+    ) -> Result<bool, CallFailure> {
         // The chunk list of a small blob costs a round trip, and the blob comes at once anyway.
-        if size > part_size(size) && self.endpoint.is_field_only() {
+        if size > extent_size(size) && self.endpoint.is_field_only() {
             let Some(list) = self.chunked.list(digest).await? else {
                 return Ok(false);
             };
@@ -98,11 +103,11 @@ impl Source for ServerBlobs {
         Ok(true)
     }
 
-    async fn table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Failure> {
+    async fn table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, CallFailure> {
         if self.endpoint.is_field_only() {
             return Ok(None);
         }
-        let Some(answer) = stat(&self.endpoint, digest, Ask::Table).await? else {
+        let Some(answer) = stat(&self.endpoint, digest, StatCall::Table).await? else {
             return Ok(None);
         };
         bao_field::decode(&answer.bao, digest, size).map_err(|error| {
@@ -110,7 +115,7 @@ impl Source for ServerBlobs {
                 BaoFieldError::Size { expected, actual } => Damage::WrongSize { expected, actual },
                 BaoFieldError::Groups(error) => Damage::Groups(error),
             };
-            self.endpoint.lied(Object::Blob, digest, damage)
+            self.endpoint.sent_corrupt(Object::Blob, digest, damage)
         })
     }
 
@@ -121,26 +126,30 @@ impl Source for ServerBlobs {
         start: u64,
         length: u64,
         chunks_suffice: bool,
-    ) -> Result<Part, Failure> {
+    ) -> Result<ExtentAnswer, CallFailure> {
         if !self.endpoint.is_field_only() {
-            let part = self.proven_part(digest, size, start, length).await?;
-            if !matches!(part, Part::Unavailable) {
+            let part = self.proven_extent(digest, size, start, length).await?;
+            if !matches!(part, ExtentAnswer::Unavailable) {
                 return Ok(part);
             }
         }
         if !chunks_suffice {
-            return Ok(Part::Unavailable);
+            return Ok(ExtentAnswer::Unavailable);
         }
         let Some(list) = self.chunked.list(digest).await? else {
-            return Ok(Part::Absent);
+            return Ok(ExtentAnswer::Absent);
         };
         if list.chunks.is_empty() {
-            return Ok(Part::Unavailable);
+            return Ok(ExtentAnswer::Unavailable);
         }
         self.chunked.part(digest, &list, size, start, length).await
     }
 
-    async fn together(&self, wanted: &[Claim], sink: Many<'_>) -> Result<(), Failure> {
+    async fn together(
+        &self,
+        wanted: &[BlobClaim],
+        sink: SmallBlobSink<'_>,
+    ) -> Result<(), CallFailure> {
         if self.endpoint.is_field_only() {
             return Ok(());
         }
@@ -164,12 +173,12 @@ impl Source for ServerBlobs {
             }
             answer => answer?,
         };
-        let mut left = wanted.iter().map(|(_, size)| *size).sum::<u64>();
+        let mut remaining = wanted.iter().map(|(_, size)| *size).sum::<u64>();
         while let Some((message, mut rest)) = next {
-            let Some(still_left) = left.checked_sub(message.payload()) else {
+            let Some(still_remaining) = remaining.checked_sub(message.payload()) else {
                 return Err(too_much("it sent more bytes than requested"));
             };
-            left = still_left;
+            remaining = still_remaining;
             for blob in message.blobs {
                 sink(blob.index as usize, blob.data);
             }
@@ -180,21 +189,21 @@ impl Source for ServerBlobs {
 }
 
 impl ServerBlobs {
-    pub(super) fn new(endpoint: Arc<Endpoint>) -> Arc<Self> {
+    pub(super) fn new(endpoint: Arc<GrpcEndpoint>) -> Arc<Self> {
         Arc::new(Self {
-            chunked: Chunked::new(Arc::new(ServerChunks(endpoint.clone()))),
+            chunked: ChunkFetches::new(Arc::new(ServerChunks(endpoint.clone()))),
             endpoint,
         })
     }
 
     /// A part with its proof, from a server that supports that.
-    async fn proven_part(
+    async fn proven_extent(
         &self,
         digest: &Digest,
         size: u64,
         start: u64,
         length: u64,
-    ) -> Result<Part, Failure> {
+    ) -> Result<ExtentAnswer, CallFailure> {
         let asked = Bytes::copy_from_slice(digest.as_bytes());
         let answer = self.endpoint.stream(|connection| {
             let request = ReadPartRequest {
@@ -207,7 +216,7 @@ impl ServerBlobs {
         });
         let part = async {
             let Some((PartChunk { data, proof }, rest)) = answer.await? else {
-                return Ok::<_, Failure>((Bytes::new(), Bytes::new()));
+                return Ok::<_, CallFailure>((Bytes::new(), Bytes::new()));
             };
             let data = rest_of(data, rest, |chunk: PartChunk| chunk.data, length).await?;
             Ok((data, proof))
@@ -215,21 +224,25 @@ impl ServerBlobs {
         match part.await {
             Err(failure) if failure.is(Code::Unimplemented) => {
                 self.endpoint.knows_the_field_only();
-                Ok(Part::Unavailable)
+                Ok(ExtentAnswer::Unavailable)
             }
             answer => {
                 let part = found(answer)?;
-                Ok(part.map_or(Part::Absent, |(data, proof)| Part::Proven(data, proof)))
+                Ok(part.map_or(ExtentAnswer::Absent, |(data, proof)| {
+                    ExtentAnswer::Proven(data, proof)
+                }))
             }
         }
     }
 
-    pub(super) async fn has(&self, digest: &Digest) -> Result<bool, Failure> {
-        Ok(stat(&self.endpoint, digest, Ask::Presence).await?.is_some())
+    pub(super) async fn has(&self, digest: &Digest) -> Result<bool, CallFailure> {
+        Ok(stat(&self.endpoint, digest, StatCall::Presence)
+            .await?
+            .is_some())
     }
 
-    /// Whether the server has the Directory and everything below it; nothing if it cannot say.
-    pub(super) async fn has_tree(&self, digest: &Digest) -> Result<Option<bool>, Failure> {
+    /// Whether the server has the Directory and everything below it; nothing if it cannot report it.
+    pub(super) async fn has_tree(&self, digest: &Digest) -> Result<Option<bool>, CallFailure> {
         if self.endpoint.is_field_only() {
             return Ok(None);
         }
@@ -249,7 +262,7 @@ impl ServerBlobs {
     }
 
     /// Which of `digests` the server does not have, by index.
-    pub(super) async fn missing(&self, digests: &[Digest]) -> Result<Vec<usize>, Failure> {
+    pub(super) async fn missing(&self, digests: &[Digest]) -> Result<Vec<usize>, CallFailure> {
         let mut missing = Vec::new();
         for (chunk, digests) in digests.chunks(MAX_QUESTIONS).enumerate() {
             let asked: Vec<_> = digests
@@ -282,15 +295,15 @@ impl ServerBlobs {
     pub(super) async fn chunks(
         &self,
         digest: &Digest,
-    ) -> Result<Option<Vec<(Digest, u64)>>, Failure> {
+    ) -> Result<Option<Vec<(Digest, u64)>>, CallFailure> {
         let list = self.chunked.list(digest).await?;
         let list = list.filter(|list| !list.chunks.is_empty());
         Ok(list.map(|list| list.chunks.clone()))
     }
 
     /// The blob's size; from a server that does not report it, by reading the blob.
-    pub(super) async fn size(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
-        let Some(answer) = stat(&self.endpoint, digest, Ask::All).await? else {
+    pub(super) async fn size(&self, digest: &Digest) -> Result<Option<u64>, CallFailure> {
+        let Some(answer) = stat(&self.endpoint, digest, StatCall::All).await? else {
             return Ok(None);
         };
         if let Some(size) = bao_field::size(&answer.bao) {
@@ -300,23 +313,42 @@ impl ServerBlobs {
         if let Some(size) = sizes.reduce(u64::saturating_add) {
             return Ok(Some(size));
         }
-        let mut size = 0;
+        let mut count = CountedBytes::up_to(MOST_COUNTED);
         let mut next = read_whole(&self.endpoint, digest).await?;
         while let Some((chunk, mut rest)) = next {
-            size += chunk.data.len() as u64;
-            if size > MOST_COUNTED {
-                let why = format!("more than the {MOST_COUNTED} bytes that are counted");
-                return Err(too_much(&why));
-            }
+            count.add(chunk.data.len() as u64)?;
             next = rest.next().await?.map(|chunk| (chunk, rest));
         }
-        Ok(Some(size))
+        Ok(Some(count.bytes))
+    }
+}
+
+/// Bytes that are counted as they come, up to a limit.
+struct CountedBytes {
+    bytes: u64,
+    most: u64,
+}
+
+impl CountedBytes {
+    fn up_to(most: u64) -> Self {
+        Self { bytes: 0, most }
+    }
+
+    fn add(&mut self, bytes: u64) -> Result<(), CallFailure> {
+        self.bytes += bytes;
+        match self.bytes > self.most {
+            true => Err(too_much(&format!(
+                "more than the {} bytes that are counted",
+                self.most
+            ))),
+            false => Ok(()),
+        }
     }
 }
 
 /// The call for information about a blob.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Ask {
+enum StatCall {
     Presence,
     Chunks,
     Table,
@@ -324,10 +356,10 @@ enum Ask {
 }
 
 async fn stat(
-    endpoint: &Endpoint,
+    endpoint: &GrpcEndpoint,
     digest: &Digest,
-    ask: Ask,
-) -> Result<Option<StatBlobResponse>, Failure> {
+    ask: StatCall,
+) -> Result<Option<StatBlobResponse>, CallFailure> {
     let asked = Bytes::copy_from_slice(digest.as_bytes());
     let answer = endpoint.large(|limit| {
         let asked = &asked;
@@ -335,8 +367,8 @@ async fn stat(
             let answer = endpoint.call(|connection| {
                 let request = StatBlobRequest {
                     digest: asked.clone(),
-                    send_chunks: matches!(ask, Ask::Chunks | Ask::All),
-                    send_bao: matches!(ask, Ask::Table | Ask::All),
+                    send_chunks: matches!(ask, StatCall::Chunks | StatCall::All),
+                    send_bao: matches!(ask, StatCall::Table | StatCall::All),
                 };
                 let mut client = client(connection).max_decoding_message_size(limit);
                 async move { Ok(client.stat(request).await?.into_inner()) }
@@ -348,14 +380,14 @@ async fn stat(
 }
 
 /// The error for an answer that is larger than any right one.
-fn too_much(why: &str) -> Failure {
-    Failure::Status(Code::ResourceExhausted, why.to_owned())
+fn too_much(why: &str) -> CallFailure {
+    CallFailure::Status(Code::ResourceExhausted, why.to_owned())
 }
 
 async fn read_whole(
-    endpoint: &Endpoint,
+    endpoint: &GrpcEndpoint,
     digest: &Digest,
-) -> Result<Option<(BlobChunk, Rest<BlobChunk>)>, Failure> {
+) -> Result<Option<(BlobChunk, StreamRest<BlobChunk>)>, CallFailure> {
     let asked = Bytes::copy_from_slice(digest.as_bytes());
     endpoint
         .stream(|connection| {
@@ -367,9 +399,9 @@ async fn read_whole(
 
 /// All of a stream that should be no longer than `limit`; fails soon after it is longer.
 async fn collect(
-    stream: Option<(BlobChunk, Rest<BlobChunk>)>,
+    stream: Option<(BlobChunk, StreamRest<BlobChunk>)>,
     limit: u64,
-) -> Result<Bytes, Failure> {
+) -> Result<Bytes, CallFailure> {
     match stream {
         Some((first, rest)) => rest_of(first.data, rest, |chunk| chunk.data, limit).await,
         None => Ok(Bytes::new()),
@@ -379,10 +411,10 @@ async fn collect(
 /// `first` and what comes after it.
 async fn rest_of<M: Payload>(
     first: Bytes,
-    mut rest: Rest<M>,
+    mut rest: StreamRest<M>,
     data: impl Fn(M) -> Bytes,
     limit: u64,
-) -> Result<Bytes, Failure> {
+) -> Result<Bytes, CallFailure> {
     let Some(second) = rest.next().await? else {
         return Ok(first);
     };
@@ -396,10 +428,26 @@ async fn rest_of<M: Payload>(
     Ok(all.freeze())
 }
 
-fn client(connection: Connection) -> BlobServiceClient<Connection> {
+fn client(connection: CallConnection) -> BlobServiceClient<CallConnection> {
     BlobServiceClient::new(connection).max_decoding_message_size(USUAL_MESSAGE)
 }
 
-fn part_client(connection: Connection) -> PartServiceClient<Connection> {
+fn part_client(connection: CallConnection) -> PartServiceClient<CallConnection> {
     PartServiceClient::new(connection).max_decoding_message_size(USUAL_MESSAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counting_has_an_end() {
+        let mut count = CountedBytes::up_to(MOST_COUNTED);
+        for _ in 0..64 {
+            count.add(1 << 30).unwrap();
+        }
+        assert_eq!(count.bytes, 64 << 30);
+        let failure = count.add(1).unwrap_err();
+        assert!(failure.is(Code::ResourceExhausted));
+    }
 }

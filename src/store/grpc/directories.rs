@@ -1,7 +1,7 @@
 //! Directories from a server: a tree at a time, kept in memory.
 //!
 //! A request for a Directory is usually followed by requests for those below it. So a fetch is
-//! recursive: the requested one is returned as soon as it has come, and the rest streams in behind.
+//! recursive: the requested one is returned as soon as it has come, and the rest streams in after it.
 //! A child that a received Directory announces is waited for, not requested again. The metadata of
 //! a tree then costs round trips by the number of fetches' bounds, not by the number of
 //! directories.
@@ -14,13 +14,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::endpoint::{Endpoint, Rest, USUAL_MESSAGE};
+use super::endpoint::{GrpcEndpoint, StreamRest, USUAL_MESSAGE};
 use crate::castore::{Digest, Directory, NodeRef};
 use crate::proto::RawDirectory;
 use crate::proto::castore::services::directory_service_client::DirectoryServiceClient;
 use crate::proto::castore::v1::{GetDirectoryRequest, get_directory_request::ByWhat};
 use crate::store::bounded::Bounded;
-use crate::store::failure::{Failure, found};
+use crate::store::failure::{CallFailure, found};
 use crate::store::{Damage, Object};
 
 /// Directories in one fetch, at most; those below need a fetch of their own.
@@ -31,40 +31,40 @@ const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The Directories of a server.
 #[derive(Debug)]
-pub(super) struct Directories {
-    endpoint: Arc<Endpoint>,
-    state: Mutex<State>,
+pub(super) struct ServerDirectories {
+    endpoint: Arc<GrpcEndpoint>,
+    state: Mutex<DirectoryFetches>,
     /// Bytes in one fetch, at most: half of the cache, so that no tree evicts all others.
     max_fetch_bytes: usize,
 }
 
 #[derive(Debug)]
-struct State {
-    here: Bounded<Digest, Directory>,
+struct DirectoryFetches {
+    cached: Bounded<Digest, Directory>,
     /// Directories that fetches in flight have announced.
-    coming: HashMap<Digest, Fetch>,
+    coming: HashMap<Digest, PendingDirectories>,
 }
 
 /// A fetch in flight, for its waiters.
 #[derive(Clone, Debug)]
-struct Fetch {
+struct PendingDirectories {
     root: Digest,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<FetchProgress>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Progress {
+struct FetchProgress {
     /// The result for the requested Directory.
-    root: Option<Result<Option<Directory>, Failure>>,
+    root: Option<Result<Option<Directory>, CallFailure>>,
     came: usize,
 }
 
-impl Directories {
-    pub(super) fn new(endpoint: Arc<Endpoint>, cache_bytes: usize) -> Arc<Self> {
+impl ServerDirectories {
+    pub(super) fn new(endpoint: Arc<GrpcEndpoint>, cache_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             endpoint,
-            state: Mutex::new(State {
-                here: Bounded::new(cache_bytes),
+            state: Mutex::new(DirectoryFetches {
+                cached: Bounded::new(cache_bytes),
                 coming: HashMap::new(),
             }),
             max_fetch_bytes: cache_bytes / 2,
@@ -72,19 +72,19 @@ impl Directories {
     }
 
     /// The Directory `digest`, if it is in memory.
-    pub(super) fn here(&self, digest: &Digest) -> Option<Directory> {
-        self.state.lock().here.get(digest)
+    pub(super) fn cached(&self, digest: &Digest) -> Option<Directory> {
+        self.state.lock().cached.get(digest)
     }
 
     /// The Directory `digest`, with those below it in flight.
     pub(super) async fn get(
         self: &Arc<Self>,
         digest: &Digest,
-    ) -> Result<Option<Directory>, Failure> {
+    ) -> Result<Option<Directory>, CallFailure> {
         loop {
             let mut fetch = {
                 let mut state = self.state.lock();
-                if let Some(directory) = state.here.get(digest) {
+                if let Some(directory) = state.cached.get(digest) {
                     return Ok(Some(directory));
                 }
                 match state.coming.get(digest) {
@@ -99,7 +99,7 @@ impl Directories {
             if fetch.root == *digest {
                 let done = fetch.progress.wait_for(|now| now.root.is_some()).await;
                 let done = done.map(|now| now.root.clone()).ok().flatten();
-                return done.unwrap_or_else(|| Err(Failure::crashed()));
+                return done.unwrap_or_else(|| Err(CallFailure::crashed()));
             }
             let next = tokio::time::timeout(PATIENCE, self.arrival(digest, &mut fetch));
             if next.await.is_err() {
@@ -115,24 +115,24 @@ impl Directories {
         }
     }
 
-    /// Waits until `digest` is here or is no longer coming.
-    async fn arrival(&self, digest: &Digest, fetch: &mut Fetch) {
+    /// Waits until `digest` has arrived or is no longer coming.
+    async fn arrival(&self, digest: &Digest, fetch: &mut PendingDirectories) {
         while fetch.progress.changed().await.is_ok() {
             let state = self.state.lock();
-            if state.here.contains(digest) || !state.coming.contains_key(digest) {
+            if state.cached.contains(digest) || !state.coming.contains_key(digest) {
                 return;
             }
         }
     }
 
-    fn start(self: &Arc<Self>, root: Digest, state: &mut State) -> Fetch {
-        let (progress, seen) = watch::channel(Progress::default());
-        let fetch = Fetch {
+    fn start(self: &Arc<Self>, root: Digest, state: &mut DirectoryFetches) -> PendingDirectories {
+        let (progress, seen) = watch::channel(FetchProgress::default());
+        let fetch = PendingDirectories {
             root,
             progress: seen,
         };
         state.coming.insert(root, fetch.clone());
-        let run = Run {
+        let run = RunningFetch {
             directories: self.clone(),
             fetch: fetch.clone(),
             progress,
@@ -146,7 +146,7 @@ impl Directories {
     async fn request(
         &self,
         digest: &Digest,
-    ) -> Result<Option<(RawDirectory, Rest<RawDirectory>)>, Failure> {
+    ) -> Result<Option<(RawDirectory, StreamRest<RawDirectory>)>, CallFailure> {
         let asked = Bytes::copy_from_slice(digest.as_bytes());
         let answer = self.endpoint.large(|limit| {
             let asked = &asked;
@@ -170,31 +170,31 @@ impl Directories {
 }
 
 /// A fetch, from within.
-struct Run {
-    directories: Arc<Directories>,
-    fetch: Fetch,
-    progress: watch::Sender<Progress>,
+struct RunningFetch {
+    directories: Arc<ServerDirectories>,
+    fetch: PendingDirectories,
+    progress: watch::Sender<FetchProgress>,
     /// Announced Directories, received or not.
     announced: HashSet<Digest>,
     /// Announced Directories that have not come.
     awaited: HashSet<Digest>,
 }
 
-impl Run {
+impl RunningFetch {
     async fn fly(mut self) {
         let root = self.fetch.root;
         let mut rest = match self.root().await {
             Ok(Some((directory, rest))) => {
                 self.take(directory.clone());
-                self.tell(Ok(Some(directory)));
+                self.send_request(Ok(Some(directory)));
                 rest
             }
-            Ok(None) => return self.tell(Ok(None)),
-            Err(failure) => return self.tell(Err(failure)),
+            Ok(None) => return self.send_request(Ok(None)),
+            Err(failure) => return self.send_request(Err(failure)),
         };
         let mut bytes = 0;
         for _ in 1..MAX_FETCH {
-            // A Directory that is lost here is requested again by its next reader, which gets the
+            // A Directory that is dropped is requested again by its next reader, which gets the
             // error.
             match rest.next().await {
                 Ok(Some(RawDirectory(raw))) => {
@@ -231,15 +231,17 @@ impl Run {
         }
     }
 
-    async fn root(&self) -> Result<Option<(Directory, Rest<RawDirectory>)>, Failure> {
+    async fn root(&self) -> Result<Option<(Directory, StreamRest<RawDirectory>)>, CallFailure> {
         let root = self.fetch.root;
         let Some((RawDirectory(raw), rest)) = self.directories.request(&root).await? else {
             return Ok(None);
         };
         let directory = Directory::decode_verified(Vec::from(raw), &root).map_err(|error| {
-            self.directories
-                .endpoint
-                .lied(Object::Directory, &root, Damage::Directory(error))
+            self.directories.endpoint.sent_corrupt(
+                Object::Directory,
+                &root,
+                Damage::Directory(error),
+            )
         })?;
         Ok(Some((directory, rest)))
     }
@@ -252,14 +254,14 @@ impl Run {
                 && self.announced.insert(digest)
             {
                 self.awaited.insert(digest);
-                if !state.here.contains(&digest) {
+                if !state.cached.contains(&digest) {
                     let fetch = &self.fetch;
                     state.coming.entry(digest).or_insert_with(|| fetch.clone());
                 }
             }
         }
         let bytes = directory.resident_bytes();
-        state.here.insert(digest, directory, bytes);
+        state.cached.insert(digest, directory, bytes);
         self.awaited.remove(&digest);
         if state
             .coming
@@ -272,7 +274,7 @@ impl Run {
         self.progress.send_modify(|now| now.came += 1);
     }
 
-    fn tell(&mut self, root: Result<Option<Directory>, Failure>) {
+    fn send_request(&mut self, root: Result<Option<Directory>, CallFailure>) {
         // Removed first: a reader that repeats the request after a failure gets a new fetch.
         self.leave();
         self.progress.send_modify(|now| now.root = Some(root));
@@ -288,7 +290,7 @@ impl Run {
     }
 }
 
-impl Drop for Run {
+impl Drop for RunningFetch {
     fn drop(&mut self) {
         let mut state = self.directories.state.lock();
         for digest in &self.awaited {

@@ -2,7 +2,7 @@
 //!
 //! A call that fails for want of a connection is repeated, a few times, with growing pauses of
 //! random length. A call that misses its deadline is not: its reader has waited long enough. After
-//! either the circuit breaker may open ([`super::super::reputation`]).
+//! either the circuit breaker may open ([`super::super::circuit_breaker`]).
 
 use std::fmt;
 use std::future::Future;
@@ -21,10 +21,10 @@ use tonic::{Code, Status, Streaming};
 use tower::Service;
 
 use crate::castore::Digest;
-use crate::proto::{Generation, MAX_MESSAGE_BYTES, with_generation};
-use crate::store::failure::Failure;
-use crate::store::pace::{Pace, Payload};
-use crate::store::reputation::Reputation;
+use crate::proto::{MAX_MESSAGE_BYTES, ProtocolGeneration, with_generation};
+use crate::store::circuit_breaker::CircuitBreaker;
+use crate::store::failure::CallFailure;
+use crate::store::pace::{AnswerPace, Payload};
 use crate::store::{Damage, Error, Object};
 
 /// Attempts at a call that finds no connection.
@@ -42,7 +42,7 @@ const ANSWERED: u64 = 256 << 10;
 
 /// How long a server may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Deadlines {
+pub(super) struct CallDeadlines {
     /// To accept a connection.
     pub connect: Duration,
     /// From a call to the first message of its answer.
@@ -54,7 +54,7 @@ pub struct Deadlines {
     pub commit: Duration,
 }
 
-impl Default for Deadlines {
+impl Default for CallDeadlines {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),
@@ -66,32 +66,32 @@ impl Default for Deadlines {
 }
 
 /// A server.
-pub(super) struct Endpoint {
+pub(super) struct GrpcEndpoint {
     pub(super) url: String,
     pub(super) runtime: Handle,
-    pub(super) deadlines: Deadlines,
+    pub(super) deadlines: CallDeadlines,
     channel: Channel,
     token: Option<HeaderValue>,
     generation: AtomicU8,
     calls: AtomicU64,
-    reputation: Arc<Reputation>,
+    circuit_breaker: Arc<CircuitBreaker>,
     /// The server has no castore-fs service.
     field_only: AtomicBool,
     large: Semaphore,
 }
 
-impl fmt::Debug for Endpoint {
+impl fmt::Debug for GrpcEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.url)
     }
 }
 
-impl Endpoint {
+impl GrpcEndpoint {
     pub(super) fn new(
         url: String,
         channel: Channel,
         token: Option<HeaderValue>,
-        deadlines: Deadlines,
+        deadlines: CallDeadlines,
         runtime: Handle,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -100,9 +100,9 @@ impl Endpoint {
             deadlines,
             channel,
             token,
-            generation: AtomicU8::new(Generation::Current as u8),
+            generation: AtomicU8::new(ProtocolGeneration::Current as u8),
             calls: AtomicU64::new(0),
-            reputation: Arc::default(),
+            circuit_breaker: Arc::default(),
             field_only: AtomicBool::new(false),
             large: Semaphore::new(LARGE_AT_ONCE),
         })
@@ -123,21 +123,21 @@ impl Endpoint {
         self.field_only.store(true, Ordering::Relaxed);
     }
 
-    fn generation(&self) -> Generation {
-        if self.generation.load(Ordering::Relaxed) == Generation::Older as u8 {
-            Generation::Older
+    fn generation(&self) -> ProtocolGeneration {
+        if self.generation.load(Ordering::Relaxed) == ProtocolGeneration::Older as u8 {
+            ProtocolGeneration::Older
         } else {
-            Generation::Current
+            ProtocolGeneration::Current
         }
     }
 
-    pub(super) fn connection(&self) -> Connection {
+    pub(super) fn connection(&self) -> CallConnection {
         self.connection_of(self.generation())
     }
 
-    fn connection_of(&self, generation: Generation) -> Connection {
+    fn connection_of(&self, generation: ProtocolGeneration) -> CallConnection {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        Connection {
+        CallConnection {
             channel: self.channel.clone(),
             token: self.token.clone(),
             generation,
@@ -145,7 +145,10 @@ impl Endpoint {
     }
 
     /// Makes a call with one answer.
-    pub(super) async fn call<T, F>(&self, call: impl Fn(Connection) -> F) -> Result<T, Failure>
+    pub(super) async fn call<T, F>(
+        &self,
+        call: impl Fn(CallConnection) -> F,
+    ) -> Result<T, CallFailure>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -156,26 +159,26 @@ impl Endpoint {
     pub(super) async fn call_within<T, F>(
         &self,
         limit: Duration,
-        call: impl Fn(Connection) -> F,
-    ) -> Result<T, Failure>
+        call: impl Fn(CallConnection) -> F,
+    ) -> Result<T, CallFailure>
     where
         F: Future<Output = Result<T, Status>>,
     {
         let answer = self.begin(limit, call).await?;
-        self.reputation.succeeded();
+        self.circuit_breaker.succeeded();
         Ok(answer)
     }
 
-    /// Makes a call; whether its answer is a success is for the caller to say.
+    /// Makes a call; whether its answer is a success is for the caller to decide.
     async fn begin<T, F>(
         &self,
         limit: Duration,
-        call: impl Fn(Connection) -> F,
-    ) -> Result<T, Failure>
+        call: impl Fn(CallConnection) -> F,
+    ) -> Result<T, CallFailure>
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let began = self.reputation.begin(limit)?;
+        let began = self.circuit_breaker.begin(limit)?;
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             let failure = match self.attempt(limit, &call).await {
@@ -183,17 +186,17 @@ impl Endpoint {
                 Err(failure) => failure,
             };
             match &failure {
-                Failure::Status(Code::Unavailable, _) if attempt < ATTEMPTS => {
+                CallFailure::Status(Code::Unavailable, _) if attempt < ATTEMPTS => {
                     let jitter = 0.5 + fastrand::f64();
                     tokio::time::sleep(pause.mul_f64(jitter)).await;
                     pause *= 3;
                     continue;
                 }
-                Failure::Status(Code::Unavailable, _) | Failure::Timeout(_) => {
-                    self.reputation.failed(&self.url, began, &failure);
+                CallFailure::Status(Code::Unavailable, _) | CallFailure::Timeout(_) => {
+                    self.circuit_breaker.failed(&self.url, began, &failure);
                 }
                 // There is an answer, even if it is an error.
-                _ => self.reputation.succeeded(),
+                _ => self.circuit_breaker.succeeded(),
             }
             return Err(failure);
         }
@@ -204,8 +207,8 @@ impl Endpoint {
     /// rest.
     pub(super) async fn stream<T, F>(
         &self,
-        call: impl Fn(Connection) -> F,
-    ) -> Result<Option<(T, Rest<T>)>, Failure>
+        call: impl Fn(CallConnection) -> F,
+    ) -> Result<Option<(T, StreamRest<T>)>, CallFailure>
     where
         T: Payload,
         F: Future<Output = Result<tonic::Response<Streaming<T>>, Status>>,
@@ -217,14 +220,14 @@ impl Endpoint {
             Ok(first.map(|first| (first, stream)))
         });
         let Some((first, stream)) = answer.await? else {
-            self.reputation.succeeded();
+            self.circuit_breaker.succeeded();
             return Ok(None);
         };
-        let mut rest = Rest {
+        let mut rest = StreamRest {
             stream,
-            pace: Pace::new(self.deadlines.stall),
+            pace: AnswerPace::new(self.deadlines.stall),
             url: self.url.clone(),
-            reputation: self.reputation.clone(),
+            circuit_breaker: self.circuit_breaker.clone(),
             came: 0,
             moved: Instant::now(),
             waits: false,
@@ -237,9 +240,9 @@ impl Endpoint {
     /// Requests a message that is hardly ever larger than [`USUAL_MESSAGE`]: `ask` is called with
     /// that limit, and if the answer is larger, with [`MAX_MESSAGE_BYTES`] when few others are as
     /// large.
-    pub(super) async fn large<T, F>(&self, ask: impl Fn(usize) -> F) -> Result<T, Failure>
+    pub(super) async fn large<T, F>(&self, ask: impl Fn(usize) -> F) -> Result<T, CallFailure>
     where
-        F: Future<Output = Result<T, Failure>>,
+        F: Future<Output = Result<T, CallFailure>>,
     {
         match ask(USUAL_MESSAGE).await {
             Err(failure) if failure.is(Code::OutOfRange) => {
@@ -253,8 +256,8 @@ impl Endpoint {
     async fn attempt<T, F>(
         &self,
         limit: Duration,
-        call: &impl Fn(Connection) -> F,
-    ) -> Result<T, Failure>
+        call: &impl Fn(CallConnection) -> F,
+    ) -> Result<T, CallFailure>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -269,8 +272,8 @@ impl Endpoint {
         let other = generation.other();
         let second = in_time(limit, call(self.connection_of(other))).await;
         match &second {
-            Err(Failure::Status(Code::Unimplemented, _)) => answer,
-            Ok(_) | Err(Failure::Status(..)) => {
+            Err(CallFailure::Status(Code::Unimplemented, _)) => answer,
+            Ok(_) | Err(CallFailure::Status(..)) => {
                 tracing::debug!("{} has the {other:?} generation", self.url);
                 self.generation.store(other as u8, Ordering::Relaxed);
                 second
@@ -280,42 +283,47 @@ impl Endpoint {
     }
 
     /// The public error for `failure` of `request`.
-    pub(super) fn error(&self, request: impl fmt::Display, failure: Failure) -> Error {
+    pub(super) fn error(&self, request: impl fmt::Display, failure: CallFailure) -> Error {
         failure.of(&self.url, request)
     }
 
     /// Marks the server: it sent bytes that do not match their digest.
-    pub(super) fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure {
+    pub(super) fn sent_corrupt(
+        &self,
+        object: Object,
+        digest: &Digest,
+        damage: Damage,
+    ) -> CallFailure {
         tracing::error!(
             "{} sent {object} {digest} and {damage}: the bytes were discarded",
             self.url
         );
-        self.reputation.lied();
-        Failure::Damaged(object, *digest, damage)
+        self.circuit_breaker.sent_corrupt();
+        CallFailure::Damaged(object, *digest, damage)
     }
 
     /// Whether the server ever sent bytes that do not match their digest.
-    pub(super) fn is_liar(&self) -> bool {
-        self.reputation.is_liar()
+    pub(super) fn has_sent_corrupt(&self) -> bool {
+        self.circuit_breaker.has_sent_corrupt()
     }
 }
 
 async fn in_time<T>(
     limit: Duration,
     call: impl Future<Output = Result<T, Status>>,
-) -> Result<T, Failure> {
+) -> Result<T, CallFailure> {
     match tokio::time::timeout(limit, call).await {
-        Ok(answer) => answer.map_err(Failure::from),
-        Err(_) => Err(Failure::Timeout(limit)),
+        Ok(answer) => answer.map_err(CallFailure::from),
+        Err(_) => Err(CallFailure::Timeout(limit)),
     }
 }
 
 /// The messages after the first one of a stream.
-pub(super) struct Rest<T> {
+pub(super) struct StreamRest<T> {
     stream: Streaming<T>,
-    pace: Pace,
+    pace: AnswerPace,
     url: String,
-    reputation: Arc<Reputation>,
+    circuit_breaker: Arc<CircuitBreaker>,
     /// Bytes of content that have come, until they are an answer.
     came: u64,
     /// When something came for the last time.
@@ -324,8 +332,8 @@ pub(super) struct Rest<T> {
     waits: bool,
 }
 
-impl<T: Payload> Rest<T> {
-    pub(super) async fn next(&mut self) -> Result<Option<T>, Failure> {
+impl<T: Payload> StreamRest<T> {
+    pub(super) async fn next(&mut self) -> Result<Option<T>, CallFailure> {
         let next = self.stream.message();
         let message = self.pace.wait(next, |message| match message {
             Ok(Some(message)) => message.payload(),
@@ -334,12 +342,14 @@ impl<T: Payload> Rest<T> {
         });
         self.waits = true;
         let message = message.await;
-        let message = message.and_then(|message| message.map_err(Failure::from));
+        let message = message.and_then(|message| message.map_err(CallFailure::from));
         match &message {
             Ok(Some(message)) => self.took(message.payload()),
             Ok(None) => self.waits = false,
-            Err(failure @ (Failure::Status(Code::Unavailable, _) | Failure::Timeout(_))) => {
-                self.reputation.failed(&self.url, self.moved, failure);
+            Err(
+                failure @ (CallFailure::Status(Code::Unavailable, _) | CallFailure::Timeout(_)),
+            ) => {
+                self.circuit_breaker.failed(&self.url, self.moved, failure);
             }
             // It answered, if not what was hoped for.
             Err(_) => self.waits = false,
@@ -354,30 +364,30 @@ impl<T: Payload> Rest<T> {
         if self.came < ANSWERED {
             self.came += bytes;
             if self.came >= ANSWERED {
-                self.reputation.succeeded();
+                self.circuit_breaker.succeeded();
             }
         }
     }
 }
 
-impl<T> Drop for Rest<T> {
+impl<T> Drop for StreamRest<T> {
     /// A reader that has all it wanted does not wait for the end.
     fn drop(&mut self) {
         if !self.waits {
-            self.reputation.succeeded();
+            self.circuit_breaker.succeeded();
         }
     }
 }
 
 /// A connection for one call: uses the server's generation and sends the token.
 #[derive(Clone)]
-pub(super) struct Connection {
+pub(super) struct CallConnection {
     channel: Channel,
     token: Option<HeaderValue>,
-    generation: Generation,
+    generation: ProtocolGeneration,
 }
 
-impl Service<http::Request<Body>> for Connection {
+impl Service<http::Request<Body>> for CallConnection {
     type Response = http::Response<Body>;
     type Error = tonic::transport::Error;
     type Future = <Channel as Service<http::Request<Body>>>::Future;
@@ -393,5 +403,48 @@ impl Service<http::Request<Body>> for Connection {
             request.headers_mut().insert(AUTHORIZATION, token.clone());
         }
         self.channel.call(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    fn endpoint() -> Arc<GrpcEndpoint> {
+        let channel = Channel::from_static("http://127.0.0.1:1").connect_lazy();
+        let (url, deadlines) = (
+            "grpc+http://127.0.0.1:1".to_owned(),
+            CallDeadlines::default(),
+        );
+        GrpcEndpoint::new(url, channel, None, deadlines, Handle::current())
+    }
+
+    #[tokio::test]
+    async fn two_large_messages_come_at_once_and_usual_ones_do_not_wait() {
+        let endpoint = endpoint();
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let large = |_| {
+            endpoint.large(async |limit| {
+                if limit == USUAL_MESSAGE {
+                    return Err(CallFailure::Status(
+                        Code::OutOfRange,
+                        "too large".to_owned(),
+                    ));
+                }
+                assert_eq!(limit, 64 << 20);
+                most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                // One that is small enough is answered beside those.
+                let usual = endpoint.large(async |limit| Ok(limit)).await;
+                assert_eq!(usual.ok(), Some(USUAL_MESSAGE));
+                now.fetch_sub(1, Ordering::Relaxed);
+                Ok(())
+            })
+        };
+        let answers = futures_util::future::join_all((0..10).map(large)).await;
+        assert!(answers.iter().all(Result::is_ok));
+        assert_eq!(most.load(Ordering::Relaxed), 2);
     }
 }

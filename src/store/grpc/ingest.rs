@@ -3,7 +3,7 @@
 //! castore-fs servers accept an addition as one stream and make it durable and visible at its end
 //! ([`streamed`]). Others accept blobs one by one, Directories a closure at a time and Nix store
 //! paths, each durable by itself ([`piecewise`]): an interrupted addition leaves blobs and
-//! Directories behind there, which cost only space; roots come last.
+//! Directories there, which cost only space; roots come last.
 
 mod piecewise;
 mod streamed;
@@ -12,12 +12,12 @@ use std::sync::Arc;
 
 use tonic::Code;
 
-use self::piecewise::Piecewise;
-use self::streamed::Streamed;
-use super::Server;
+use self::piecewise::PiecewiseIngest;
+use self::streamed::StreamedIngest;
+use super::GrpcServer;
 use crate::proto::castore_fs::services::ingest_service_client::IngestServiceClient;
-use crate::store::failure::Failure;
-use crate::store::far;
+use crate::store::failure::CallFailure;
+use crate::store::upstream;
 use crate::store::{Error, Ingest};
 
 /// Bytes of blobs in a message: tonic's default limit is 4 MiB, and other servers may have it.
@@ -26,7 +26,7 @@ const MESSAGE: usize = 1 << 20;
 const AHEAD: usize = 16;
 
 /// Starts an addition, in the way that the server supports.
-pub(super) fn begin(server: Arc<Server>) -> Result<Box<dyn Ingest>, Error> {
+pub(super) fn begin(server: Arc<GrpcServer>) -> Result<Box<dyn Ingest>, Error> {
     // An addition that is aborted at once shows whether the server accepts additions.
     let endpoint = server.endpoint.clone();
     let asked = server.wait(async move {
@@ -41,19 +41,19 @@ pub(super) fn begin(server: Arc<Server>) -> Result<Box<dyn Ingest>, Error> {
         Ok(_) => {}
         Err(failure) if failure.is(Code::Aborted) => {}
         Err(failure) if failure.is(Code::Unimplemented) => {
-            return Ok(Box::new(Piecewise::new(server)));
+            return Ok(Box::new(PiecewiseIngest::new(server)));
         }
         Err(failure) => return Err(server.endpoint.error("starting an addition", failure)),
     }
-    Ok(Box::new(Streamed::new(server)))
+    Ok(Box::new(StreamedIngest::new(server)))
 }
 
-impl Server {
+impl GrpcServer {
     /// Does `work` on the network's runtime, for a thread that blocks.
     fn wait<T: Send + 'static>(
         &self,
-        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
-    ) -> Result<T, Failure> {
-        far::wait(&self.endpoint.runtime, work)
+        work: impl Future<Output = Result<T, CallFailure>> + Send + 'static,
+    ) -> Result<T, CallFailure> {
+        upstream::wait(&self.endpoint.runtime, work)
     }
 }

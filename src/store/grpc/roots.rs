@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 use tonic::Code;
 
-use super::endpoint::{Endpoint, Rest, USUAL_MESSAGE};
+use super::endpoint::{GrpcEndpoint, StreamRest, USUAL_MESSAGE};
 use crate::castore::Root;
 use crate::nix::{self, PathInfo};
 use crate::proto::castore::v1::Entry;
@@ -27,7 +27,7 @@ use crate::proto::store::services::path_info_service_client::PathInfoServiceClie
 use crate::proto::store::v1::{
     GetPathInfoRequest, ListPathInfoRequest, get_path_info_request::ByWhat,
 };
-use crate::store::failure::{Failure, found};
+use crate::store::failure::{CallFailure, found};
 use crate::store::last_listing::LastListing;
 use crate::store::pace::Payload;
 use crate::store::root_list::RootList;
@@ -46,19 +46,19 @@ const MOST_TOGETHER: usize = 10_000;
 
 /// The roots of a server.
 #[derive(Debug)]
-pub(super) struct Roots {
-    endpoint: Arc<Endpoint>,
-    state: Mutex<State>,
+pub(super) struct ServerRoots {
+    endpoint: Arc<GrpcEndpoint>,
+    state: Mutex<ServerRootsState>,
     changed: Condvar,
     /// Aborted on drop, which ends the watch.
     _alive: watch::Sender<()>,
 }
 
 #[derive(Debug)]
-struct State {
+struct ServerRootsState {
     version: u64,
-    known: HashMap<Bytes, Known>,
-    server: Server,
+    known: HashMap<Bytes, KnownRoot>,
+    server: ServerKind,
     /// When the last "absent" was returned that has not expired.
     absent_since: Option<Instant>,
     listing: LastListing,
@@ -66,25 +66,47 @@ struct State {
 
 /// The kind of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Server {
+enum ServerKind {
     /// Not known yet, or not connected.
     Silent,
     /// It reports changes; the last report was of this instance and version.
-    Tells(u64, u64),
+    Reports(u64, u64),
     /// It does not know roots by name.
     PathInfosOnly,
 }
 
 #[derive(Clone, Debug)]
-struct Known {
+struct KnownRoot {
     root: Option<Root>,
     when: Instant,
 }
 
+impl ServerRootsState {
+    fn new() -> Self {
+        Self {
+            version: 0,
+            known: HashMap::new(),
+            server: ServerKind::Silent,
+            absent_since: None,
+            listing: LastListing::default(),
+        }
+    }
+
+    /// Remembers what the server answered for `name`.
+    fn remember(&mut self, name: &[u8], root: Option<Root>) {
+        if self.known.len() >= MAX_KNOWN {
+            self.known.clear();
+        }
+        let when = Instant::now();
+        let name = Bytes::copy_from_slice(name);
+        self.known.insert(name, KnownRoot { root, when });
+    }
+}
+
 /// Records changes for as long as the store exists and the server can report them.
 async fn watch_for_changes(
-    endpoint: Arc<Endpoint>,
-    roots: Weak<Roots>,
+    endpoint: Arc<GrpcEndpoint>,
+    roots: Weak<ServerRoots>,
     mut store_gone: watch::Receiver<()>,
 ) {
     loop {
@@ -105,7 +127,7 @@ async fn watch_for_changes(
                     }
                 }
                 if let Some(roots) = roots.upgrade() {
-                    roots.reported(Server::Tells(report.instance, report.version));
+                    roots.reported(ServerKind::Reports(report.instance, report.version));
                 }
                 changes += 1;
                 let second = since + Duration::from_secs(1);
@@ -116,7 +138,7 @@ async fn watch_for_changes(
                     (since, changes) = (tokio::time::Instant::now(), 0);
                 }
             }
-            Ok::<_, Failure>(())
+            Ok::<_, CallFailure>(())
         };
         let ended = tokio::select! {
             ended = watching => ended,
@@ -124,7 +146,7 @@ async fn watch_for_changes(
         };
         let Some(roots) = roots.upgrade() else { return };
         if ended.is_err_and(|failure| failure.is(Code::Unimplemented)) {
-            roots.state.lock().server = Server::PathInfosOnly;
+            roots.state.lock().server = ServerKind::PathInfosOnly;
             endpoint.knows_the_field_only();
             return;
         }
@@ -134,18 +156,12 @@ async fn watch_for_changes(
     }
 }
 
-impl Roots {
-    pub(super) fn new(endpoint: Arc<Endpoint>) -> Arc<Self> {
+impl ServerRoots {
+    pub(super) fn new(endpoint: Arc<GrpcEndpoint>) -> Arc<Self> {
         let (alive, store_gone) = watch::channel(());
         let roots = Arc::new(Self {
             endpoint,
-            state: Mutex::new(State {
-                version: 0,
-                known: HashMap::new(),
-                server: Server::Silent,
-                absent_since: None,
-                listing: LastListing::default(),
-            }),
+            state: Mutex::new(ServerRootsState::new()),
             changed: Condvar::new(),
             _alive: alive,
         });
@@ -157,12 +173,12 @@ impl Roots {
     }
 
     /// The server reported the version of its roots.
-    fn reported(&self, now: Server) {
+    fn reported(&self, now: ServerKind) {
         let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.server, now);
         if before != now {
             state.known.clear();
-            if before != Server::Silent || state.absent_since.is_some() {
+            if before != ServerKind::Silent || state.absent_since.is_some() {
                 state.version += 1;
                 state.absent_since = None;
                 self.changed.notify_all();
@@ -175,14 +191,14 @@ impl Roots {
         let state = self.state.lock();
         let known = state.known.get(name)?;
         let holds = match (state.server, &known.root) {
-            (Server::Tells(..), _) => true,
+            (ServerKind::Reports(..), _) => true,
             (_, Some(_)) => known.when.elapsed() < FOUND_HOLDS,
             (_, None) => known.when.elapsed() < ABSENT_HOLDS,
         };
         holds.then(|| known.root.clone())
     }
 
-    pub(super) async fn get(&self, name: &[u8]) -> Result<Option<Root>, Failure> {
+    pub(super) async fn get(&self, name: &[u8]) -> Result<Option<Root>, CallFailure> {
         if let Some(known) = self.known(name) {
             return Ok(known);
         }
@@ -195,15 +211,7 @@ impl Roots {
                     state.absent_since.get_or_insert_with(Instant::now);
                 }
                 if state.version == version {
-                    if state.known.len() >= MAX_KNOWN {
-                        state.known.clear();
-                    }
-                    let when = Instant::now();
-                    let known = Known {
-                        root: root.clone(),
-                        when,
-                    };
-                    state.known.insert(Bytes::copy_from_slice(name), known);
+                    state.remember(name, root.clone());
                 }
                 Ok(root)
             }
@@ -214,13 +222,13 @@ impl Roots {
         }
     }
 
-    pub(super) async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Failure> {
+    pub(super) async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, CallFailure> {
         Ok(self.ask(name).await?.1)
     }
 
     /// The root of that name and its path info.
-    async fn ask(&self, name: &[u8]) -> Result<(Option<Root>, Option<PathInfo>), Failure> {
-        if self.state.lock().server != Server::PathInfosOnly {
+    async fn ask(&self, name: &[u8]) -> Result<(Option<Root>, Option<PathInfo>), CallFailure> {
+        if self.state.lock().server != ServerKind::PathInfosOnly {
             let asked = Bytes::copy_from_slice(name);
             let answer = self.endpoint.call(|connection| {
                 let name = asked.clone();
@@ -263,7 +271,7 @@ impl Roots {
         Ok(root.map_or((None, None), |root| (Some(root), Some(answer))))
     }
 
-    pub(super) async fn list(&self) -> Result<Vec<Root>, Failure> {
+    pub(super) async fn list(&self) -> Result<Vec<Root>, CallFailure> {
         let listed = match self.list_by_name().await {
             Err(failure) if failure.is(Code::Unimplemented) => self.list_path_infos().await,
             listed => listed,
@@ -272,7 +280,7 @@ impl Roots {
         roots.sort_by(|a, b| a.name.cmp(&b.name));
         roots.dedup_by(|a, b| a.name == b.name);
         let mut state = self.state.lock();
-        if !matches!(state.server, Server::Tells(..)) && state.listing.note(&roots) {
+        if !matches!(state.server, ServerKind::Reports(..)) && state.listing.note(&roots) {
             self.change(&mut state);
         }
         drop(state);
@@ -280,8 +288,8 @@ impl Roots {
     }
 
     /// Requests the listing again if that is due.
-    fn renew_listing(self: &Arc<Self>, state: &mut State) {
-        if matches!(state.server, Server::Tells(..)) || !state.listing.begin() {
+    fn renew_listing(self: &Arc<Self>, state: &mut ServerRootsState) {
+        if matches!(state.server, ServerKind::Reports(..)) || !state.listing.begin() {
             return;
         }
         let roots = self.clone();
@@ -291,7 +299,7 @@ impl Roots {
         });
     }
 
-    async fn list_by_name(&self) -> Result<Vec<Root>, Failure> {
+    async fn list_by_name(&self) -> Result<Vec<Root>, CallFailure> {
         let answer = self.endpoint.stream(|connection| async move {
             let mut client =
                 RootServiceClient::new(connection).max_decoding_message_size(USUAL_MESSAGE);
@@ -300,7 +308,7 @@ impl Roots {
         self.roots_in(answer.await?, |message| message.entry).await
     }
 
-    async fn list_path_infos(&self) -> Result<Vec<Root>, Failure> {
+    async fn list_path_infos(&self) -> Result<Vec<Root>, CallFailure> {
         let answer = self.endpoint.stream(|connection| async move {
             let mut client =
                 PathInfoServiceClient::new(connection).max_decoding_message_size(USUAL_MESSAGE);
@@ -312,13 +320,13 @@ impl Roots {
     /// The root nodes of a stream, in each of whose messages there is an `entry`.
     async fn roots_in<T: Payload>(
         &self,
-        mut next: Option<(T, Rest<T>)>,
+        mut next: Option<(T, StreamRest<T>)>,
         entry: impl Fn(T) -> Option<Entry>,
-    ) -> Result<Vec<Root>, Failure> {
+    ) -> Result<Vec<Root>, CallFailure> {
         let mut roots = RootList::default();
         while let Some((message, mut rest)) = next {
             if let Some(root) = self.root(entry(message), None)? {
-                roots.push(root)?;
+                roots.receive(root).await?;
             }
             next = rest.next().await?.map(|message| (message, rest));
         }
@@ -326,9 +334,13 @@ impl Roots {
     }
 
     /// The root in `entry`; nothing if it has another name than the requested one.
-    fn root(&self, entry: Option<Entry>, asked: Option<&[u8]>) -> Result<Option<Root>, Failure> {
+    fn root(
+        &self,
+        entry: Option<Entry>,
+        asked: Option<&[u8]>,
+    ) -> Result<Option<Root>, CallFailure> {
         let root = Root::try_from(entry.unwrap_or_default())
-            .map_err(|error| Failure::Status(Code::DataLoss, error.to_string()))?;
+            .map_err(|error| CallFailure::Status(Code::DataLoss, error.to_string()))?;
         Ok(match asked {
             Some(asked) if root.name.as_bytes() != asked => None,
             _ => Some(root),
@@ -336,11 +348,11 @@ impl Roots {
     }
 
     /// Drops cached answers: this client has changed something.
-    pub(super) fn changed_here(&self) {
+    pub(super) fn changed_by_us(&self) {
         self.change(&mut self.state.lock());
     }
 
-    fn change(&self, state: &mut State) {
+    fn change(&self, state: &mut ServerRootsState) {
         state.known.clear();
         state.version += 1;
         self.changed.notify_all();
@@ -357,8 +369,8 @@ impl Roots {
 
     /// A server that reports no changes may have gained a root: an "absent" and a listing expire after
     /// a while.
-    fn version_in(state: &mut State) -> u64 {
-        if matches!(state.server, Server::Tells(..)) {
+    fn version_in(state: &mut ServerRootsState) -> u64 {
+        if matches!(state.server, ServerKind::Reports(..)) {
             return state.version;
         }
         let stale = state
@@ -380,26 +392,44 @@ impl Roots {
         loop {
             self.renew_listing(&mut state);
             let version = Self::version_in(&mut state);
-            let left = deadline.saturating_duration_since(Instant::now());
-            if version != seen || left.is_zero() {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if version != seen || remaining.is_zero() {
                 return version;
             }
             self.changed
-                .wait_for(&mut state, left.min(Duration::from_secs(1)));
+                .wait_for(&mut state, remaining.min(Duration::from_secs(1)));
         }
     }
 }
 
-/// The failure of a listing, as [`Failure::Unlisted`] if the server supports none: a peer that serves a
+/// The failure of a listing, as [`CallFailure::Unlisted`] if the server supports none: a peer that serves a
 /// cache composition answers INTERNAL.
-fn cannot_list(failure: Failure) -> Failure {
+fn cannot_list(failure: CallFailure) -> CallFailure {
     match failure {
-        Failure::Status(Code::Unimplemented, why) => Failure::Unlisted(why),
-        Failure::Status(Code::Internal, why)
+        CallFailure::Status(Code::Unimplemented, why) => CallFailure::Unlisted(why),
+        CallFailure::Status(Code::Internal, why)
             if why.to_ascii_lowercase().contains("implemented") =>
         {
-            Failure::Unlisted(why)
+            CallFailure::Unlisted(why)
         }
         failure => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_that_are_remembered_are_bounded() {
+        let mut state = ServerRootsState::new();
+        for number in 0..100_000 {
+            state.remember(format!("{number}").as_bytes(), None);
+        }
+        assert_eq!(state.known.len(), 100_000);
+        state.remember(b"7", None);
+        state.remember(b"another", None);
+        assert!(state.known.len() <= 2);
+        assert!(state.known.contains_key(&b"another"[..]));
     }
 }

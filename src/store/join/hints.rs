@@ -7,26 +7,26 @@ use crate::castore::Digest;
 
 /// Digests that are remembered, at most. 512 KiB.
 const PLACES: usize = 1 << 16;
-/// Bits of a place that tell the member; the others tell the digest.
+/// Bits of a place that identify the member; the others identify the digest.
 const MEMBER: u64 = 0xff;
 
 /// Remembers for a digest where to ask first. A guess: what falls on another's place replaces it, and
 /// one digest in 2^56 is mistaken for another, which costs a question to the wrong member.
-pub(super) struct Hints(Box<[AtomicU64]>);
+pub(super) struct MemberHints(Box<[AtomicU64]>);
 
-impl Default for Hints {
+impl Default for MemberHints {
     fn default() -> Self {
         Self((0..PLACES).map(|_| AtomicU64::new(0)).collect())
     }
 }
 
-impl fmt::Debug for Hints {
+impl fmt::Debug for MemberHints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Hints")
     }
 }
 
-impl Hints {
+impl MemberHints {
     fn place(&self, digest: &Digest) -> (&AtomicU64, u64) {
         let [tag, place] = [0, 8].map(|at| {
             let bytes = digest.as_bytes()[at..at + 8].try_into();
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn what_is_put_is_there_and_nothing_else() {
-        let hints = Hints::default();
+        let hints = MemberHints::default();
         let digests: Vec<_> = (0..100u8).map(|n| Digest::of(&[n])).collect();
         assert_eq!(hints.get(&digests[0]), None);
         for (member, digest) in digests.iter().enumerate() {

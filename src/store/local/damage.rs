@@ -12,8 +12,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::index::CommitError;
-use super::location::Location;
-use super::{Inner, LocalStore};
+use super::location::ObjectLocation;
+use super::{LocalInner, LocalStore};
 use crate::castore::Digest;
 use crate::store::{Error, Object};
 
@@ -22,17 +22,24 @@ const LINGER: Duration = Duration::from_millis(50);
 /// Findings that wait to be written, at most; others are found again.
 const MOST: usize = 100_000;
 /// Bytes of a blob that are read at once.
-const PIECE: u64 = 1 << 20;
+const BUFFER_BYTES: u64 = 1 << 20;
 
 /// Findings that are not on the list yet.
 #[derive(Debug, Default)]
-pub(super) struct FoundDamage(Mutex<Waiting>);
+pub(super) struct FoundDamage(Mutex<PendingDamage>);
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct PendingDamage {
     objects: HashSet<(Object, Digest)>,
     /// A thread is about to write them.
     writer: bool,
+}
+
+impl FoundDamage {
+    /// Whether the object was found damaged and is not on the list yet: there may be no room for it.
+    pub(super) fn has(&self, object: Object, digest: &Digest) -> bool {
+        self.0.lock().objects.contains(&(object, *digest))
+    }
 }
 
 /// Whether an error means that the object's bytes on the disk are wrong, or cannot be read.
@@ -45,7 +52,7 @@ fn is_damage(error: &Error) -> bool {
     }
 }
 
-impl Inner {
+impl LocalInner {
     /// Notes an object that could not be read, if `done` is an error that means damage.
     pub(super) fn note_damage<T>(
         self: &Arc<Self>,
@@ -124,7 +131,7 @@ impl LocalStore {
         store.write_found_damage();
         let snapshot = store.index.fresh()?;
         let mut sound = Vec::new();
-        let mut left = 0;
+        let mut remaining = 0;
         for (object, digest) in snapshot.quarantined()? {
             let is_sound = match object {
                 Object::Directory => match snapshot.directory(&digest)? {
@@ -138,7 +145,7 @@ impl LocalStore {
             };
             match is_sound {
                 true => sound.push((object, digest)),
-                false => left += 1,
+                false => remaining += 1,
             }
         }
         if !sound.is_empty() {
@@ -146,14 +153,14 @@ impl LocalStore {
             change.release(&sound)?;
             change.commit().map_err(CommitError::into_error)?;
         }
-        Ok(left)
+        Ok(remaining)
     }
 }
 
-impl Inner {
+impl LocalInner {
     /// Whether all of a blob can be read.
-    fn is_sound(&self, digest: &Digest, at: Location) -> bool {
-        let mut buffer = vec![0; at.len.min(PIECE) as usize];
+    fn is_sound(&self, digest: &Digest, at: ObjectLocation) -> bool {
+        let mut buffer = vec![0; at.len.min(BUFFER_BYTES) as usize];
         let mut offset = 0;
         while offset < at.len {
             match self.files.read(digest, at, offset, &mut buffer) {
@@ -165,7 +172,7 @@ impl Inner {
     }
 }
 
-fn write_soon(store: &Weak<Inner>) {
+fn write_soon(store: &Weak<LocalInner>) {
     std::thread::sleep(LINGER);
     if let Some(store) = store.upgrade() {
         store.write_found_damage();
@@ -182,7 +189,7 @@ impl Drop for LocalStore {
     }
 }
 
-impl Drop for Inner {
+impl Drop for LocalInner {
     fn drop(&mut self) {
         self.write_found_damage();
     }

@@ -3,11 +3,7 @@
 //! The version is in the index as well, so that a store whose `format` was lost can still be read.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
-
-use super::folder::Folder;
-use crate::store::Error;
 
 /// The version that this code writes, and the newest that it reads.
 pub(super) const FORMAT: u32 = 2;
@@ -33,20 +29,7 @@ pub(super) enum FormatFile {
 }
 
 impl FormatFile {
-    /// Reads the file of the store in `folder`.
-    pub(super) fn read(folder: &Folder) -> Result<Self, Error> {
-        let path = folder.format_file();
-        match fs::read(&path) {
-            Ok(bytes) => Ok(Self::parse(&bytes)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::Missing),
-            // A directory, or a symlink to itself.
-            Err(error) if error.kind() == ErrorKind::IsADirectory => Ok(Self::Damaged),
-            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => Ok(Self::Damaged),
-            Err(error) => Err(folder.io("read", &path)(error)),
-        }
-    }
-
-    fn parse(bytes: &[u8]) -> Self {
+    pub(super) fn parse(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes);
         let value = |wanted: &str| {
             let lines = text.lines().filter_map(|line| line.split_once('='));
@@ -81,15 +64,6 @@ impl FormatFile {
     }
 }
 
-/// The error for a store of a newer version.
-pub(super) fn newer(folder: &Folder, found: u32) -> Error {
-    folder.format(format!(
-        "made or converted by a newer castore-fs (format {found}), this one understands up to \
-         {FORMAT}: use the newer one (restart this process if it is a service), or another \
-         directory"
-    ))
-}
-
 /// The command that repairs the store with this URL.
 pub(super) fn repair_command(url: &str) -> String {
     format!("castore-fs verify --repair --store {url}")
@@ -112,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_says_version_and_use_or_is_damaged() {
+    fn the_file_has_version_and_use_or_is_damaged() {
         let known = |version, cache_only| FormatFile::Known {
             version,
             cache_only,

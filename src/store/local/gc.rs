@@ -33,11 +33,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub(in crate::store) use self::evict::Keep;
-use self::mark::Marks;
+pub(in crate::store) use self::evict::CacheRetention;
+use self::mark::MarkedObjects;
 use super::index::{MEMORY, Snapshot, now};
-use super::location::{Kind, Location};
-use super::{Inner, LocalStore, large, leases};
+use super::location::{ObjectLocation, StorageKind};
+use super::{LocalInner, LocalStore, large, leases};
 use crate::castore::Digest;
 use crate::store::Error;
 
@@ -69,7 +69,7 @@ impl Default for GcOptions {
 
 /// The result of a collection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Collected {
+pub struct GcResult {
     /// Blobs.
     pub blobs: u64,
     /// Their bytes.
@@ -84,7 +84,7 @@ pub struct Collected {
 }
 
 /// What is to be removed, and what stays.
-struct Plan {
+struct GcPlan {
     blobs: Vec<Digest>,
     directories: Vec<Digest>,
     /// Directories that stay.
@@ -92,8 +92,8 @@ struct Plan {
     /// Packs in which nothing stays.
     packs: Vec<u32>,
     /// Of each other pack, what stays.
-    live: HashMap<u32, space::Live>,
-    collected: Collected,
+    live: HashMap<u32, space::LiveRecords>,
+    collected: GcResult,
 }
 
 impl LocalStore {
@@ -102,7 +102,7 @@ impl LocalStore {
     ///
     /// Fails if running additions do not end within the patience, and if a Directory below a root
     /// cannot be read: what is below that would be lost.
-    pub fn collect_garbage(&self, options: &GcOptions) -> Result<Collected, Error> {
+    pub fn collect_garbage(&self, options: &GcOptions) -> Result<GcResult, Error> {
         let store = &*self.0;
         let now = now();
         let cutoff = match options.grace.is_zero() {
@@ -110,10 +110,10 @@ impl LocalStore {
             true => NEVER,
             false => now.saturating_sub(options.grace.min(MEMORY).as_secs()),
         };
-        let mut marks = Marks::default();
+        let mut marks = MarkedObjects::default();
         let mut snapshot = store.index.fresh()?;
         if !options.dry_run && snapshot.is_ahead_of(now)? {
-            store.folder.check_writable()?;
+            store.dir.check_writable()?;
             let mut change = store.index.change()?;
             change.correct_times(now)?;
             change
@@ -134,16 +134,16 @@ impl LocalStore {
     /// stay are no longer marked complete.
     fn sweep(
         &self,
-        marks: &mut Marks,
+        marks: &mut MarkedObjects,
         patience: Duration,
         doubt: bool,
-        complete: impl FnOnce(&Snapshot, &mut Marks) -> Result<(), Error>,
-    ) -> Result<Collected, Error> {
+        complete: impl FnOnce(&Snapshot, &mut MarkedObjects) -> Result<(), Error>,
+    ) -> Result<GcResult, Error> {
         let store = &*self.0;
-        store.folder.check_writable()?;
-        let alone = store.folder.be_alone(patience)?;
+        store.dir.check_writable()?;
+        let alone = store.dir.be_alone(patience)?;
         let alone = alone.ok_or_else(|| Error::Refused {
-            store: store.folder.url().to_owned(),
+            store: store.dir.url().to_owned(),
             what: "the garbage collection".to_owned(),
             why: format!(
                 "additions were under way for {patience:?}: try again when they have ended"
@@ -170,22 +170,22 @@ impl LocalStore {
         }
         let remaining = store.index.fresh()?;
         drop(snapshot);
-        collected.freed = large::sweep(&store.folder, &remaining)?;
+        collected.freed = large::sweep(&store.dir, &remaining)?;
         let (parts, part_bytes) = store.parts.sweep(|digest| marks.has_blob(digest))?;
         collected.parts = parts;
         collected.freed += part_bytes;
-        collected.freed += space::remove_packs(&store.folder, &plan.packs)?;
+        collected.freed += space::remove_packs(&store.dir, &plan.packs)?;
         // Dead bytes in packs have no owner: additions may run meanwhile.
         drop(alone);
         store.notice_removals()?;
         for (pack, live) in &plan.live {
-            collected.freed += space::punch(&store.folder, *pack, live)?;
+            collected.freed += space::punch(&store.dir, *pack, live)?;
         }
         Ok(collected)
     }
 }
 
-impl Plan {
+impl GcPlan {
     fn is_empty(&self) -> bool {
         self.blobs.is_empty() && self.directories.is_empty() && self.packs.is_empty()
     }
@@ -193,16 +193,16 @@ impl Plan {
 
 /// Marks from everything that a plain collection spares.
 fn mark_all(
-    store: &Inner,
+    store: &LocalInner,
     snapshot: &Snapshot,
-    marks: &mut Marks,
+    marks: &mut MarkedObjects,
     cutoff: u64,
 ) -> Result<(), Error> {
     marks.look_again(store, snapshot)?;
     for root in snapshot.roots()? {
         marks.below(store, snapshot, root.node.borrow())?;
     }
-    for node in leases::in_use(&store.folder)? {
+    for node in leases::in_use(&store.dir)? {
         marks.below_past(store, snapshot, node.borrow())?;
     }
     for root in snapshot.incomplete_roots()? {
@@ -223,7 +223,7 @@ fn mark_all(
     if young.is_empty() {
         return Ok(());
     }
-    let is_young = |at: &Location| young.get(&at.pack).is_some_and(|from| at.offset >= *from);
+    let is_young = |at: &ObjectLocation| young.get(&at.pack).is_some_and(|from| at.offset >= *from);
     snapshot.each_blob(|digest, at| {
         if is_young(&at) {
             marks.blob(digest);
@@ -241,19 +241,19 @@ fn mark_all(
     Ok(())
 }
 
-fn plan(snapshot: &Snapshot, marks: &Marks) -> Result<Plan, Error> {
+fn plan(snapshot: &Snapshot, marks: &MarkedObjects) -> Result<GcPlan, Error> {
     let packs = snapshot.packs()?;
-    let mut live: HashMap<u32, space::Live> = packs
+    let mut live: HashMap<u32, space::LiveRecords> = packs
         .iter()
-        .map(|pack| (pack.id, space::Live::new(pack.len)))
+        .map(|pack| (pack.id, space::LiveRecords::new(pack.len)))
         .collect();
-    let mut plan = Plan {
+    let mut plan = GcPlan {
         blobs: Vec::new(),
         directories: Vec::new(),
         kept: Vec::new(),
         packs: Vec::new(),
         live: HashMap::new(),
-        collected: Collected::default(),
+        collected: GcResult::default(),
     };
     let collected = &mut plan.collected;
     snapshot.each_blob(|digest, at| {
@@ -266,7 +266,11 @@ fn plan(snapshot: &Snapshot, marks: &Marks) -> Result<Plan, Error> {
             collected.blobs += 1;
             collected.blob_bytes += at.len;
             collected.freed += space::record_len(&at);
-            collected.freed += if at.kind == Kind::Large { at.len } else { 0 };
+            collected.freed += if at.kind == StorageKind::Large {
+                at.len
+            } else {
+                0
+            };
         }
     })?;
     snapshot.each_directory(|digest, at| {

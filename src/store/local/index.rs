@@ -28,6 +28,7 @@ mod chunk_lists;
 mod contents;
 mod database;
 mod quarantine;
+mod references;
 mod removal;
 mod root_records;
 mod snapshot;
@@ -41,32 +42,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use redb::{Database, TableDefinition};
+use redb::{Database, ReadableDatabase, TableDefinition};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
 use self::cached_roots::CACHED_ROOTS;
 pub(crate) use self::cached_roots::CachedRoot;
-pub(super) use self::change::{Change, CommitError};
-pub use self::chunk_lists::{Chunk, ChunkPlace};
-pub(super) use self::contents::{Contents, create_with};
-use self::database::{Handle, builder, file_state, guarded, open_reader, open_writer};
+pub(super) use self::change::{CommitError, IndexChange};
+pub use self::chunk_lists::{ChunkPlace, StoredChunk};
+pub(super) use self::contents::{IndexContents, create_with};
+pub(super) use self::database::now;
+use self::database::{ReadHandle, builder, file_state, guarded, open_reader, open_writer};
 use self::quarantine::QUARANTINE;
+pub(super) use self::removal::MEMORY;
 use self::removal::{AGES, PAST_ROOTS};
-pub(super) use self::removal::{MEMORY, now};
 use self::root_records::ROOT_RECORDS;
 pub use self::root_records::RootRecord;
 pub(super) use self::snapshot::{PackEntry, Snapshot};
 pub use self::valid_paths::ValidPath;
 pub use self::waiting_nars::WaitingNar;
-use super::folder::{Folder, wait_until};
+use super::dir::{StoreDirectory, wait_until};
 use super::format::FORMAT;
 use super::location::{BLOBS, DIRECTORIES};
 use crate::store::Error;
 
 /// A root's name to its `PathInfo`.
 const PATH_INFOS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("path_infos");
-/// Pack's number to its [`PackKind`](super::pack::PackKind) and the length up to which it is committed.
+/// Pack's number to its [`PackKind`](super::location::PackKind) and the length up to which it is committed.
 const PACKS: TableDefinition<u32, (u8, u64)> = TableDefinition::new("packs");
 /// The numbers below.
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -86,32 +88,32 @@ const META_INCOMPLETE: &str = "incomplete_roots";
 
 /// The index of one store.
 pub(super) struct Index {
-    folder: Arc<Folder>,
-    reader: RwLock<Reader>,
+    dir: Arc<StoreDirectory>,
+    reader: RwLock<IndexReader>,
     /// Open from the first write on; one write at a time.
-    writer: Mutex<Option<Writer>>,
+    writer: Mutex<Option<IndexWriter>>,
     sequence: Option<File>,
 }
 
-struct Reader {
+struct IndexReader {
     snapshot: Arc<Snapshot>,
-    handle: Handle,
+    handle: ReadHandle,
     /// Which file the handle is on: another is put in its place when the index is rebuilt.
     file: Option<(u64, u64)>,
 }
 
 /// Device and number of the index's file.
-fn file_id(folder: &Folder) -> Option<(u64, u64)> {
-    let found = std::fs::metadata(folder.index()).ok()?;
+fn file_id(dir: &StoreDirectory) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(dir.index()).ok()?;
     Some((found.dev(), found.ino()))
 }
 
 /// The handle for writing, and its file.
-type Writer = (Database, Option<(u64, u64)>);
+type IndexWriter = (Database, Option<(u64, u64)>);
 
 /// Makes an empty index.
-pub(super) fn create(folder: &Folder, path: &Path) -> Result<(), Error> {
-    guarded(folder, || {
+pub(super) fn create(dir: &StoreDirectory, path: &Path) -> Result<(), Error> {
+    guarded(dir, || {
         let database = builder().create(path)?;
         let txn = database.begin_write()?;
         txn.open_table(BLOBS)?;
@@ -132,12 +134,12 @@ pub(super) fn create(folder: &Folder, path: &Path) -> Result<(), Error> {
 }
 
 impl Index {
-    pub(super) fn open(folder: Arc<Folder>) -> Result<Self, Error> {
-        let sequence = File::open(folder.sequence()).ok();
-        let reader = open(&folder, sequence.as_ref())?;
+    pub(super) fn open(dir: Arc<StoreDirectory>) -> Result<Self, Error> {
+        let sequence = File::open(dir.sequence()).ok();
+        let reader = open(&dir, sequence.as_ref())?;
         Ok(Self {
             reader: RwLock::new(reader),
-            folder,
+            dir,
             writer: Mutex::default(),
             sequence,
         })
@@ -160,14 +162,14 @@ impl Index {
             return Ok(reader.snapshot.clone());
         }
         let taken = match &reader.handle {
-            Handle::Shared(_) if reader.file != file_id(&self.folder) => None,
-            Handle::Shared(_) => {
-                take_snapshot(&self.folder, &reader.handle, self.sequence.as_ref()).ok()
+            ReadHandle::Shared(_) if reader.file != file_id(&self.dir) => None,
+            ReadHandle::Shared(_) => {
+                take_snapshot(&self.dir, &reader.handle, self.sequence.as_ref()).ok()
             }
-            Handle::Copy(_, made) if *made == file_state(&self.folder) => {
+            ReadHandle::Copy(_, made) if *made == file_state(&self.dir) => {
                 return Ok(reader.snapshot.clone());
             }
-            Handle::Copy(..) => None,
+            ReadHandle::Copy(..) => None,
         };
         match taken {
             Some(taken) => reader.snapshot = Arc::new(taken),
@@ -177,8 +179,8 @@ impl Index {
         Ok(reader.snapshot.clone())
     }
 
-    fn reopen(&self, reader: &mut Reader) -> Result<(), Error> {
-        *reader = open(&self.folder, self.sequence.as_ref())?;
+    fn reopen(&self, reader: &mut IndexReader) -> Result<(), Error> {
+        *reader = open(&self.dir, self.sequence.as_ref())?;
         Ok(())
     }
 
@@ -215,22 +217,22 @@ impl Index {
         // Without a watch (their number is limited) the wait polls.
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
             .and_then(|watch| {
-                let path = self.folder.sequence();
+                let path = self.dir.sequence();
                 inotify::add_watch(&watch, path, inotify::WatchFlags::MODIFY)?;
                 Ok(watch)
             });
         let mut version = seen;
         wait_until(
             timeout,
-            |left| {
+            |remaining| {
                 let watch = watch.as_ref().map_err(|error| *error)?;
                 // An odd number may be a dead writer's, of which there is no event: look again.
-                let left = left.min(Duration::from_secs(1));
-                let left = Timespec {
+                let remaining = remaining.min(Duration::from_secs(1));
+                let remaining = Timespec {
                     tv_sec: 0,
-                    tv_nsec: i64::from(left.as_nanos().min(999_999_999) as u32),
+                    tv_nsec: i64::from(remaining.as_nanos().min(999_999_999) as u32),
                 };
-                poll(&mut [PollFd::new(watch, PollFlags::IN)], Some(&left))?;
+                poll(&mut [PollFd::new(watch, PollFlags::IN)], Some(&remaining))?;
                 let mut events = [0; 4096];
                 while rustix::io::read(watch, &mut events).is_ok_and(|read| read > 0) {}
                 Ok(())
@@ -256,18 +258,18 @@ impl Index {
     }
 
     /// Starts to write. Waits while another process does.
-    pub(super) fn change(&self) -> Result<Change<'_>, Error> {
+    pub(super) fn change(&self) -> Result<IndexChange<'_>, Error> {
         let mut writer = self.writer.lock();
-        let file = file_id(&self.folder);
+        let file = file_id(&self.dir);
         if writer.as_ref().is_none_or(|(_, opened)| *opened != file) {
-            *writer = Some((open_writer(&self.folder)?, file));
+            *writer = Some((open_writer(&self.dir)?, file));
         }
-        let begun = guarded(&self.folder, || {
+        let begun = guarded(&self.dir, || {
             let (database, _) = writer.as_ref().ok_or(redb::Error::DatabaseClosed)?;
             database.begin_write().map_err(Into::into)
         });
         match begun {
-            Ok(txn) => Change::begin(self, writer, txn),
+            Ok(txn) => IndexChange::begin(self, writer, txn),
             Err(error) => {
                 *writer = None;
                 Err(error)
@@ -284,11 +286,26 @@ fn read_sequence(file: Option<&File>) -> Option<u64> {
     number.is_multiple_of(2).then_some(number)
 }
 
-fn open(folder: &Arc<Folder>, sequence: Option<&File>) -> Result<Reader, Error> {
-    let file = file_id(folder);
-    let handle = open_reader(folder)?;
-    let snapshot = Arc::new(take_snapshot(folder, &handle, sequence)?);
-    Ok(Reader {
+/// The version of the index, if a newer castore-fs made or converted it.
+pub(super) fn newer_version(dir: &StoreDirectory) -> Option<u32> {
+    let handle = open_reader(dir).ok()?;
+    let version = guarded(dir, || {
+        let txn = match &handle {
+            ReadHandle::Shared(database) => database.begin_read()?,
+            ReadHandle::Copy(database, _) => database.begin_read()?,
+        };
+        let found = txn.open_table(META)?.get(META_FORMAT)?;
+        Ok(found.map_or(1, |found| found.value()))
+    });
+    let version = u32::try_from(version.ok()?).unwrap_or(u32::MAX);
+    (version > FORMAT).then_some(version)
+}
+
+fn open(dir: &Arc<StoreDirectory>, sequence: Option<&File>) -> Result<IndexReader, Error> {
+    let file = file_id(dir);
+    let handle = open_reader(dir)?;
+    let snapshot = Arc::new(take_snapshot(dir, &handle, sequence)?);
+    Ok(IndexReader {
         snapshot,
         handle,
         file,
@@ -296,14 +313,14 @@ fn open(folder: &Arc<Folder>, sequence: Option<&File>) -> Result<Reader, Error> 
 }
 
 fn take_snapshot(
-    folder: &Arc<Folder>,
-    handle: &Handle,
+    dir: &Arc<StoreDirectory>,
+    handle: &ReadHandle,
     sequence: Option<&File>,
 ) -> Result<Snapshot, Error> {
     // Before the read begins: a commit in between only makes the snapshot newer than it claims.
     let sequence = match handle {
-        Handle::Shared(_) => read_sequence(sequence),
-        Handle::Copy(..) => None,
+        ReadHandle::Shared(_) => read_sequence(sequence),
+        ReadHandle::Copy(..) => None,
     };
-    Snapshot::take(folder, handle, sequence)
+    Snapshot::take(dir, handle, sequence)
 }

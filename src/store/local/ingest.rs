@@ -12,6 +12,7 @@
 //!
 //! An addition with nothing new does none of that.
 
+mod closure;
 mod commit;
 
 use std::collections::hash_map::Entry;
@@ -23,14 +24,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::Inner;
-use super::large::{LargeFile, LargeWriter, TmpFolder};
-use super::location::{Kind, Location};
-use super::pack::{PackKind, PackWriter, RECORD_HEADER, Record, Records, Space};
+pub(super) use self::closure::ClosureCheck;
+use super::LocalInner;
+use super::large::{LargeFile, LargeWriter, TmpDir};
+use super::location::{ObjectLocation, PackKind, StorageKind};
+use super::pack::{PackRecord, PackWriter, RECORD_HEADER, RecordWriter, ReservedSpace};
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root, group_size};
 use crate::nix::PathInfo;
-use crate::store::root_change::RootChange;
-use crate::store::{Added, BlobWriter, Error, Ingest, Object, at_hand};
+use crate::store::root_change::{RootChange, RootCondition};
+use crate::store::{AddedTotals, BlobWriter, Error, Ingest, Object, in_place};
 
 /// The longest blob that goes to a pack: the largest READ of the kernel.
 pub(super) const SMALL: usize = 1 << 20;
@@ -38,26 +40,27 @@ pub(super) const SMALL: usize = 1 << 20;
 const FEW_LARGE: usize = 8;
 
 /// An addition to a local store.
-pub(in crate::store) struct LocalIngest(Arc<Session>);
+pub(in crate::store) struct LocalIngest(Arc<AdditionState>);
 
 /// What writers of large blobs share with their addition.
-struct Session {
-    store: Arc<Inner>,
+struct AdditionState {
+    store: Arc<LocalInner>,
     /// Locks garbage collections out; released between messages of a client that may be slow.
     under_way: RwLock<Option<File>>,
-    staged: Mutex<Staged>,
+    staged: Mutex<LocalStaged>,
     /// Some write failed: it is unknown what is missing.
     failed: AtomicBool,
 }
 
 /// Objects that are not committed.
 #[derive(Default)]
-pub(super) struct Staged {
-    pub(super) blobs: HashMap<Digest, Location>,
+pub(super) struct LocalStaged {
+    pub(super) blobs: HashMap<Digest, ObjectLocation>,
     pub(super) directories: HashMap<Digest, Directory>,
     /// The order in which they came.
     order: Vec<Digest>,
     pub(super) roots: Vec<RootChange>,
+    pub(super) conditions: Vec<RootCondition>,
     /// Roots whose content may come later.
     expected: Vec<(Root, Option<PathInfo>)>,
     large: Vec<LargeFile>,
@@ -65,18 +68,18 @@ pub(super) struct Staged {
     replaced: HashSet<Digest>,
     /// The last is the one that is written to.
     packs: Vec<PackWriter>,
-    tmp: Option<Arc<TmpFolder>>,
+    tmp: Option<Arc<TmpDir>>,
     ended: bool,
 }
 
 /// A blob on its way into a pack.
-struct Small<'a> {
+struct SmallBlob<'a> {
     digest: Digest,
     bytes: &'a [u8],
     table: Option<GroupTable>,
 }
 
-impl Small<'_> {
+impl SmallBlob<'_> {
     fn record_len(&self) -> u64 {
         let table = self
             .table
@@ -88,8 +91,8 @@ impl Small<'_> {
 
 impl LocalIngest {
     /// An addition that has begun: `under_way` locks garbage collections out.
-    pub(super) fn new(store: Arc<Inner>, under_way: File) -> Self {
-        Self(Arc::new(Session {
+    pub(super) fn new(store: Arc<LocalInner>, under_way: File) -> Self {
+        Self(Arc::new(AdditionState {
             store,
             under_way: RwLock::new(Some(under_way)),
             staged: Mutex::default(),
@@ -104,7 +107,7 @@ impl LocalIngest {
 
     /// Takes over a file that holds the blob `digest` and nothing else, and whose bytes were
     /// verified. It keeps its name.
-    pub(super) fn adopt(
+    pub(super) fn take_over(
         &self,
         from: &Path,
         digest: &Digest,
@@ -113,13 +116,13 @@ impl LocalIngest {
     ) -> Result<(), Error> {
         let session = &self.0;
         let tmp = session.noting(session.tmp())?;
-        let folder = &session.store.folder;
-        let file = LargeFile::adopt(folder, &tmp, from, digest, table, len);
+        let dir = &session.store.dir;
+        let file = LargeFile::take_over(dir, &tmp, from, digest, table, len);
         session.noting(session.put_large(session.noting(file)?))
     }
 }
 
-impl Session {
+impl AdditionState {
     /// Locks garbage collections out until the result is dropped, and until the next release.
     /// Objects that were collected since the last one do not count as present.
     fn at_work(&self) -> Result<RwLockReadGuard<'_, Option<File>>, Error> {
@@ -130,7 +133,7 @@ impl Session {
         drop(under_way);
         let mut under_way = self.under_way.write();
         if under_way.is_none() {
-            let begun = self.store.folder.begin_addition()?;
+            let begun = self.store.dir.begin_addition()?;
             self.store.index.fresh()?;
             *under_way = Some(begun);
         }
@@ -186,13 +189,13 @@ impl Session {
 
     fn refuse(&self, what: impl Into<String>, why: impl Into<String>) -> Error {
         Error::Refused {
-            store: self.store.folder.url().to_owned(),
+            store: self.store.dir.url().to_owned(),
             what: what.into(),
             why: why.into(),
         }
     }
 
-    fn put_small(&self, blobs: &mut Vec<Small<'_>>) -> Result<(), Error> {
+    fn put_small(&self, blobs: &mut Vec<SmallBlob<'_>>) -> Result<(), Error> {
         let snapshot = self.store.index.snapshot();
         let mut failed = None;
         blobs.retain(|blob| {
@@ -216,15 +219,15 @@ impl Session {
             blobs.retain(|blob| {
                 !staged.blobs.contains_key(&blob.digest) && fresh.insert(blob.digest)
             });
-            let total = blobs.iter().map(Small::record_len).sum();
+            let total = blobs.iter().map(SmallBlob::record_len).sum();
             if total == 0 {
                 return Ok(());
             }
             let space = self.reserve(staged, PackKind::Blobs, total)?;
             let mut offset = space.offset;
             for blob in &*blobs {
-                let location = Location {
-                    kind: Kind::Packed,
+                let location = ObjectLocation {
+                    kind: StorageKind::Packed,
                     pack: space.pack,
                     offset: offset + RECORD_HEADER,
                     len: blob.bytes.len() as u64,
@@ -234,19 +237,24 @@ impl Session {
             }
             (space, total)
         };
-        let mut records = Records::new(&self.store.folder, space, total);
+        let mut records = RecordWriter::new(&self.store.dir, space, total);
         for blob in &*blobs {
             let table = blob.table.as_ref().map_or(&[][..], GroupTable::as_bytes);
-            records.put(Record::Blob, &blob.digest, &[blob.bytes, table])?;
+            records.put(PackRecord::Blob, &blob.digest, &[blob.bytes, table])?;
         }
         records.finish()
     }
 
-    fn reserve(&self, staged: &mut Staged, kind: PackKind, len: u64) -> Result<Space, Error> {
+    fn reserve(
+        &self,
+        staged: &mut LocalStaged,
+        kind: PackKind,
+        len: u64,
+    ) -> Result<ReservedSpace, Error> {
         let last = staged.packs.last();
         if last.is_none_or(|pack| pack.kind != kind || pack.is_full()) {
             let store = &self.store;
-            let pack = PackWriter::claim(&store.folder, &store.index, kind)?;
+            let pack = PackWriter::claim(&store.dir, &store.index, kind)?;
             staged.packs.push(pack);
         }
         match staged.packs.last_mut() {
@@ -255,7 +263,7 @@ impl Session {
         }
     }
 
-    fn check_open(&self, staged: &Staged) -> Result<(), Error> {
+    fn check_open(&self, staged: &LocalStaged) -> Result<(), Error> {
         match staged.ended {
             true => Err(self.refuse("the write", "its import has ended")),
             false => Ok(()),
@@ -263,30 +271,30 @@ impl Session {
     }
 
     /// The addition's own directory.
-    fn tmp(&self) -> Result<Arc<TmpFolder>, Error> {
+    fn tmp(&self) -> Result<Arc<TmpDir>, Error> {
         let staged = &mut *self.staged.lock();
         self.check_open(staged)?;
         Ok(match &staged.tmp {
             Some(tmp) => tmp.clone(),
             None => {
-                let tmp = Arc::new(TmpFolder::make(&self.store.folder)?);
+                let tmp = Arc::new(TmpDir::make(&self.store.dir)?);
                 staged.tmp.insert(tmp).clone()
             }
         })
     }
 
     fn large_writer(&self) -> Result<LargeWriter, Error> {
-        LargeWriter::start(&self.store.folder, self.tmp()?)
+        LargeWriter::start(&self.store.dir, self.tmp()?)
     }
 
     fn put_large(&self, mut file: LargeFile) -> Result<(), Error> {
         let digest = file.digest;
         let old = self.store.index.snapshot().blob(&digest)?;
-        let said = self.replaces(Object::Blob, &digest)?;
+        let reported = self.replaces(Object::Blob, &digest)?;
         let replaces = match old {
-            Some(_) if said => true,
+            Some(_) if reported => true,
             // A large blob whose file is missing or cut is stored again.
-            Some(old) if old.kind == Kind::Large => {
+            Some(old) if old.kind == StorageKind::Large => {
                 self.store.files.large_file(&digest, old.len).is_err()
             }
             Some(_) => false,
@@ -303,14 +311,14 @@ impl Session {
         let table = file.table.as_bytes();
         let len = RECORD_HEADER + table.len() as u64;
         let space = self.reserve(staged, PackKind::Blobs, len)?;
-        let location = Location {
-            kind: Kind::Large,
+        let location = ObjectLocation {
+            kind: StorageKind::Large,
             pack: space.pack,
             offset: space.offset + RECORD_HEADER,
             len: file.len,
         };
-        let mut records = Records::new(&self.store.folder, space, len);
-        records.put_with_len(Record::Table, &digest, file.len, &[table])?;
+        let mut records = RecordWriter::new(&self.store.dir, space, len);
+        records.put_with_len(PackRecord::Table, &digest, file.len, &[table])?;
         records.finish()?;
         staged.blobs.insert(digest, location);
         if replaces {
@@ -324,7 +332,7 @@ impl Session {
     }
 }
 
-impl Staged {
+impl LocalStaged {
     /// Removes what was written.
     fn discard(&mut self) {
         for pack in self.packs.drain(..) {
@@ -334,7 +342,7 @@ impl Staged {
     }
 }
 
-impl Drop for Session {
+impl Drop for AdditionState {
     fn drop(&mut self) {
         self.staged.get_mut().discard();
     }
@@ -347,7 +355,7 @@ impl Ingest for LocalIngest {
     }
 
     fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
-        at_hand::missing_blobs(self, digests)
+        in_place::missing_blobs(self, digests)
     }
 
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
@@ -370,7 +378,7 @@ impl Ingest for LocalIngest {
                 debug_assert_eq!(digest, Digest::of(bytes));
                 if !bytes.is_empty() {
                     let table = None;
-                    small.push(Small {
+                    small.push(SmallBlob {
                         digest,
                         bytes,
                         table,
@@ -382,7 +390,7 @@ impl Ingest for LocalIngest {
                 let (actual, table) = hasher.finish();
                 check_digest(session, &digest, &actual)?;
                 let table = Some(table);
-                small.push(Small {
+                small.push(SmallBlob {
                     digest,
                     bytes,
                     table,
@@ -443,26 +451,33 @@ impl Ingest for LocalIngest {
         Ok(())
     }
 
+    fn only_if(&self, condition: RootCondition) {
+        self.0.staged.lock().conditions.push(condition);
+    }
+
     fn release(&self) {
         *self.0.under_way.write() = None;
     }
 
-    fn commit(self: Box<Self>) -> Result<Added, Error> {
+    fn commit(self: Box<Self>) -> Result<AddedTotals, Error> {
         let _work = self.0.at_work()?;
         self.0.commit()
     }
 }
 
-fn check_digest(session: &Session, said: &Digest, actual: &Digest) -> Result<(), Error> {
-    match said == actual {
+fn check_digest(session: &AdditionState, reported: &Digest, actual: &Digest) -> Result<(), Error> {
+    match reported == actual {
         true => Ok(()),
-        false => Err(session.refuse(format!("blob {said}"), format!("its bytes are {actual}"))),
+        false => Err(session.refuse(
+            format!("blob {reported}"),
+            format!("its bytes are {actual}"),
+        )),
     }
 }
 
 /// A blob of unknown length: in memory while it is small.
 struct LocalWriter {
-    session: Arc<Session>,
+    session: Arc<AdditionState>,
     head: Vec<u8>,
     large: Option<LargeWriter>,
 }
@@ -499,7 +514,7 @@ impl BlobWriter for LocalWriter {
         hasher.update(&self.head);
         let (digest, table) = hasher.finish();
         if !self.head.is_empty() {
-            let blob = Small {
+            let blob = SmallBlob {
                 digest,
                 bytes: &self.head,
                 table: Some(table),

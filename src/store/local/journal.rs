@@ -1,8 +1,9 @@
-//! The journal: names of roots, their PathInfos and pins, from which a lost index is rebuilt.
+//! The journal: names of roots, their PathInfos, pins and paths that are valid for Nix, from which a lost
+//! index is rebuilt.
 //!
-//! An append-only file beside the index. The change of the index that sets roots or pins first
-//! appends them here and syncs the file; the index then commits together with the journal's
-//! generation and length. Records behind that length were never committed, and are cut off by the
+//! An append-only file beside the index. The change of the index that sets one of these first
+//! appends it here and syncs the file; the index then commits together with the journal's
+//! generation and length. Records after that length were never committed, and are cut off by the
 //! next change. After a commit a record `done` is appended without a sync: a `done` that is ahead
 //! of the index shows that the index is older than the journal, as after a partial restore.
 //!
@@ -15,15 +16,15 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use prost::Message;
 
-use super::folder::Folder;
+use super::dir::StoreDirectory;
 use crate::castore::{Name, Root};
-use crate::nix::PathInfo;
+use crate::nix::{PathInfo, StorePath};
 use crate::proto::castore::v1::Entry;
 use crate::store::Error;
 
 /// The first bytes of the file.
 const MAGIC: &[u8; 15] = b"castore journal";
-/// The version of the file, behind [`MAGIC`].
+/// The version of the file, after [`MAGIC`].
 const VERSION: u8 = 1;
 /// Bytes of the header: magic, version, generation.
 pub(super) const HEADER: u64 = 24;
@@ -40,7 +41,7 @@ const PATH_INFO: u8 = 2;
 
 /// A change in the journal.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Entered {
+pub(super) enum JournalChange {
     /// A root as it is from now on.
     Root {
         /// When it was added, in seconds since 1970; 0 if that is not known.
@@ -56,11 +57,14 @@ pub(super) enum Entered {
     Removed(Vec<u8>),
     /// A cache's pin of this name was set, or removed.
     Pin(Vec<u8>, bool),
+    /// The store path of this base name was reported to Nix as valid, with the index's value for it; or, without
+    /// one, that was forgotten.
+    ValidPath(Vec<u8>, Option<Vec<u8>>),
 }
 
 /// The journal of an index, and its committed length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Position {
+pub(super) struct JournalPosition {
     /// Grows whenever the journal is written again; 0: there was none yet.
     pub(super) generation: u64,
     /// Bytes, from the start, that the index has committed.
@@ -69,7 +73,7 @@ pub(super) struct Position {
 
 /// How a journal relates to the index.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Relation {
+pub(super) enum JournalRelation {
     /// It is the index's: records are appended.
     Same,
     /// It is not: it is to be written again.
@@ -78,12 +82,12 @@ pub(super) enum Relation {
     Ahead,
 }
 
-impl Entered {
+impl JournalChange {
     /// Appends the record.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let mut payload = Vec::new();
         let tag = match self {
-            Entered::Root {
+            JournalChange::Root {
                 added,
                 incomplete,
                 root,
@@ -99,14 +103,19 @@ impl Entered {
                 }
                 b"root"
             }
-            Entered::Removed(name) => {
+            JournalChange::Removed(name) => {
                 payload.extend_from_slice(name);
                 b"gone"
             }
-            Entered::Pin(name, pinned) => {
+            JournalChange::Pin(name, pinned) => {
                 payload.push(u8::from(*pinned));
                 payload.extend_from_slice(name);
                 b"pin "
+            }
+            JournalChange::ValidPath(name, value) => {
+                put_bytes(&mut payload, name);
+                payload.extend_from_slice(value.as_deref().unwrap_or_default());
+                b"nixp"
             }
         };
         put_record(out, tag, &payload);
@@ -127,18 +136,24 @@ impl Entered {
                     0 => None,
                     _ => Some(Box::new(PathInfo::decode(info).ok()?)),
                 };
-                Some(Entered::Root {
+                Some(JournalChange::Root {
                     added: u64::from_le_bytes(*added),
                     incomplete: flags & INCOMPLETE != 0,
                     root,
                     path_info,
                 })
             }
-            b"gone" => Some(Entered::Removed(payload.to_vec())),
+            b"gone" => Some(JournalChange::Removed(payload.to_vec())),
             b"pin " => {
                 let (pinned, name) = payload.split_first()?;
                 Name::new(name).ok()?;
-                Some(Entered::Pin(name.to_vec(), *pinned != 0))
+                Some(JournalChange::Pin(name.to_vec(), *pinned != 0))
+            }
+            b"nixp" => {
+                let (name, value) = take_bytes(payload)?;
+                StorePath::from_base_name(name).ok()?;
+                let value = (!value.is_empty()).then(|| value.to_vec());
+                Some(JournalChange::ValidPath(name.to_vec(), value))
             }
             _ => None,
         }
@@ -172,7 +187,7 @@ fn put_record(out: &mut Vec<u8>, tag: &[u8; 4], payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// The record at the start of `bytes`: its tag, its payload, and what is behind it.
+/// The record at the start of `bytes`: its tag, its payload, and what follows it.
 fn take_record(bytes: &[u8]) -> Option<([u8; 4], &[u8], &[u8])> {
     let (tag, rest) = bytes.split_first_chunk::<4>()?;
     let (length, rest) = rest.split_first_chunk()?;
@@ -197,27 +212,32 @@ fn generation(header: &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(*rest.first_chunk()?))
 }
 
-/// How the journal in `folder` relates to an index that is at `position`.
-pub(super) fn relate(folder: &Folder, position: Position) -> Result<(Relation, u64), Error> {
-    let path = folder.journal();
+/// How the journal in `dir` relates to an index that is at `position`.
+pub(super) fn relate(
+    dir: &StoreDirectory,
+    position: JournalPosition,
+) -> Result<(JournalRelation, u64), Error> {
+    let path = dir.journal();
     let file = match File::open(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Relation::Other, 0)),
-        Err(error) => return Err(folder.io("open", &path)(error)),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Ok((JournalRelation::Other, 0));
+        }
+        Err(error) => return Err(dir.io("open", &path)(error)),
     };
-    let related = || -> io::Result<(Relation, u64)> {
+    let related = || -> io::Result<(JournalRelation, u64)> {
         let length = file.metadata()?.len();
         let mut head = [0; HEADER as usize];
         if length < HEADER {
-            return Ok((Relation::Other, 0));
+            return Ok((JournalRelation::Other, 0));
         }
         file.read_exact_at(&mut head, 0)?;
         let Some(found) = generation(&head) else {
-            return Ok((Relation::Other, 0));
+            return Ok((JournalRelation::Other, 0));
         };
         if found < position.generation || (found == position.generation && length < position.length)
         {
-            return Ok((Relation::Other, found));
+            return Ok((JournalRelation::Other, found));
         }
         let same = found == position.generation;
         // Of another generation, all of it is unknown to the index.
@@ -227,30 +247,30 @@ pub(super) fn relate(folder: &Folder, position: Position) -> Result<(Relation, u
         io::Seek::seek(&mut reader, io::SeekFrom::Start(from))?;
         reader.read_to_end(&mut tail)?;
         let mut rest = &tail[..];
-        while let Some((tag, payload, behind)) = take_record(rest) {
+        while let Some((tag, payload, following)) = take_record(rest) {
             let done = payload.first_chunk().map(|done| u64::from_le_bytes(*done));
             if tag == *b"done" && (!same || done.is_some_and(|done| done > position.length)) {
-                return Ok((Relation::Ahead, found));
+                return Ok((JournalRelation::Ahead, found));
             }
-            rest = behind;
+            rest = following;
         }
         let relation = if same {
-            Relation::Same
+            JournalRelation::Same
         } else {
-            Relation::Other
+            JournalRelation::Other
         };
         Ok((relation, found))
     };
-    related().map_err(folder.io("read", &path))
+    related().map_err(dir.io("read", &path))
 }
 
-/// Appends records behind the committed length, and makes them durable.
+/// Appends records after the committed length, and makes them durable.
 pub(super) fn append(
-    folder: &Folder,
-    position: Position,
+    dir: &StoreDirectory,
+    position: JournalPosition,
     records: &[u8],
-) -> Result<Position, Error> {
-    let path = folder.journal();
+) -> Result<JournalPosition, Error> {
+    let path = dir.journal();
     let appended = || -> io::Result<()> {
         let mut options = File::options();
         let file = options.write(true).custom_flags(libc::O_NOFOLLOW);
@@ -259,27 +279,32 @@ pub(super) fn append(
         file.write_all_at(records, position.length)?;
         file.sync_data()
     };
-    appended().map_err(folder.io("write", &path))?;
-    Ok(Position {
+    appended().map_err(dir.io("write", &path))?;
+    Ok(JournalPosition {
         length: position.length + records.len() as u64,
         ..position
     })
 }
 
 /// Writes a journal again, and makes it durable.
-pub(super) fn replace(folder: &Folder, generation: u64, records: &[u8]) -> Result<Position, Error> {
-    let new = folder.path().join("journal.new");
-    let path = folder.journal();
+pub(super) fn replace(
+    dir: &StoreDirectory,
+    generation: u64,
+    records: &[u8],
+) -> Result<JournalPosition, Error> {
+    let new = dir.path().join("journal.new");
+    let path = dir.journal();
     let written = || -> io::Result<()> {
         let mut file = File::create(&new)?;
+        dir.give_to_owner(&file, &new);
         file.write_all(&header(generation))?;
         file.write_all(records)?;
         file.sync_data()?;
         fs::rename(&new, &path)
     };
-    written().map_err(folder.io("write", &path))?;
-    folder.sync(folder.path())?;
-    Ok(Position {
+    written().map_err(dir.io("write", &path))?;
+    dir.sync(dir.path())?;
+    Ok(JournalPosition {
         generation,
         length: HEADER + records.len() as u64,
     })
@@ -287,12 +312,12 @@ pub(super) fn replace(folder: &Folder, generation: u64, records: &[u8]) -> Resul
 
 /// Notes that the index has committed up to `position`. If it does not reach the disk, an older
 /// index in the place of this one is only harder to detect.
-pub(super) fn note_done(folder: &Folder, position: Position) {
+pub(super) fn note_done(dir: &StoreDirectory, position: JournalPosition) {
     let mut record = Vec::new();
     put_record(&mut record, b"done", &position.length.to_le_bytes());
     let mut options = File::options();
     options.write(true).custom_flags(libc::O_NOFOLLOW);
-    if let Ok(file) = options.open(folder.journal()) {
+    if let Ok(file) = options.open(dir.journal()) {
         let _ = file.write_all_at(&record, position.length);
     }
 }
@@ -301,7 +326,7 @@ pub(super) fn note_done(folder: &Folder, position: Position) {
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     /// What was entered, in order.
-    pub(super) entered: Vec<Entered>,
+    pub(super) entered: Vec<JournalChange>,
     /// Its generation.
     pub(super) generation: u64,
     /// Invalid places that were skipped.
@@ -309,12 +334,12 @@ pub(super) struct Journal {
 }
 
 /// Reads the whole journal; nothing if it does not exist.
-pub(super) fn read(folder: &Folder) -> Result<Option<Journal>, Error> {
-    let path = folder.journal();
+pub(super) fn read(dir: &StoreDirectory) -> Result<Option<Journal>, Error> {
+    let path = dir.journal();
     match fs::read(&path) {
         Ok(bytes) => Ok(Some(parse(&bytes))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(folder.io("read", &path)(error)),
+        Err(error) => Err(dir.io("read", &path)(error)),
     }
 }
 
@@ -333,12 +358,12 @@ fn parse(bytes: &[u8]) -> Journal {
     let mut sound = true;
     while rest.len() >= RECORD {
         match take_record(rest) {
-            Some((tag, payload, behind)) => {
-                let entered = Entered::decode(tag, payload);
+            Some((tag, payload, following)) => {
+                let entered = JournalChange::decode(tag, payload);
                 journal.damaged += u64::from(entered.is_none() && tag != *b"done");
                 journal.entered.extend(entered);
                 sound = true;
-                rest = behind;
+                rest = following;
             }
             None => {
                 journal.damaged += u64::from(sound);
@@ -347,7 +372,7 @@ fn parse(bytes: &[u8]) -> Journal {
                 let next = rest
                     .windows(4)
                     .skip(1)
-                    .position(|tag| matches!(tag, b"root" | b"gone" | b"pin " | b"done"));
+                    .position(|tag| matches!(tag, b"root" | b"gone" | b"pin " | b"nixp" | b"done"));
                 rest = next.and_then(|at| rest.get(at + 1..)).unwrap_or_default();
             }
         }
@@ -361,8 +386,8 @@ mod tests {
     use super::*;
     use crate::castore::{Digest, Node};
 
-    fn root(name: &str) -> Entered {
-        Entered::Root {
+    fn root(name: &str) -> JournalChange {
+        JournalChange::Root {
             added: 7,
             incomplete: false,
             root: Root {
@@ -381,8 +406,13 @@ mod tests {
     fn a_damaged_record_costs_itself_and_no_other() {
         let entered = [
             root("first"),
-            Entered::Pin(b"pinned".to_vec(), true),
-            Entered::Removed(b"first".to_vec()),
+            JournalChange::Pin(b"pinned".to_vec(), true),
+            JournalChange::Removed(b"first".to_vec()),
+            JournalChange::ValidPath(
+                b"00000000000000000000000000000000-tool".to_vec(),
+                Some(b"value".to_vec()),
+            ),
+            JournalChange::ValidPath(b"00000000000000000000000000000000-tool".to_vec(), None),
             root("second"),
         ];
         let mut bytes = header(3);

@@ -20,9 +20,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use super::folder::{Folder, is_at, make_folder, open_folder, try_lock};
+use super::dir::{StoreDirectory, is_at, open_dir, try_lock};
 use super::index::{Index, Snapshot};
-use super::location::{Kind, Location};
+use super::location::{ObjectLocation, StorageKind};
 use super::pack::start_writeback;
 use crate::castore::{BlobHasher, Digest, GroupTable};
 use crate::store::Error;
@@ -37,10 +37,10 @@ const WRITEBACK: u64 = 32 << 20;
 /// The unit of a file's `st_blocks`, in bytes.
 pub(super) const ST_BLOCK: u64 = 512;
 /// Directories that are synced one by one; if there are more, the whole disk is.
-const FEW_FOLDERS: usize = 8;
+const FEW_DIRS: usize = 8;
 
 /// An import's own directory under `tmp/`: locked while it lives, removed when it ends.
-pub(super) struct TmpFolder {
+pub(super) struct TmpDir {
     path: PathBuf,
     /// Locked; and the descriptor by which the disk is synced, as it reports every write error
     /// since it was opened.
@@ -49,24 +49,25 @@ pub(super) struct TmpFolder {
     abandoned: AtomicBool,
 }
 
-impl TmpFolder {
-    pub(super) fn make(folder: &Folder) -> Result<Self, Error> {
+impl TmpDir {
+    pub(super) fn make(dir: &StoreDirectory) -> Result<Self, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let name = format!("{}-{number}", std::process::id());
-            let path = folder.tmp().join(name);
+            let path = dir.tmp().join(name);
             match fs::create_dir(&path) {
                 Ok(()) => {}
                 // Of a dead process with this process id, and not removed yet.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-                Err(error) => return Err(folder.io("create the directory", &path)(error)),
+                Err(error) => return Err(dir.io("create the directory", &path)(error)),
             }
             // Before it is locked, the directory looks like a dead import's.
-            let locked = open_folder(&path)
+            let locked = open_dir(&path)
                 .and_then(|lock| Ok((try_lock(&lock)? && is_at(&lock, &path)?).then_some(lock)));
             match locked {
                 Ok(Some(lock)) => {
+                    dir.give_to_owner(&lock, &path);
                     return Ok(Self {
                         path,
                         lock,
@@ -76,7 +77,7 @@ impl TmpFolder {
                 }
                 Ok(None) => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(folder.io("lock", &path)(error)),
+                Err(error) => return Err(dir.io("lock", &path)(error)),
             }
         }
     }
@@ -91,18 +92,18 @@ impl TmpFolder {
     }
 
     /// Makes everything durable that was ever written to the store's disk.
-    pub(super) fn sync_disk(&self, folder: &Folder) -> Result<(), Error> {
+    pub(super) fn sync_disk(&self, dir: &StoreDirectory) -> Result<(), Error> {
         rustix::fs::syncfs(&self.lock)
             .map_err(io::Error::from)
-            .map_err(folder.io("sync the disk of", folder.path()))
+            .map_err(dir.io("sync the disk of", dir.path()))
     }
 }
 
 impl LargeFile {
     /// Takes a complete file, whose bytes were verified, for an import; it keeps its name.
-    pub(super) fn adopt(
-        folder: &Folder,
-        tmp: &TmpFolder,
+    pub(super) fn take_over(
+        dir: &StoreDirectory,
+        tmp: &TmpDir,
         from: &Path,
         digest: &Digest,
         table: GroupTable,
@@ -119,13 +120,13 @@ impl LargeFile {
             digest: *digest,
             len,
             table,
-            file: Some(linked.map_err(folder.io("take over", from))?),
+            file: Some(linked.map_err(dir.io("take over", from))?),
             path,
         })
     }
 }
 
-impl Drop for TmpFolder {
+impl Drop for TmpDir {
     fn drop(&mut self) {
         if *self.abandoned.get_mut() {
             return;
@@ -137,8 +138,8 @@ impl Drop for TmpFolder {
 
 /// A large blob that is being written. Dropped before [`finish`](Self::finish), it is gone.
 pub(super) struct LargeWriter {
-    folder: Arc<Folder>,
-    tmp: Arc<TmpFolder>,
+    dir: Arc<StoreDirectory>,
+    tmp: Arc<TmpDir>,
     path: PathBuf,
     file: File,
     /// Bytes that are neither hashed nor written yet.
@@ -147,12 +148,12 @@ pub(super) struct LargeWriter {
     len: u64,
     /// Up to where the kernel was asked to start writing.
     nudged: u64,
-    hasher: Option<Hasher>,
+    hasher: Option<HashingThread>,
     finished: bool,
 }
 
 /// The hashing thread, and its channel.
-struct Hasher {
+struct HashingThread {
     buffers: SyncSender<Arc<Vec<u8>>>,
     thread: JoinHandle<BlobHasher>,
 }
@@ -169,7 +170,7 @@ pub(super) struct LargeFile {
 }
 
 impl LargeWriter {
-    pub(super) fn start(folder: &Arc<Folder>, tmp: Arc<TmpFolder>) -> Result<Self, Error> {
+    pub(super) fn start(dir: &Arc<StoreDirectory>, tmp: Arc<TmpDir>) -> Result<Self, Error> {
         let number = tmp.next.fetch_add(1, Ordering::Relaxed);
         let path = tmp.path.join(format!("{number}.part"));
         let file = OpenOptions::new()
@@ -177,7 +178,8 @@ impl LargeWriter {
             .write(true)
             .create_new(true)
             .open(&path)
-            .map_err(folder.io("create", &path))?;
+            .map_err(dir.io("create", &path))?;
+        dir.give_to_owner(&file, &path);
         let (buffers, taken) = sync_channel::<Arc<Vec<u8>>>(2);
         let thread = thread::Builder::new()
             .name(String::from("hash"))
@@ -186,16 +188,16 @@ impl LargeWriter {
                 taken.iter().for_each(|buffer| hasher.update(&buffer));
                 hasher
             })
-            .map_err(folder.io("start a thread to hash", &path))?;
+            .map_err(dir.io("start a thread to hash", &path))?;
         Ok(Self {
-            folder: folder.clone(),
+            dir: dir.clone(),
             tmp,
             path,
             file,
             buffer: Vec::with_capacity(BUFFER),
             len: 0,
             nudged: 0,
-            hasher: Some(Hasher { buffers, thread }),
+            hasher: Some(HashingThread { buffers, thread }),
             finished: false,
         })
     }
@@ -218,8 +220,7 @@ impl LargeWriter {
             // Fails only if the thread has panicked, which finish() reports.
             let _ = hasher.buffers.send(buffer.clone());
         }
-        write_but_holes(&self.file, self.len, &buffer)
-            .map_err(self.folder.io("write", &self.path))?;
+        write_but_holes(&self.file, self.len, &buffer).map_err(self.dir.io("write", &self.path))?;
         self.len += buffer.len() as u64;
         if self.len - self.nudged >= WRITEBACK {
             start_writeback(&self.file, self.nudged, self.len - self.nudged);
@@ -234,7 +235,7 @@ impl LargeWriter {
     /// Ends the blob. The file is named by its digest from now on.
     pub(super) fn finish(mut self) -> Result<LargeFile, Error> {
         self.flush()?;
-        let failed = self.folder.io("hash", &self.path);
+        let failed = self.dir.io("hash", &self.path);
         let hasher = self.hasher.take().map(|hasher| {
             drop(hasher.buffers);
             hasher.thread.join()
@@ -259,7 +260,7 @@ impl LargeWriter {
                     path,
                 }
             })
-            .map_err(self.folder.io("finish", &self.path))
+            .map_err(self.dir.io("finish", &self.path))
     }
 }
 
@@ -303,21 +304,22 @@ fn is_zero(block: &[u8]) -> bool {
 ///
 /// Works inside the index's commit, so that no other process links or removes at the same time.
 pub(super) fn place<'a>(
-    folder: &Folder,
-    tmp: &TmpFolder,
+    dir: &StoreDirectory,
+    tmp: &TmpDir,
     files: impl Iterator<Item = &'a LargeFile>,
 ) -> Result<(), Error> {
-    let mut touched = HashSet::new();
+    let mut unsynced = HashSet::new();
     for file in files {
-        let parent = folder.blob_folder(&file.digest);
-        if !touched.contains(&parent) {
+        let parent = dir.blob_dir(&file.digest);
+        if !unsynced.contains(&parent) {
             if !parent.exists() {
-                make_folder(&parent).map_err(folder.io("create the directory", &parent))?;
-                touched.insert(folder.blobs());
+                dir.make_dir(&parent)
+                    .map_err(dir.io("create the directory", &parent))?;
+                unsynced.insert(dir.blobs());
             }
-            touched.insert(parent);
+            unsynced.insert(parent);
         }
-        let place = folder.blob(&file.digest);
+        let place = dir.blob(&file.digest);
         let linked = match fs::hard_link(&file.path, &place) {
             // There is no index entry for it, or a damaged file is replaced.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -325,42 +327,42 @@ pub(super) fn place<'a>(
             }
             other => other,
         };
-        linked.map_err(folder.io("create", &place))?;
+        linked.map_err(dir.io("create", &place))?;
     }
-    if touched.len() > FEW_FOLDERS {
-        return tmp.sync_disk(folder);
+    if unsynced.len() > FEW_DIRS {
+        return tmp.sync_disk(dir);
     }
-    touched.iter().try_for_each(|path| folder.sync(path))
+    unsynced.iter().try_for_each(|path| dir.sync(path))
 }
 
 /// Removes the files that are not in `remaining`; returns the bytes that were freed.
 ///
 /// No addition may run meanwhile.
-pub(super) fn sweep(folder: &Folder, remaining: &Snapshot) -> Result<u64, Error> {
+pub(super) fn sweep(dir: &StoreDirectory, remaining: &Snapshot) -> Result<u64, Error> {
     let mut freed = 0;
-    let blobs = folder.blobs();
-    for start in fs::read_dir(&blobs).map_err(folder.io("list", &blobs))? {
-        let start = start.map_err(folder.io("list", &blobs))?;
+    let blobs = dir.blobs();
+    for start in fs::read_dir(&blobs).map_err(dir.io("list", &blobs))? {
+        let start = start.map_err(dir.io("list", &blobs))?;
         let path = start.path();
         let files = match fs::read_dir(&path) {
             Ok(files) => files,
             Err(error) if error.kind() == ErrorKind::NotADirectory => continue,
-            Err(error) => return Err(folder.io("list", &path)(error)),
+            Err(error) => return Err(dir.io("list", &path)(error)),
         };
         for file in files {
-            let file = file.map_err(folder.io("list", &path))?;
+            let file = file.map_err(dir.io("list", &path))?;
             let (first, rest) = (start.file_name(), file.file_name());
             let digest = first.to_str().zip(rest.to_str());
             let digest = digest.map(|(first, rest)| format!("{first}{rest}").parse::<Digest>());
             // Foreign files stay.
             let Some(Ok(digest)) = digest else { continue };
-            let large = |at: Location| at.kind == Kind::Large;
+            let large = |at: ObjectLocation| at.kind == StorageKind::Large;
             if remaining.blob(&digest)?.is_some_and(large) {
                 continue;
             }
             let path = file.path();
-            let found = file.metadata().map_err(folder.io("inspect", &path))?;
-            fs::remove_file(&path).map_err(folder.io("remove", &path))?;
+            let found = file.metadata().map_err(dir.io("inspect", &path))?;
+            fs::remove_file(&path).map_err(dir.io("remove", &path))?;
             freed += found.blocks() * ST_BLOCK;
         }
     }
@@ -368,19 +370,19 @@ pub(super) fn sweep(folder: &Folder, remaining: &Snapshot) -> Result<u64, Error>
 }
 
 /// Whether there is something under `tmp/`.
-pub(super) fn has_leftovers(folder: &Folder) -> Result<bool, Error> {
-    let tmp = folder.tmp();
-    let mut entries = fs::read_dir(&tmp).map_err(folder.io("list", &tmp))?;
+pub(super) fn has_leftovers(dir: &StoreDirectory) -> Result<bool, Error> {
+    let tmp = dir.tmp();
+    let mut entries = fs::read_dir(&tmp).map_err(dir.io("list", &tmp))?;
     Ok(entries.next().is_some())
 }
 
 /// Removes what dead imports left under `tmp/`, and what they linked into `blobs/` without
 /// committing.
-pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
-    let tmp = folder.tmp();
-    for entry in fs::read_dir(&tmp).map_err(folder.io("list", &tmp))? {
-        let path = entry.map_err(folder.io("list", &tmp))?.path();
-        let lock = match open_folder(&path) {
+pub(super) fn reclaim(dir: &StoreDirectory, index: &Index) -> Result<(), Error> {
+    let tmp = dir.tmp();
+    for entry in fs::read_dir(&tmp).map_err(dir.io("list", &tmp))? {
+        let path = entry.map_err(dir.io("list", &tmp))?.path();
+        let lock = match open_dir(&path) {
             Ok(lock) => lock,
             // A file in `tmp/` itself exists for an instant only.
             Err(error) if error.kind() == ErrorKind::NotADirectory => {
@@ -390,13 +392,13 @@ pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
             Err(_) => continue,
         };
         let ours = try_lock(&lock).and_then(|locked| Ok(locked && is_at(&lock, &path)?));
-        if !ours.map_err(folder.io("lock", &path))? {
+        if !ours.map_err(dir.io("lock", &path))? {
             continue;
         }
         // The change prevents other processes from linking the same digest meanwhile.
         let mut change = index.change()?;
-        for file in fs::read_dir(&path).map_err(folder.io("list", &path))? {
-            let file = file.map_err(folder.io("list", &path))?;
+        for file in fs::read_dir(&path).map_err(dir.io("list", &path))? {
+            let file = file.map_err(dir.io("list", &path))?;
             let name = file.file_name();
             let Some(Ok(digest)) = name.to_str().map(str::parse::<Digest>) else {
                 continue;
@@ -404,14 +406,14 @@ pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
             if change.blob(&digest)?.is_some() {
                 continue;
             }
-            let place = folder.blob(&digest);
+            let place = dir.blob(&digest);
             let linked = File::open(file.path()).and_then(|file| is_at(&file, &place));
-            if linked.map_err(folder.io("inspect", &place))? {
-                fs::remove_file(&place).map_err(folder.io("reclaim", &place))?;
+            if linked.map_err(dir.io("inspect", &place))? {
+                fs::remove_file(&place).map_err(dir.io("reclaim", &place))?;
             }
         }
         drop(change);
-        fs::remove_dir_all(&path).map_err(folder.io("reclaim", &path))?;
+        fs::remove_dir_all(&path).map_err(dir.io("reclaim", &path))?;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::LocalStore;
-use super::folder::{Folder, is_at, make_folder, try_lock};
+use super::dir::{StoreDirectory, is_at, try_lock};
 use super::index::now;
 use crate::castore::{Digest, Node};
 use crate::store::Error;
@@ -39,14 +39,14 @@ const CONNECTIONS_MAGIC: u64 = 0x6573_5543;
 /// What one mount or guest uses of one store. Dropping it releases everything, unless the mount
 /// still exists for another process to take over.
 #[derive(Debug)]
-pub struct Lease {
-    folder: Arc<Folder>,
+pub struct InUseLease {
+    dir: Arc<StoreDirectory>,
     connection: Option<u64>,
-    state: Mutex<State>,
+    state: Mutex<LeaseState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct LeaseState {
     file: File,
     path: PathBuf,
     held: HashMap<Digest, Node>,
@@ -58,13 +58,13 @@ impl LocalStore {
     /// Begins the lease of a mount or guest: `connection` is the number of the mount's FUSE
     /// connection. Nothing if this process may not write to the store; what it shows can then be
     /// collected.
-    pub fn lease(&self, connection: Option<u64>) -> Option<Lease> {
-        let folder = &self.0.folder;
-        match create(folder, connection) {
-            Ok((file, path)) => Some(Lease {
-                folder: folder.clone(),
+    pub fn lease(&self, connection: Option<u64>) -> Option<InUseLease> {
+        let dir = &self.0.dir;
+        match create(dir, connection) {
+            Ok((file, path)) => Some(InUseLease {
+                dir: dir.clone(),
                 connection,
-                state: Mutex::new(State {
+                state: Mutex::new(LeaseState {
                     file,
                     path,
                     held: HashMap::new(),
@@ -75,7 +75,7 @@ impl LocalStore {
                 tracing::debug!(
                     %error,
                     "what is in use of {} cannot be noted there, and may be collected",
-                    folder.url()
+                    dir.url()
                 );
                 None
             }
@@ -85,12 +85,12 @@ impl LocalStore {
     /// Drops the previous process's lease for the mount with this FUSE connection: this process has
     /// its own now.
     pub fn succeed_lease(&self, connection: u64) {
-        let Ok(leases) = list(&self.0.folder) else {
+        let Ok(leases) = list(&self.0.dir) else {
             return;
         };
         for path in leases {
-            let same = |lease: &Parsed| lease.connection == Some(connection);
-            if let Ok(Found::Abandoned(lease)) = look(&path)
+            let same = |lease: &ParsedLease| lease.connection == Some(connection);
+            if let Ok(LeaseFile::Abandoned(lease)) = look(&path)
                 && same(&lease)
             {
                 let _ = fs::remove_file(&path);
@@ -99,7 +99,7 @@ impl LocalStore {
     }
 }
 
-impl Lease {
+impl InUseLease {
     /// Holds a node and everything below it. Returns whether it was not held before.
     pub fn hold(&self, node: &Node) -> bool {
         let Some(digest) = node.digest() else {
@@ -132,8 +132,8 @@ impl Lease {
     }
 
     /// Writes another file, without obsolete lines.
-    fn rewrite(&self, state: &mut State) -> io::Result<()> {
-        let (file, path) = create(&self.folder, self.connection)?;
+    fn rewrite(&self, state: &mut LeaseState) -> io::Result<()> {
+        let (file, path) = create(&self.dir, self.connection)?;
         let lines: String = state.held.values().map(line).collect();
         (&file).write_all(lines.as_bytes())?;
         let old = std::mem::replace(&mut state.path, path);
@@ -148,7 +148,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for InUseLease {
     fn drop(&mut self) {
         // A guest's is kept for the next process; `end` removes it.
         let is_over = |number| is_connected(number) != Some(true);
@@ -180,13 +180,13 @@ fn head(connection: Option<u64>) -> io::Result<String> {
 }
 
 /// Makes a file that no other process has, and locks it.
-fn create(folder: &Folder, connection: Option<u64>) -> io::Result<(File, PathBuf)> {
+fn create(dir: &StoreDirectory, connection: Option<u64>) -> io::Result<(File, PathBuf)> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let head = head(connection)?;
-    make_folder(&folder.leases())?;
+    dir.make_dir(&dir.leases())?;
     loop {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = folder
+        let path = dir
             .leases()
             .join(format!("{}-{number}", std::process::id()));
         let mut options = File::options();
@@ -199,6 +199,7 @@ fn create(folder: &Folder, connection: Option<u64>) -> io::Result<(File, PathBuf
         };
         // Before it is locked, the file looks like a dead process's.
         if try_lock(&file)? && is_at(&file, &path)? {
+            dir.give_to_owner(&file, &path);
             (&file).write_all(head.as_bytes())?;
             return Ok((file, path));
         }
@@ -207,7 +208,7 @@ fn create(folder: &Folder, connection: Option<u64>) -> io::Result<(File, PathBuf
 
 /// The content of a file.
 #[derive(Debug, Default)]
-struct Parsed {
+struct ParsedLease {
     boot: String,
     connection: Option<u64>,
     /// When a collection first found the process gone, in seconds since 1970.
@@ -215,7 +216,7 @@ struct Parsed {
     nodes: HashMap<Digest, Node>,
 }
 
-impl Parsed {
+impl ParsedLease {
     fn read(file: &File) -> io::Result<Self> {
         let mut text = Vec::new();
         file.take(LONGEST).read_to_end(&mut text)?;
@@ -260,25 +261,25 @@ impl Parsed {
 }
 
 /// A file in `leases/`.
-enum Found {
+enum LeaseFile {
     /// Its process lives.
-    Held(Parsed),
+    Held(ParsedLease),
     /// Its process has gone.
-    Abandoned(Parsed),
+    Abandoned(ParsedLease),
 }
 
-fn look(path: &Path) -> io::Result<Found> {
+fn look(path: &Path) -> io::Result<LeaseFile> {
     let file = File::open(path)?;
     let is_free = try_lock(&file)?;
-    let parsed = Parsed::read(&file)?;
+    let parsed = ParsedLease::read(&file)?;
     Ok(match is_free {
-        true => Found::Abandoned(parsed),
-        false => Found::Held(parsed),
+        true => LeaseFile::Abandoned(parsed),
+        false => LeaseFile::Held(parsed),
     })
 }
 
-fn list(folder: &Folder) -> io::Result<Vec<PathBuf>> {
-    match fs::read_dir(folder.leases()) {
+fn list(dir: &StoreDirectory) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(dir.leases()) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
@@ -286,31 +287,35 @@ fn list(folder: &Folder) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Everything in use. Files that hold nothing any more are removed.
-pub(super) fn in_use(folder: &Folder) -> Result<Vec<Node>, Error> {
-    let path = folder.leases();
-    let boot = boot_id().map_err(folder.io("read the boot id for", &path))?;
+pub(super) fn in_use(dir: &StoreDirectory) -> Result<Vec<Node>, Error> {
+    let path = dir.leases();
+    let boot = boot_id().map_err(dir.io("read the boot id for", &path))?;
     loop {
-        let leases = list(folder).map_err(folder.io("list", &path))?;
-        if let Some(nodes) = read_all(folder, &leases, &boot)? {
+        let leases = list(dir).map_err(dir.io("list", &path))?;
+        if let Some(nodes) = read_all(dir, &leases, &boot)? {
             return Ok(nodes);
         }
     }
 }
 
 /// The nodes in these files; nothing if one of them has been replaced meanwhile.
-fn read_all(folder: &Folder, leases: &[PathBuf], boot: &str) -> Result<Option<Vec<Node>>, Error> {
+fn read_all(
+    dir: &StoreDirectory,
+    leases: &[PathBuf],
+    boot: &str,
+) -> Result<Option<Vec<Node>>, Error> {
     let mut nodes = HashMap::new();
     for path in leases {
         let parsed = match look(path) {
-            Ok(Found::Held(parsed)) => parsed,
-            Ok(Found::Abandoned(parsed)) if is_over(&parsed, boot, path) => {
+            Ok(LeaseFile::Held(parsed)) => parsed,
+            Ok(LeaseFile::Abandoned(parsed)) if is_over(&parsed, boot, path) => {
                 let _ = fs::remove_file(path);
                 continue;
             }
-            Ok(Found::Abandoned(parsed)) => parsed,
+            Ok(LeaseFile::Abandoned(parsed)) => parsed,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             // Its content is unknown, so nothing may be collected.
-            Err(error) => return Err(folder.io("read", path)(error)),
+            Err(error) => return Err(dir.io("read", path)(error)),
         };
         nodes.extend(parsed.nodes);
     }
@@ -318,7 +323,7 @@ fn read_all(folder: &Folder, leases: &[PathBuf], boot: &str) -> Result<Option<Ve
 }
 
 /// Whether the lease of a dead process has expired.
-fn is_over(lease: &Parsed, boot: &str, path: &Path) -> bool {
+fn is_over(lease: &ParsedLease, boot: &str, path: &Path) -> bool {
     if lease.boot != boot {
         return true;
     }

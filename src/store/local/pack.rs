@@ -1,4 +1,4 @@
-//! Packs: files to which objects are appended, one behind the other.
+//! Packs: files to which objects are appended, one after the other.
 //!
 //! **Problem.** Small objects need sequential reads in walk order, several writing processes, and
 //! no loss or half-written object after a crash.
@@ -10,7 +10,7 @@
 //! several imports write to several packs.
 //!
 //! **Invariants.** Only the index decides which records count; the headers are there so that a lost
-//! index can be rebuilt ([`rebuild`](super::rebuild)). Bytes behind the length in the index are a
+//! index can be rebuilt ([`rebuild`](super::rebuild)). Bytes after the length in the index are a
 //! dead writer's, and cut off. Records are never moved.
 
 use std::fs::{self, File, OpenOptions};
@@ -19,14 +19,15 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::folder::{Folder, is_at, try_lock};
+use super::dir::{StoreDirectory, is_at, try_lock};
 use super::index::{Index, PackEntry};
+use super::location::PackKind;
 use crate::castore::Digest;
 use crate::store::Error;
 
 /// The first bytes of a pack.
 const HEADER: &[u8; 12] = b"castore pack";
-/// The format of packs, behind [`HEADER`] as a little-endian u16.
+/// The format of packs, after [`HEADER`] as a little-endian u16.
 const FORMAT: u16 = 1;
 /// Bytes before the first record.
 pub(super) const HEADER_LEN: u64 = 16;
@@ -41,18 +42,9 @@ const WRITEBACK: u64 = 16 << 20;
 /// Bytes gathered before they are written.
 const BATCH: usize = 1 << 20;
 
-/// The content of a pack. Directories are separate, so that a walk that reads no file reads
-/// sequentially.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum PackKind {
-    Blobs = 0,
-    Directories = 1,
-}
-
 /// The content of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Record {
+pub(super) enum PackRecord {
     /// A blob, and its group table if it has one.
     Blob,
     /// The group table of a blob that has a file of its own.
@@ -62,15 +54,20 @@ pub(super) enum Record {
     Gone,
 }
 
-impl Record {
-    const ALL: [Self; 4] = [Record::Blob, Record::Table, Record::Directory, Record::Gone];
+impl PackRecord {
+    const ALL: [Self; 4] = [
+        PackRecord::Blob,
+        PackRecord::Table,
+        PackRecord::Directory,
+        PackRecord::Gone,
+    ];
 
     fn tag(self) -> &'static [u8; 4] {
         match self {
-            Record::Blob => b"blob",
-            Record::Table => b"tabl",
-            Record::Directory => b"dir ",
-            Record::Gone => b"gone",
+            PackRecord::Blob => b"blob",
+            PackRecord::Table => b"tabl",
+            PackRecord::Directory => b"dir ",
+            PackRecord::Gone => b"gone",
         }
     }
 
@@ -112,7 +109,7 @@ pub(super) struct PackWriter {
 }
 
 /// Reserved space in a pack.
-pub(super) struct Space {
+pub(super) struct ReservedSpace {
     pub(super) pack: u32,
     pub(super) offset: u64,
     file: Arc<File>,
@@ -122,20 +119,24 @@ pub(super) struct Space {
 
 impl PackWriter {
     /// Locks a pack with room in it and without a writer, or makes one.
-    pub(super) fn claim(folder: &Folder, index: &Index, kind: PackKind) -> Result<Self, Error> {
+    pub(super) fn claim(
+        dir: &StoreDirectory,
+        index: &Index,
+        kind: PackKind,
+    ) -> Result<Self, Error> {
         let packs = index.packs()?;
         let with_room = packs
             .iter()
             .rev()
             .filter(|pack| pack.kind == kind as u8 && pack.len < FULL);
         for pack in with_room {
-            if let Some(writer) = Self::reopen(folder, index, kind, pack)? {
+            if let Some(writer) = Self::reopen(dir, index, kind, pack)? {
                 return Ok(writer);
             }
         }
-        let mut id = next_id(folder, &packs)?.max(index.next_pack()?);
+        let mut id = next_id(dir, &packs)?.max(index.next_pack()?);
         loop {
-            if let Some(writer) = Self::create(folder, kind, id)? {
+            if let Some(writer) = Self::create(dir, kind, id)? {
                 return Ok(writer);
             }
             id += 1;
@@ -143,30 +144,30 @@ impl PackWriter {
     }
 
     fn reopen(
-        folder: &Folder,
+        dir: &StoreDirectory,
         index: &Index,
         kind: PackKind,
         pack: &PackEntry,
     ) -> Result<Option<Self>, Error> {
-        let path = folder.pack(pack.id);
+        let path = dir.pack(pack.id);
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
             // Damage, which readers of the pack report.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(folder.io("open for writing", &path)(error)),
+            Err(error) => return Err(dir.io("open for writing", &path)(error)),
         };
-        if !try_lock(&file).map_err(folder.io("lock", &path))? {
+        if !try_lock(&file).map_err(dir.io("lock", &path))? {
             return Ok(None);
         }
         // Another process may have appended to it meanwhile.
         let packs = index.packs()?;
         let committed = committed(&packs, pack.id);
-        let len = file.metadata().map_err(folder.io("inspect", &path))?.len();
+        let len = file.metadata().map_err(dir.io("inspect", &path))?.len();
         if committed == 0 || committed >= FULL || len < committed {
             return Ok(None);
         }
         if len > committed {
-            file.set_len(committed).map_err(folder.io("cut", &path))?;
+            file.set_len(committed).map_err(dir.io("cut", &path))?;
         }
         Ok(Some(Self {
             id: pack.id,
@@ -180,8 +181,8 @@ impl PackWriter {
     }
 
     /// Nothing if another process made the pack first.
-    fn create(folder: &Folder, kind: PackKind, id: u32) -> Result<Option<Self>, Error> {
-        let path = folder.pack(id);
+    fn create(dir: &StoreDirectory, kind: PackKind, id: u32) -> Result<Option<Self>, Error> {
+        let path = dir.pack(id);
         let made = OpenOptions::new()
             .read(true)
             .write(true)
@@ -190,15 +191,16 @@ impl PackWriter {
         let file = match made {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(None),
-            Err(error) => return Err(folder.io("create", &path)(error)),
+            Err(error) => return Err(dir.io("create", &path)(error)),
         };
         // Before it is locked, the file looks like a dead writer's.
         let ours = try_lock(&file)
             .and_then(|locked| Ok(locked && is_at(&file, &path)?))
-            .map_err(folder.io("lock", &path))?;
+            .map_err(dir.io("lock", &path))?;
         if !ours {
             return Ok(None);
         }
+        dir.give_to_owner(&file, &path);
         let writer = Self {
             id,
             kind,
@@ -213,7 +215,7 @@ impl PackWriter {
         header[12..14].copy_from_slice(&FORMAT.to_le_bytes());
         header[14] = kind as u8;
         if let Err(error) = writer.file.write_all_at(&header, 0) {
-            let error = folder.io("write", &writer.path)(error);
+            let error = dir.io("write", &writer.path)(error);
             writer.discard();
             return Err(error);
         }
@@ -233,14 +235,14 @@ impl PackWriter {
     }
 
     /// Reserves space at the end.
-    pub(super) fn reserve(&mut self, len: u64) -> Space {
+    pub(super) fn reserve(&mut self, len: u64) -> ReservedSpace {
         let offset = self.end;
         self.end += len;
         let nudge = (offset - self.nudged >= WRITEBACK).then(|| {
             let from = std::mem::replace(&mut self.nudged, offset);
             (from, offset - from)
         });
-        Space {
+        ReservedSpace {
             pack: self.id,
             offset,
             file: self.file.clone(),
@@ -249,8 +251,8 @@ impl PackWriter {
         }
     }
 
-    pub(super) fn sync(&self, folder: &Folder) -> Result<(), Error> {
-        self.file.sync_data().map_err(folder.io("sync", &self.path))
+    pub(super) fn sync(&self, dir: &StoreDirectory) -> Result<(), Error> {
+        self.file.sync_data().map_err(dir.io("sync", &self.path))
     }
 
     /// Removes what was written since the last commit.
@@ -263,16 +265,16 @@ impl PackWriter {
     }
 }
 
-impl Space {
-    /// Writes `bytes` at `at` bytes behind the start.
-    pub(super) fn write(&self, folder: &Folder, at: u64, bytes: &[u8]) -> Result<(), Error> {
+impl ReservedSpace {
+    /// Writes `bytes` at `at` bytes after the start.
+    pub(super) fn write(&self, dir: &StoreDirectory, at: u64, bytes: &[u8]) -> Result<(), Error> {
         self.file
             .write_all_at(bytes, self.offset + at)
-            .map_err(folder.io("write", &self.path))
+            .map_err(dir.io("write", &self.path))
     }
 }
 
-impl Drop for Space {
+impl Drop for ReservedSpace {
     fn drop(&mut self) {
         if let Some((offset, len)) = self.nudge {
             start_writeback(&self.file, offset, len);
@@ -281,21 +283,21 @@ impl Drop for Space {
 }
 
 /// Writes records into their reserved space.
-pub(super) struct Records<'a> {
-    folder: &'a Folder,
-    space: Space,
+pub(super) struct RecordWriter<'a> {
+    dir: &'a StoreDirectory,
+    space: ReservedSpace,
     buffer: Vec<u8>,
     /// Bytes written before those in `buffer`.
     written: u64,
 }
 
-impl<'a> Records<'a> {
+impl<'a> RecordWriter<'a> {
     /// For records of `len` bytes together.
-    pub(super) fn new(folder: &'a Folder, space: Space, len: u64) -> Self {
+    pub(super) fn new(dir: &'a StoreDirectory, space: ReservedSpace, len: u64) -> Self {
         // An object that does not fit in a batch makes the buffer grow by at most that.
         let capacity = len.min(BATCH as u64) as usize;
         Self {
-            folder,
+            dir,
             space,
             buffer: Vec::with_capacity(capacity),
             written: 0,
@@ -305,7 +307,7 @@ impl<'a> Records<'a> {
     /// Writes an object whose bytes are the first of `parts`.
     pub(super) fn put(
         &mut self,
-        record: Record,
+        record: PackRecord,
         digest: &Digest,
         parts: &[&[u8]],
     ) -> Result<(), Error> {
@@ -315,7 +317,7 @@ impl<'a> Records<'a> {
 
     pub(super) fn put_with_len(
         &mut self,
-        record: Record,
+        record: PackRecord,
         digest: &Digest,
         len: u64,
         parts: &[&[u8]],
@@ -331,7 +333,7 @@ impl<'a> Records<'a> {
     }
 
     fn flush(&mut self) -> Result<(), Error> {
-        self.space.write(self.folder, self.written, &self.buffer)?;
+        self.space.write(self.dir, self.written, &self.buffer)?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
@@ -358,18 +360,18 @@ pub(super) fn start_writeback(file: &File, offset: u64, len: u64) {
 }
 
 /// A number that no pack has, in the index or not.
-fn next_id(folder: &Folder, packs: &[PackEntry]) -> Result<u32, Error> {
+fn next_id(dir: &StoreDirectory, packs: &[PackEntry]) -> Result<u32, Error> {
     let known = packs.last().map_or(0, |pack| pack.id + 1);
-    let found = list(folder)?.into_iter().max().map_or(0, |id| id + 1);
+    let found = list(dir)?.into_iter().max().map_or(0, |id| id + 1);
     Ok(known.max(found))
 }
 
 /// The numbers of the packs in the directory.
-pub(super) fn list(folder: &Folder) -> Result<Vec<u32>, Error> {
-    let path = folder.packs();
+pub(super) fn list(dir: &StoreDirectory) -> Result<Vec<u32>, Error> {
+    let path = dir.packs();
     let mut ids = Vec::new();
-    for entry in fs::read_dir(&path).map_err(folder.io("list", &path))? {
-        let entry = entry.map_err(folder.io("list", &path))?;
+    for entry in fs::read_dir(&path).map_err(dir.io("list", &path))? {
+        let entry = entry.map_err(dir.io("list", &path))?;
         let name = entry.file_name();
         let id = name.to_str().and_then(|name| name.strip_suffix(".pack"));
         ids.extend(id.and_then(|id| id.parse::<u32>().ok()));
@@ -378,10 +380,10 @@ pub(super) fn list(folder: &Folder) -> Result<Vec<u32>, Error> {
 }
 
 /// Whether there may be bytes in packs that are not in the index.
-pub(super) fn has_leftovers(folder: &Folder, packs: &[PackEntry]) -> Result<bool, Error> {
-    for id in list(folder)? {
+pub(super) fn has_leftovers(dir: &StoreDirectory, packs: &[PackEntry]) -> Result<bool, Error> {
+    for id in list(dir)? {
         // One that was removed meanwhile does not count.
-        let found = fs::metadata(folder.pack(id));
+        let found = fs::metadata(dir.pack(id));
         if found.is_ok_and(|found| !(1..=committed(packs, id)).contains(&found.len())) {
             return Ok(true);
         }
@@ -399,10 +401,10 @@ fn committed(packs: &[PackEntry], id: u32) -> u64 {
 }
 
 /// Removes what dead writers left in packs.
-pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
+pub(super) fn reclaim(dir: &StoreDirectory, index: &Index) -> Result<(), Error> {
     let packs = index.packs()?;
-    for id in list(folder)? {
-        let path = folder.pack(id);
+    for id in list(dir)? {
+        let path = dir.pack(id);
         let len = match fs::metadata(&path) {
             Ok(found) => found.len(),
             Err(_) => continue,
@@ -414,7 +416,7 @@ pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
             continue;
         };
         let ours = try_lock(&file).and_then(|locked| Ok(locked && is_at(&file, &path)?));
-        if !ours.map_err(folder.io("lock", &path))? {
+        if !ours.map_err(dir.io("lock", &path))? {
             continue;
         }
         // Only now that no process writes to it is the index authoritative.
@@ -423,7 +425,7 @@ pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
             committed if len > committed => file.set_len(committed),
             _ => Ok(()),
         };
-        reclaimed.map_err(folder.io("reclaim", &path))?;
+        reclaimed.map_err(dir.io("reclaim", &path))?;
     }
     Ok(())
 }

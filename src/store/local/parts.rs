@@ -2,10 +2,10 @@
 //!
 //! `parts/<digest>.data` is as long as the blob and has holes where nothing came yet;
 //! `parts/<digest>.map` holds the blob's group table, which was checked against the digest, and one
-//! bit for each present segment. Every byte is checked against the table when it is read, so
+//! bit for each present extent. Every byte is checked against the table when it is read, so
 //! nothing is ever synced: damage by a crash is detected, and the part fetched again.
 //!
-//! A complete blob is [taken over](LocalStore::adopt_part) by the store proper, as a large blob
+//! A complete blob is [taken over](LocalStore::promote_partial) by the store proper, as a large blob
 //! whose file the kernel can read itself.
 
 use std::collections::HashSet;
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::folder::{Folder, make_folder};
+use super::dir::StoreDirectory;
 use super::large::ST_BLOCK;
 use super::read::read_verified;
 use super::{LocalIngest, LocalStore};
@@ -28,9 +28,9 @@ use crate::store::{Damage, Error, Ingest};
 
 /// The first bytes of a map.
 const MAGIC: &[u8; 12] = b"castore part";
-/// The format of maps, behind [`MAGIC`] as a little-endian u16.
+/// The format of maps, after [`MAGIC`] as a little-endian u16.
 const FORMAT: u16 = 1;
-/// Bytes before the group table: magic, format, zeros, length, segment size, digest.
+/// Bytes before the group table: magic, format, zeros, length, extent size, digest.
 const HEAD: usize = 12 + 2 + 2 + 8 + 8 + 32;
 /// Blobs whose files are kept open: two each.
 const OPEN: usize = 256;
@@ -39,38 +39,38 @@ const CHECKED_AT_ONCE: u64 = 1 << 20;
 
 /// The parts in a store.
 #[derive(Debug)]
-pub(in crate::store) struct Parts {
-    folder: Arc<Folder>,
-    state: Mutex<State>,
+pub(in crate::store) struct PartialBlobs {
+    dir: Arc<StoreDirectory>,
+    state: Mutex<PartialBlobsState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct PartialBlobsState {
     /// Blobs with files; nothing before the directory was listed.
     known: Option<HashSet<Digest>>,
-    open: Bounded<Digest, Arc<Part>>,
+    open: Bounded<Digest, Arc<PartialBlob>>,
 }
 
 /// Parts of one blob.
 #[derive(Debug)]
-struct Part {
+struct PartialBlob {
     digest: Digest,
     len: u64,
-    segment: u64,
+    extent: u64,
     table: GroupTable,
     data: File,
     map: File,
-    /// A bit for each present segment, the lowest of a byte first.
-    here: Box<[AtomicU8]>,
-    /// Missing segments.
+    /// A bit for each present extent, the lowest of a byte first.
+    present: Box<[AtomicU8]>,
+    /// Missing extents.
     missing: AtomicU64,
 }
 
-impl Parts {
-    pub(super) fn new(folder: Arc<Folder>) -> Self {
+impl PartialBlobs {
+    pub(super) fn new(dir: Arc<StoreDirectory>) -> Self {
         Self {
-            folder,
-            state: Mutex::new(State {
+            dir,
+            state: Mutex::new(PartialBlobsState {
                 known: None,
                 open: Bounded::new(OPEN),
             }),
@@ -79,10 +79,10 @@ impl Parts {
 
     fn path(&self, digest: &Digest, end: &str) -> PathBuf {
         let name = format!("{}.{end}", digest.to_hex());
-        self.folder.parts().join(name)
+        self.dir.parts().join(name)
     }
 
-    fn get(&self, digest: &Digest) -> Option<Arc<Part>> {
+    fn get(&self, digest: &Digest) -> Option<Arc<PartialBlob>> {
         let mut state = self.state.lock();
         if let Some(part) = state.open.get(digest) {
             return Some(part);
@@ -110,19 +110,21 @@ impl Parts {
     }
 
     fn list(&self) -> HashSet<Digest> {
-        let names = fs::read_dir(self.folder.parts()).into_iter().flatten();
+        let names = fs::read_dir(self.dir.parts()).into_iter().flatten();
         let names = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         names
             .filter_map(|name| name.strip_suffix(".map")?.parse().ok())
             .collect()
     }
 
-    fn open(&self, digest: &Digest) -> io::Result<Part> {
+    fn open(&self, digest: &Digest) -> io::Result<PartialBlob> {
         let mut options = File::options();
         options.read(true).write(true);
-        let data = options.open(self.path(digest, "data"))?;
+        let path = self.path(digest, "data");
+        let data = options.open(&path)?;
+        self.dir.give_to_owner(&data, &path);
         let map = options.open(self.path(digest, "map"))?;
-        let part = Part::load(*digest, data, map)?;
+        let part = PartialBlob::load(*digest, data, map)?;
         part.ok_or_else(|| io::Error::from(ErrorKind::InvalidData))
     }
 
@@ -131,39 +133,40 @@ impl Parts {
         &self,
         digest: &Digest,
         len: u64,
-        segment: u64,
+        extent: u64,
         table: &GroupTable,
-    ) -> io::Result<Arc<Part>> {
-        make_folder(&self.folder.parts())?;
+    ) -> io::Result<Arc<PartialBlob>> {
+        self.dir.make_dir(&self.dir.parts())?;
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(true);
-        let data = options.open(self.path(digest, "data"))?;
+        let path = self.path(digest, "data");
+        let data = options.open(&path)?;
+        self.dir.give_to_owner(&data, &path);
         data.set_len(len)?;
         let new = self.path(digest, "new");
         let map = options.open(&new)?;
-        let segments = len.div_ceil(segment);
+        self.dir.give_to_owner(&map, &new);
+        let extents = len.div_ceil(extent);
         let mut bytes = Vec::with_capacity(HEAD);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&FORMAT.to_le_bytes());
         bytes.extend_from_slice(&[0; 2]);
         bytes.extend_from_slice(&len.to_le_bytes());
-        bytes.extend_from_slice(&segment.to_le_bytes());
+        bytes.extend_from_slice(&extent.to_le_bytes());
         bytes.extend_from_slice(digest.as_bytes());
         bytes.extend_from_slice(table.as_bytes());
-        bytes.resize(bytes.len() + segments.div_ceil(8) as usize, 0);
+        bytes.resize(bytes.len() + extents.div_ceil(8) as usize, 0);
         map.write_all_at(&bytes, 0)?;
         fs::rename(&new, self.path(digest, "map"))?;
-        let part = Arc::new(Part {
+        let part = Arc::new(PartialBlob {
             digest: *digest,
             len,
-            segment,
+            extent,
             table: table.clone(),
             data,
             map,
-            here: (0..segments.div_ceil(8))
-                .map(|_| AtomicU8::new(0))
-                .collect(),
-            missing: AtomicU64::new(segments),
+            present: (0..extents.div_ceil(8)).map(|_| AtomicU8::new(0)).collect(),
+            missing: AtomicU64::new(extents),
         });
         let mut state = self.state.lock();
         state.open.insert(*digest, part.clone(), 1);
@@ -173,7 +176,7 @@ impl Parts {
         Ok(part)
     }
 
-    /// Fills `buffer` from the blob `digest` of `len` bytes, if all of that is here; the inner
+    /// Fills `buffer` from the blob `digest` of `len` bytes, if all of that is stored; the inner
     /// error means that a node states another length.
     pub(in crate::store) fn read(
         &self,
@@ -194,7 +197,7 @@ impl Parts {
         Ok(part.read(offset, buffer))
     }
 
-    /// Whether the segment `index` of a blob is here, as far as is known without reading it.
+    /// Whether the extent `index` of a blob is stored, as far as is known without reading it.
     pub(in crate::store) fn has(&self, digest: &Digest, index: u64) -> bool {
         self.get(digest).is_some_and(|part| part.has(index))
     }
@@ -205,24 +208,24 @@ impl Parts {
         Some((part.len, part.table.clone()))
     }
 
-    /// Stores the segment `index`, whose bytes were verified. Returns the bytes that are new on the
+    /// Stores the extent `index`, whose bytes were verified. Returns the bytes that are new on the
     /// disk, and whether the blob is complete now.
     pub(in crate::store) fn put(
         &self,
         digest: &Digest,
-        (len, segment): (u64, u64),
+        (len, extent): (u64, u64),
         table: &GroupTable,
         index: u64,
         bytes: &[u8],
     ) -> Result<(u64, bool), Error> {
         let put = || {
             let part = match self.get(digest) {
-                Some(part) if (part.len, part.segment) == (len, segment) => part,
-                _ => self.create(digest, len, segment, table)?,
+                Some(part) if (part.len, part.extent) == (len, extent) => part,
+                _ => self.create(digest, len, extent, table)?,
             };
             part.put(index, bytes)
         };
-        put().map_err(self.folder.io("write", &self.path(digest, "data")))
+        put().map_err(self.dir.io("write", &self.path(digest, "data")))
     }
 
     /// Removes all parts of a blob.
@@ -243,7 +246,7 @@ impl Parts {
 
     /// Every blob with present parts, with the bytes that it takes on the disk.
     pub(in crate::store) fn sizes(&self) -> Vec<(Digest, u64)> {
-        let names = fs::read_dir(self.folder.parts()).into_iter().flatten();
+        let names = fs::read_dir(self.dir.parts()).into_iter().flatten();
         let sizes = names.filter_map(|entry| {
             let entry = entry.ok()?;
             let name = entry.file_name().into_string().ok()?;
@@ -273,7 +276,7 @@ impl Parts {
     }
 }
 
-impl Part {
+impl PartialBlob {
     /// Nothing if the map is invalid.
     fn load(digest: Digest, data: File, map: File) -> io::Result<Option<Self>> {
         let mut bytes = vec![0; map.metadata()?.len().min(8 << 20) as usize];
@@ -285,51 +288,55 @@ impl Part {
             let bytes = head.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
             bytes.map_or(0, u64::from_le_bytes)
         };
-        let (len, segment) = (number(16), number(24));
+        let (len, extent) = (number(16), number(24));
         let format = u16::from_le_bytes([head[12], head[13]]);
         if head[..12] != MAGIC[..]
             || format != FORMAT
             || head[32..] != digest.as_bytes()[..]
-            || segment == 0
-            || !segment.is_multiple_of(group_size(len))
+            || extent == 0
+            || !extent.is_multiple_of(group_size(len))
             || data.metadata()?.len() != len
         {
             return Ok(None);
         }
-        let Some((table, here)) = rest.split_at_checked(GroupTable::byte_len(len) as usize) else {
+        let Some((table, present)) = rest.split_at_checked(GroupTable::byte_len(len) as usize)
+        else {
             return Ok(None);
         };
-        let segments = len.div_ceil(segment);
-        if here.len() as u64 != segments.div_ceil(8) {
+        let extents = len.div_ceil(extent);
+        if present.len() as u64 != extents.div_ceil(8) {
             return Ok(None);
         }
         let Ok(table) = GroupTable::decode(table, &digest, len) else {
             return Ok(None);
         };
-        let set = here.iter().map(|byte| u64::from(byte.count_ones())).sum();
+        let set = present
+            .iter()
+            .map(|byte| u64::from(byte.count_ones()))
+            .sum();
         Ok(Some(Self {
             digest,
             len,
-            segment,
+            extent,
             table,
             data,
             map,
-            missing: AtomicU64::new(segments.saturating_sub(set)),
-            here: here.iter().map(|byte| AtomicU8::new(*byte)).collect(),
+            missing: AtomicU64::new(extents.saturating_sub(set)),
+            present: present.iter().map(|byte| AtomicU8::new(*byte)).collect(),
         }))
     }
 
     fn has(&self, index: u64) -> bool {
-        let byte = self.here.get((index / 8) as usize);
+        let byte = self.present.get((index / 8) as usize);
         byte.is_some_and(|byte| byte.load(Ordering::Acquire) & (1 << (index % 8)) != 0)
     }
 
-    fn note(&self, index: u64, here: bool) -> io::Result<()> {
-        let Some(byte) = self.here.get((index / 8) as usize) else {
+    fn note(&self, index: u64, present: bool) -> io::Result<()> {
+        let Some(byte) = self.present.get((index / 8) as usize) else {
             return Ok(());
         };
         let bit = 1 << (index % 8);
-        let (before, now) = match here {
+        let (before, now) = match present {
             true => {
                 let before = byte.fetch_or(bit, Ordering::AcqRel);
                 (before, before | bit)
@@ -339,7 +346,7 @@ impl Part {
                 (before, before & !bit)
             }
         };
-        match (before & bit != 0, here) {
+        match (before & bit != 0, present) {
             (false, true) => drop(self.missing.fetch_sub(1, Ordering::AcqRel)),
             (true, false) => drop(self.missing.fetch_add(1, Ordering::AcqRel)),
             _ => return Ok(()),
@@ -351,7 +358,7 @@ impl Part {
     fn put(&self, index: u64, bytes: &[u8]) -> io::Result<(u64, bool)> {
         let new = !self.has(index);
         if new {
-            self.data.write_all_at(bytes, index * self.segment)?;
+            self.data.write_all_at(bytes, index * self.extent)?;
             self.note(index, true)?;
         }
         let whole = self.missing.load(Ordering::Acquire) == 0;
@@ -361,16 +368,20 @@ impl Part {
     /// False if something is missing, or damaged.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> bool {
         let end = offset + buffer.len() as u64;
-        let segments = offset / self.segment..end.div_ceil(self.segment);
-        if !segments.clone().all(|index| self.has(index)) {
+        let extents = offset / self.extent..end.div_ceil(self.extent);
+        if !extents.clone().all(|index| self.has(index)) {
             return false;
         }
         let table = (!self.table.as_bytes().is_empty()).then_some(&self.table);
-        let fill = |at, bytes: &mut [u8]| self.data.read_exact_at(bytes, at).map_err(Spoilt::Io);
+        let fill = |at, bytes: &mut [u8]| {
+            self.data
+                .read_exact_at(bytes, at)
+                .map_err(PartReadError::Io)
+        };
         let read = read_verified(&self.digest, self.len, table, offset, buffer, fill);
         if let Err(spoilt) = &read {
             tracing::warn!(digest = %self.digest, "refetching a damaged cached part: {spoilt}");
-            for index in segments {
+            for index in extents {
                 // If it cannot be noted it is detected again.
                 let _ = self.note(index, false);
             }
@@ -381,7 +392,7 @@ impl Part {
 
 /// Why a part cannot be read after all.
 #[derive(Debug, thiserror::Error)]
-enum Spoilt {
+enum PartReadError {
     #[error(transparent)]
     Damage(#[from] Damage),
     #[error(transparent)]
@@ -390,14 +401,14 @@ enum Spoilt {
 
 impl LocalStore {
     /// The present parts of large blobs.
-    pub(in crate::store) fn parts(&self) -> &Parts {
+    pub(in crate::store) fn parts(&self) -> &PartialBlobs {
         &self.0.parts
     }
 
     /// Makes a blob of the store of one of which every part is present. Returns whether that
     /// succeeded: every byte is verified, and wrong parts are removed. With `replaces` it replaces
     /// the store's own blob of that digest, which is damaged.
-    pub(in crate::store) fn adopt_part(
+    pub(in crate::store) fn promote_partial(
         &self,
         digest: &Digest,
         replaces: bool,
@@ -406,8 +417,8 @@ impl LocalStore {
         let Some(part) = parts.get(digest) else {
             return Ok(false);
         };
-        let mut buffer = vec![0; part.segment.max(CHECKED_AT_ONCE) as usize];
-        let step = buffer.len() as u64 / part.segment * part.segment;
+        let mut buffer = vec![0; part.extent.max(CHECKED_AT_ONCE) as usize];
+        let step = buffer.len() as u64 / part.extent * part.extent;
         let mut at = 0;
         while at < part.len {
             let length = step.min(part.len - at) as usize;
@@ -421,7 +432,7 @@ impl LocalStore {
             ingest.replace(digest);
         }
         let data = parts.path(digest, "data");
-        ingest.adopt(&data, digest, part.table.clone(), part.len)?;
+        ingest.take_over(&data, digest, part.table.clone(), part.len)?;
         Box::new(ingest).commit()?;
         parts.remove(digest);
         Ok(true)

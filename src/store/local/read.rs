@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::folder::Folder;
-use super::location::{Kind, Location};
+use super::dir::StoreDirectory;
+use super::location::{ObjectLocation, StorageKind};
 use crate::castore::{Digest, Directory, GroupTable, MAX_DIRECTORY_BYTES, group_size};
 use crate::store::bounded::Bounded;
 use crate::store::{Damage, Error, Object};
@@ -30,22 +30,22 @@ const TABLE_OVERHEAD: usize = 128;
 
 /// The store's open files, and the tables read from them.
 #[derive(Debug)]
-pub(super) struct Files {
-    folder: Arc<Folder>,
+pub(super) struct PackFiles {
+    dir: Arc<StoreDirectory>,
     packs: Mutex<Bounded<u32, Arc<OwnedFd>>>,
     large: Mutex<Bounded<Digest, Arc<OwnedFd>>>,
     tables: Mutex<Bounded<Digest, Arc<GroupTable>>>,
 }
 
 /// Why bytes cannot be read.
-enum Failure {
+enum ReadFailure {
     Damage(Damage),
     Io(PathBuf, io::Error),
 }
 
-impl From<Damage> for Failure {
+impl From<Damage> for ReadFailure {
     fn from(damage: Damage) -> Self {
-        Failure::Damage(damage)
+        ReadFailure::Damage(damage)
     }
 }
 
@@ -54,10 +54,10 @@ thread_local! {
     static GROUP: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Files {
-    pub(super) fn new(folder: Arc<Folder>) -> Self {
+impl PackFiles {
+    pub(super) fn new(dir: Arc<StoreDirectory>) -> Self {
         Self {
-            folder,
+            dir,
             packs: Mutex::new(Bounded::new(OPEN_FILES)),
             large: Mutex::new(Bounded::new(OPEN_FILES)),
             tables: Mutex::new(Bounded::new(TABLES)),
@@ -68,14 +68,14 @@ impl Files {
     pub(super) fn read(
         &self,
         digest: &Digest,
-        at: Location,
+        at: ObjectLocation,
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize, Error> {
-        let left = at.len.saturating_sub(offset);
+        let remaining = at.len.saturating_sub(offset);
         let length = buffer
             .len()
-            .min(usize::try_from(left).unwrap_or(usize::MAX));
+            .min(usize::try_from(remaining).unwrap_or(usize::MAX));
         if length == 0 {
             return Ok(0);
         }
@@ -87,10 +87,10 @@ impl Files {
     fn read_groups(
         &self,
         digest: &Digest,
-        at: Location,
+        at: ObjectLocation,
         offset: u64,
         buffer: &mut [u8],
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ReadFailure> {
         let source = self.source(digest, at)?;
         let table = match GroupTable::byte_len(at.len) {
             // Hashed as a whole.
@@ -103,7 +103,11 @@ impl Files {
     }
 
     /// The table that verifies the blob's parts.
-    pub(super) fn group_table(&self, digest: &Digest, at: Location) -> Result<GroupTable, Error> {
+    pub(super) fn group_table(
+        &self,
+        digest: &Digest,
+        at: ObjectLocation,
+    ) -> Result<GroupTable, Error> {
         if GroupTable::byte_len(at.len) == 0 {
             let empty = GroupTable::decode(&[], digest, at.len).map_err(Damage::from);
             return empty.map_err(|damage| self.error(Object::Blob, digest, damage.into()));
@@ -113,8 +117,12 @@ impl Files {
         Ok(GroupTable::clone(&table))
     }
 
-    pub(super) fn directory(&self, digest: &Digest, at: Location) -> Result<Directory, Error> {
-        let read = || -> Result<Directory, Failure> {
+    pub(super) fn directory(
+        &self,
+        digest: &Digest,
+        at: ObjectLocation,
+    ) -> Result<Directory, Error> {
+        let read = || -> Result<Directory, ReadFailure> {
             if at.len > MAX_DIRECTORY_BYTES as u64 {
                 // No valid index entry has this.
                 return Err(Damage::WrongSize {
@@ -133,7 +141,7 @@ impl Files {
 
     /// The file of a large blob, if it has the right length.
     pub(super) fn large_file(&self, digest: &Digest, len: u64) -> Result<Arc<OwnedFd>, Error> {
-        let checked = || -> Result<Arc<OwnedFd>, Failure> {
+        let checked = || -> Result<Arc<OwnedFd>, ReadFailure> {
             let file = self.open_large(digest)?;
             match length(&file) {
                 Ok(actual) if actual == len => Ok(file),
@@ -141,7 +149,7 @@ impl Files {
                     let expected = len;
                     Err(Damage::WrongSize { expected, actual }.into())
                 }
-                Err(error) => Err(Failure::Io(self.folder.blob(digest), error)),
+                Err(error) => Err(ReadFailure::Io(self.dir.blob(digest), error)),
             }
         };
         checked().map_err(|failure| self.error(Object::Blob, digest, failure))
@@ -165,13 +173,13 @@ impl Files {
         self.error(Object::Blob, digest, damage.into())
     }
 
-    fn table(&self, digest: &Digest, at: Location) -> Result<Arc<GroupTable>, Failure> {
+    fn table(&self, digest: &Digest, at: ObjectLocation) -> Result<Arc<GroupTable>, ReadFailure> {
         if let Some(table) = self.tables.lock().get(digest) {
             return Ok(table);
         }
         let len = GroupTable::byte_len(at.len);
         let offset = match at.kind {
-            Kind::Large => at.offset,
+            StorageKind::Large => at.offset,
             _ => at.offset.saturating_add(at.len),
         };
         let mut bytes = vec![0; len as usize];
@@ -183,11 +191,11 @@ impl Files {
         Ok(table)
     }
 
-    fn source(&self, digest: &Digest, at: Location) -> Result<Source<'_>, Failure> {
+    fn source(&self, digest: &Digest, at: ObjectLocation) -> Result<FileRange<'_>, ReadFailure> {
         match at.kind {
-            Kind::Large => Ok(Source {
+            StorageKind::Large => Ok(FileRange {
                 file: self.open_large(digest)?,
-                path: SourcePath::Large(&self.folder, *digest),
+                path: SourcePath::Large(&self.dir, *digest),
                 start: 0,
                 len: at.len,
             }),
@@ -195,42 +203,42 @@ impl Files {
         }
     }
 
-    fn in_pack(&self, id: u32, start: u64, len: u64) -> Result<Source<'_>, Failure> {
+    fn in_pack(&self, id: u32, start: u64, len: u64) -> Result<FileRange<'_>, ReadFailure> {
         let kept = self.packs.lock().get(&id);
         let file = match kept {
             Some(file) => file,
             None => {
-                let file = open(&self.folder.pack(id))?;
+                let file = open(&self.dir.pack(id))?;
                 self.packs.lock().insert(id, file.clone(), 1);
                 file
             }
         };
-        Ok(Source {
+        Ok(FileRange {
             file,
-            path: SourcePath::Pack(&self.folder, id),
+            path: SourcePath::Pack(&self.dir, id),
             start,
             len,
         })
     }
 
-    fn open_large(&self, digest: &Digest) -> Result<Arc<OwnedFd>, Failure> {
+    fn open_large(&self, digest: &Digest) -> Result<Arc<OwnedFd>, ReadFailure> {
         if let Some(file) = self.large.lock().get(digest) {
             return Ok(file);
         }
-        let file = open(&self.folder.blob(digest))?;
+        let file = open(&self.dir.blob(digest))?;
         self.large.lock().insert(*digest, file.clone(), 1);
         Ok(file)
     }
 
-    fn error(&self, object: Object, digest: &Digest, failure: Failure) -> Error {
+    fn error(&self, object: Object, digest: &Digest, failure: ReadFailure) -> Error {
         match failure {
-            Failure::Damage(damage) => Error::Damaged {
-                store: self.folder.url().to_owned(),
+            ReadFailure::Damage(damage) => Error::Damaged {
+                store: self.dir.url().to_owned(),
                 object,
                 digest: *digest,
                 damage: Box::new(damage),
             },
-            Failure::Io(path, source) => self.folder.io("read", &path)(source),
+            ReadFailure::Io(path, source) => self.dir.io("read", &path)(source),
         }
     }
 }
@@ -278,8 +286,8 @@ pub(super) fn read_verified<E: From<Damage>>(
                 next += bytes.len() as u64;
             }
         } else {
-            let stop_here = stop.min(end);
-            let wanted = &mut buffer[(next - offset) as usize..(stop_here - offset) as usize];
+            let record_end = stop.min(end);
+            let wanted = &mut buffer[(next - offset) as usize..(record_end - offset) as usize];
             GROUP.with_borrow_mut(|scratch| {
                 let length = (stop - start) as usize;
                 if scratch.len() < length {
@@ -292,14 +300,14 @@ pub(super) fn read_verified<E: From<Damage>>(
                 wanted.copy_from_slice(&bytes[from..from + wanted.len()]);
                 Ok::<_, E>(())
             })?;
-            next = stop_here;
+            next = record_end;
         }
     }
     Ok(())
 }
 
 /// A range of a file.
-struct Source<'a> {
+struct FileRange<'a> {
     file: Arc<OwnedFd>,
     path: SourcePath<'a>,
     start: u64,
@@ -308,12 +316,12 @@ struct Source<'a> {
 
 /// The file's path, made only for an error.
 enum SourcePath<'a> {
-    Pack(&'a Folder, u32),
-    Large(&'a Folder, Digest),
+    Pack(&'a StoreDirectory, u32),
+    Large(&'a StoreDirectory, Digest),
 }
 
-impl Source<'_> {
-    fn fill(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Failure> {
+impl FileRange<'_> {
+    fn fill(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadFailure> {
         let mut done = 0;
         while done < buffer.len() {
             let at = self.start.saturating_add(offset) + done as u64;
@@ -321,38 +329,38 @@ impl Source<'_> {
                 Ok(0) => return Err(self.short()),
                 Ok(read) => done += read,
                 Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(Failure::Io(self.path(), error.into())),
+                Err(error) => return Err(ReadFailure::Io(self.path(), error.into())),
             }
         }
         Ok(())
     }
 
     /// The file ends before the object does.
-    fn short(&self) -> Failure {
+    fn short(&self) -> ReadFailure {
         match length(&self.file) {
-            Ok(length) => Failure::Damage(Damage::WrongSize {
+            Ok(length) => ReadFailure::Damage(Damage::WrongSize {
                 expected: self.len,
                 actual: length.saturating_sub(self.start),
             }),
-            Err(error) => Failure::Io(self.path(), error),
+            Err(error) => ReadFailure::Io(self.path(), error),
         }
     }
 
     fn path(&self) -> PathBuf {
         match &self.path {
-            SourcePath::Pack(folder, id) => folder.pack(*id),
-            SourcePath::Large(folder, digest) => folder.blob(digest),
+            SourcePath::Pack(dir, id) => dir.pack(*id),
+            SourcePath::Large(dir, digest) => dir.blob(digest),
         }
     }
 }
 
-fn open(path: &Path) -> Result<Arc<OwnedFd>, Failure> {
+fn open(path: &Path) -> Result<Arc<OwnedFd>, ReadFailure> {
     match File::open(path) {
         Ok(file) => Ok(Arc::new(file.into())),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             Err(Damage::Gone(path.to_owned()).into())
         }
-        Err(error) => Err(Failure::Io(path.to_owned(), error)),
+        Err(error) => Err(ReadFailure::Io(path.to_owned(), error)),
     }
 }
 

@@ -4,7 +4,7 @@
 //! is found.
 //!
 //! **Mechanism.** A lost index is rebuilt: objects from the headers of their records in packs, each
-//! of them verified, and roots, PathInfos and pins from the journal (or from the old index, if that
+//! of them verified, and roots, PathInfos, pins and valid paths from the journal (or from the old index, if that
 //! can still be read and is not older).
 //!
 //! **Invariant.** Nothing is overwritten: what is replaced is renamed. A repair that dies can be
@@ -21,11 +21,12 @@ use std::time::Duration;
 
 use self::scan::scan;
 use super::LocalStore;
-use super::folder::{Folder, keep_aside};
+use super::dir::newer;
+use super::dir::{StoreDirectory, keep_aside};
 use super::format::{self, FormatFile};
-use super::index::{self, CommitError, Contents, Index};
-use super::journal::{self, Entered};
-use super::location::{Kind, Location};
+use super::index::{self, CommitError, Index, IndexContents};
+use super::journal::{self, JournalChange};
+use super::location::{ObjectLocation, StorageKind};
 use super::pack;
 use crate::castore::{BlobHasher, Digest};
 use crate::store::{Error, Ingest};
@@ -37,16 +38,16 @@ const BUFFER: usize = 1 << 20;
 
 /// The result of [`LocalStore::repair`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Repaired {
+pub struct RepairOutcome {
     /// The file `format` was missing or damaged, and was written.
     pub format: bool,
     /// The index was rebuilt.
-    pub index: Option<Rebuilt>,
+    pub index: Option<RebuiltIndex>,
 }
 
 /// A rebuilt index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rebuilt {
+pub struct RebuiltIndex {
     /// What was wrong with the old one.
     pub why: String,
     /// Where the old one is now, if there was one.
@@ -68,35 +69,52 @@ pub struct Rebuilt {
 
 /// Names of roots and pins.
 #[derive(Debug, Default)]
-struct Names {
-    roots: BTreeMap<Vec<u8>, Entered>,
+struct ScannedNames {
+    roots: BTreeMap<Vec<u8>, JournalChange>,
     pins: BTreeSet<Vec<u8>>,
+    valid_paths: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-impl Names {
-    fn enter(&mut self, entered: Entered) {
+impl ScannedNames {
+    fn enter(&mut self, entered: JournalChange) {
         match entered {
-            Entered::Root { ref root, .. } => {
+            JournalChange::Root { ref root, .. } => {
                 self.roots.insert(root.name.to_vec(), entered);
             }
-            Entered::Removed(name) => {
+            JournalChange::Removed(name) => {
                 self.roots.remove(&name);
             }
-            Entered::Pin(name, true) => {
+            JournalChange::Pin(name, true) => {
                 self.pins.insert(name);
             }
-            Entered::Pin(name, false) => {
+            JournalChange::Pin(name, false) => {
                 self.pins.remove(&name);
+            }
+            JournalChange::ValidPath(name, Some(value)) => {
+                self.valid_paths.insert(name, value);
+            }
+            JournalChange::ValidPath(name, None) => {
+                self.valid_paths.remove(&name);
             }
         }
     }
 
-    fn all(&self) -> Vec<Entered> {
+    fn all(&self) -> Vec<JournalChange> {
         let pins = self
             .pins
             .iter()
-            .map(|name| Entered::Pin(name.clone(), true));
-        self.roots.values().cloned().chain(pins).collect()
+            .map(|name| JournalChange::Pin(name.clone(), true));
+        let valid = self.valid_paths.iter();
+        let valid = valid.map(|(name, value)| {
+            let value = Some(value.clone());
+            JournalChange::ValidPath(name.clone(), value)
+        });
+        self.roots
+            .values()
+            .cloned()
+            .chain(pins)
+            .chain(valid)
+            .collect()
     }
 }
 
@@ -107,37 +125,41 @@ impl LocalStore {
     ///
     /// Fails if there is no store, if a newer version made it, and with [`Error::Refused`] while
     /// additions run.
-    pub fn repair(path: &Path) -> Result<(Self, Repaired), Error> {
-        let folder = Arc::new(Folder::new(path));
-        let found = FormatFile::read(&folder)?;
+    pub fn repair(path: &Path) -> Result<(Self, RepairOutcome), Error> {
+        let dir = Arc::new(StoreDirectory::new(path));
+        let found = FormatFile::read(&dir)?;
         if let FormatFile::Newer(version) = found {
-            return Err(format::newer(&folder, version));
+            return Err(newer(&dir, version));
+        }
+        // Beside a `format` that is missing or older, as after a partial restore.
+        if let Some(version) = index::newer_version(&dir) {
+            return Err(newer(&dir, version));
         }
         if !format::holds_data(path) {
-            return Self::open(path).map(|store| (store, Repaired::default()));
+            return Self::open(path).map(|store| (store, RepairOutcome::default()));
         }
-        let lock = folder.lock()?;
-        folder.put_aside_strangers()?;
-        let found = FormatFile::read(&folder)?;
-        folder.make_folders()?;
-        let alone = folder.be_alone(PATIENCE)?;
+        let lock = dir.lock()?;
+        dir.put_aside_strangers()?;
+        let found = FormatFile::read(&dir)?;
+        dir.make_dirs()?;
+        let alone = dir.be_alone(PATIENCE)?;
         let alone = alone.ok_or_else(|| Error::Refused {
-            store: folder.url().to_owned(),
+            store: dir.url().to_owned(),
             what: "the repair".to_owned(),
             why: "additions are under way: try again when they have ended".to_owned(),
         })?;
-        let mut repaired = Repaired::default();
+        let mut repaired = RepairOutcome::default();
         if !matches!(found, FormatFile::Known { .. }) {
-            folder.write_format(false)?;
+            dir.write_format(false)?;
             repaired.format = true;
         }
-        if let Some(why) = what_is_wrong(&folder)? {
-            repaired.index = Some(rebuild(&folder, why)?);
+        if let Some(why) = what_is_wrong(&dir)? {
+            repaired.index = Some(rebuild(&dir, why)?);
         }
         drop((alone, lock));
         let store = Self::open(path)?;
         if repaired.index.is_some() {
-            store.adopt_strays()?;
+            store.register_strays()?;
             store.find_whole_trees()?;
         }
         Ok((store, repaired))
@@ -151,7 +173,7 @@ impl LocalStore {
         if let Err(error) = read_all(index) {
             problems.push(error.to_string());
         }
-        match self.0.folder.check_writable() {
+        match self.0.dir.check_writable() {
             Err(Error::ReadOnly { .. }) => {}
             Err(error @ Error::Format { .. }) => problems.push(error.to_string()),
             Err(error) => return Err(error),
@@ -165,16 +187,16 @@ impl LocalStore {
     }
 
     /// Takes over large files without a record: their group tables were lost.
-    fn adopt_strays(&self) -> Result<(), Error> {
-        let folder = &self.0.folder;
+    fn register_strays(&self) -> Result<(), Error> {
+        let dir = &self.0.dir;
         let ingest = self.addition()?;
-        for (digest, path) in large_files(folder)? {
+        for (digest, path) in large_files(dir)? {
             if self.0.index.snapshot().blob(&digest)?.is_some() {
                 continue;
             }
-            let (actual, table, len) = hash(&path).map_err(folder.io("read", &path))?;
+            let (actual, table, len) = hash(&path).map_err(dir.io("read", &path))?;
             if actual == digest {
-                ingest.adopt(&path, &digest, table, len)?;
+                ingest.take_over(&path, &digest, table, len)?;
             }
         }
         Box::new(ingest).commit().map(drop)
@@ -184,8 +206,8 @@ impl LocalStore {
     fn find_whole_trees(&self) -> Result<(), Error> {
         let ingest = self.addition()?;
         let snapshot = self.0.index.fresh()?;
-        let staged = super::Staged::default();
-        let mut closure = super::Closure::new(&self.0, &snapshot, &staged);
+        let staged = super::LocalStaged::default();
+        let mut closure = super::ClosureCheck::new(&self.0, &snapshot, &staged);
         for record in snapshot.root_records()? {
             if !record.incomplete && closure.check(&record.root)?.is_ok() {
                 ingest.put_root(&record.root, record.path_info.as_ref())?;
@@ -196,13 +218,13 @@ impl LocalStore {
 }
 
 /// Why the index has to be rebuilt; nothing if it is sound.
-fn what_is_wrong(folder: &Arc<Folder>) -> Result<Option<String>, Error> {
+fn what_is_wrong(dir: &Arc<StoreDirectory>) -> Result<Option<String>, Error> {
     let checked = || -> Result<(), Error> {
-        let index = Index::open(folder.clone())?;
+        let index = Index::open(dir.clone())?;
         read_all(&index)?;
         write_nothing(&index)
     };
-    if matches!(folder.index().try_exists(), Ok(false)) {
+    if matches!(dir.index().try_exists(), Ok(false)) {
         return Ok(Some("it is missing".to_owned()));
     }
     match checked() {
@@ -232,16 +254,16 @@ fn write_nothing(index: &Index) -> Result<(), Error> {
 }
 
 /// Builds a new index.
-fn rebuild(folder: &Arc<Folder>, why: String) -> Result<Rebuilt, Error> {
-    let mut rebuilt = Rebuilt {
+fn rebuild(dir: &Arc<StoreDirectory>, why: String) -> Result<RebuiltIndex, Error> {
+    let mut rebuilt = RebuiltIndex {
         why,
-        ..Rebuilt::default()
+        ..RebuiltIndex::default()
     };
-    let (names, generation) = names(folder, &mut rebuilt)?;
-    let mut contents = Contents::default();
-    for id in pack::list(folder)? {
-        let path = folder.pack(id);
-        let scanned = scan(id, &path).map_err(folder.io("read", &path))?;
+    let (names, generation) = names(dir, &mut rebuilt)?;
+    let mut contents = IndexContents::default();
+    for id in pack::list(dir)? {
+        let path = dir.pack(id);
+        let scanned = scan(id, &path).map_err(dir.io("read", &path))?;
         rebuilt.damaged += scanned.damaged;
         if scanned.end > 0 {
             contents.packs.push((id, scanned.kind(), scanned.end));
@@ -251,8 +273,8 @@ fn rebuild(folder: &Arc<Folder>, why: String) -> Result<Rebuilt, Error> {
     }
     // A large blob is its file; the record only shows that there was one.
     contents.blobs.retain(|(digest, at)| {
-        at.kind != Kind::Large
-            || fs::metadata(folder.blob(digest)).is_ok_and(|found| found.len() == at.len)
+        at.kind != StorageKind::Large
+            || fs::metadata(dir.blob(digest)).is_ok_and(|found| found.len() == at.len)
     });
     only_last(&mut contents.blobs);
     only_last(&mut contents.directories);
@@ -262,32 +284,35 @@ fn rebuild(folder: &Arc<Folder>, why: String) -> Result<Rebuilt, Error> {
     rebuilt.pins = names.pins.len() as u64;
     contents.names = names.all();
     if rebuilt.damaged > 0 {
-        keep_aside(folder, &folder.journal(), true)?;
+        keep_aside(dir, &dir.journal(), true)?;
     }
     let mut records = Vec::new();
     let entered = contents.names.iter();
     entered.for_each(|entered| entered.encode(&mut records));
-    contents.journal = journal::replace(folder, generation + 1, &records)?;
-    let old = folder.index();
-    rebuilt.aside = keep_aside(folder, &old, false)?;
-    folder.install_index(|path| index::create_with(folder, path, &contents))?;
-    Index::announce(folder)?;
+    contents.journal = journal::replace(dir, generation + 1, &records)?;
+    let old = dir.index();
+    rebuilt.aside = keep_aside(dir, &old, false)?;
+    dir.install_index(|path| index::create_with(dir, path, &contents))?;
+    Index::announce(dir)?;
     Ok(rebuilt)
 }
 
-/// The names of roots and pins, and the generation of the journal.
-fn names(folder: &Arc<Folder>, rebuilt: &mut Rebuilt) -> Result<(Names, u64), Error> {
-    let mut names = Names::default();
-    let journal = journal::read(folder)?;
+/// The names of roots, pins and valid paths, and the generation of the journal.
+fn names(
+    dir: &Arc<StoreDirectory>,
+    rebuilt: &mut RebuiltIndex,
+) -> Result<(ScannedNames, u64), Error> {
+    let mut names = ScannedNames::default();
+    let journal = journal::read(dir)?;
     let generation = journal.as_ref().map_or(0, |journal| journal.generation);
-    let from_index = Index::open(folder.clone()).and_then(|index| {
+    let from_index = Index::open(dir.clone()).and_then(|index| {
         let snapshot = index.fresh()?;
         let position = snapshot.journal()?;
-        let (relation, _) = journal::relate(folder, position)?;
+        let (relation, _) = journal::relate(dir, position)?;
         Ok((snapshot.entered()?, position.generation, relation))
     });
     match from_index {
-        Ok((entered, of_index, relation)) if relation != journal::Relation::Ahead => {
+        Ok((entered, of_index, relation)) if relation != journal::JournalRelation::Ahead => {
             entered.into_iter().for_each(|entered| names.enter(entered));
             return Ok((names, generation.max(of_index)));
         }
@@ -305,25 +330,25 @@ fn names(folder: &Arc<Folder>, rebuilt: &mut Rebuilt) -> Result<(Names, u64), Er
 }
 
 /// Of several entries for a digest, keeps the last one.
-fn only_last(entries: &mut Vec<(Digest, Location)>) {
+fn only_last(entries: &mut Vec<(Digest, ObjectLocation)>) {
     entries.sort_by_key(|(digest, at)| (*digest, std::cmp::Reverse((at.pack, at.offset))));
     entries.dedup_by_key(|(digest, _)| *digest);
 }
 
 /// The files of large blobs, by the digests in their names.
-fn large_files(folder: &Folder) -> Result<Vec<(Digest, PathBuf)>, Error> {
-    let blobs = folder.blobs();
+fn large_files(dir: &StoreDirectory) -> Result<Vec<(Digest, PathBuf)>, Error> {
+    let blobs = dir.blobs();
     let mut files = Vec::new();
-    for start in fs::read_dir(&blobs).map_err(folder.io("list", &blobs))? {
-        let start = start.map_err(folder.io("list", &blobs))?;
+    for start in fs::read_dir(&blobs).map_err(dir.io("list", &blobs))? {
+        let start = start.map_err(dir.io("list", &blobs))?;
         let path = start.path();
         let entries = match fs::read_dir(&path) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotADirectory => continue,
-            Err(error) => return Err(folder.io("list", &path)(error)),
+            Err(error) => return Err(dir.io("list", &path)(error)),
         };
         for file in entries {
-            let file = file.map_err(folder.io("list", &path))?;
+            let file = file.map_err(dir.io("list", &path))?;
             let (first, rest) = (start.file_name(), file.file_name());
             let digest = first.to_str().zip(rest.to_str());
             let digest = digest.map(|(first, rest)| format!("{first}{rest}").parse());

@@ -12,8 +12,10 @@ pub fn open_local(url: &str) -> Result<Option<LocalStore>, Error> {
 }
 
 /// As [`open_local`], for the local store of a cache.
-pub(crate) fn open_near(url: &str) -> Result<Option<LocalStore>, Error> {
-    check_local(url)?.map(LocalStore::open_near).transpose()
+pub(crate) fn open_cache_store(url: &str) -> Result<Option<LocalStore>, Error> {
+    check_local(url)?
+        .map(LocalStore::open_cache_store)
+        .transpose()
 }
 
 pub(crate) fn check_local(url: &str) -> Result<Option<&Path>, Error> {
@@ -24,18 +26,18 @@ pub(crate) fn check_local(url: &str) -> Result<Option<&Path>, Error> {
         url: url.to_owned(),
         why: why.to_owned(),
     };
-    let path = check_folder(rest).map_err(wrong)?;
+    let path = check_dir(rest).map_err(wrong)?;
     Ok(Some(Path::new(path)))
 }
 
 /// The directory of the store at `url`, if it is a local one.
-pub fn local_folder(url: &str) -> Option<&Path> {
+pub fn local_dir(url: &str) -> Option<&Path> {
     let path = url.strip_prefix("local:").and_then(local_path);
     path.filter(|path| !path.is_empty()).map(Path::new)
 }
 
 /// The directory that follows `local:`; returns what is wrong otherwise.
-pub(crate) fn check_folder(rest: &str) -> Result<&str, &'static str> {
+pub(crate) fn check_dir(rest: &str) -> Result<&str, &'static str> {
     if rest.is_empty() {
         return Err("a directory has to follow local:");
     }

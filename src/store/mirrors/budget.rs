@@ -17,17 +17,17 @@ const MOST: u64 = 10 * HEDGE;
 
 /// Allows hedges as long as the load stays near what it would be without.
 #[derive(Debug)]
-pub(super) struct Budget(Mutex<Saved>);
+pub(super) struct HedgeBudget(Mutex<SavedRequests>);
 
 #[derive(Debug)]
-struct Saved {
+struct SavedRequests {
     thousandths: u64,
     when: Instant,
 }
 
-impl Budget {
+impl HedgeBudget {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(Saved {
+        Self(Mutex::new(SavedRequests {
             thousandths: MOST,
             when: Instant::now(),
         }))
@@ -52,7 +52,7 @@ impl Budget {
     }
 }
 
-impl Saved {
+impl SavedRequests {
     fn add(&mut self, thousandths: u64) {
         self.thousandths = (self.thousandths.saturating_add(thousandths)).min(MOST);
     }
@@ -64,7 +64,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_tenth_of_the_questions_and_one_a_second() {
-        let budget = Budget::new();
+        let budget = HedgeBudget::new();
         let taken = |asked: u32| {
             let taken = (0..asked).filter(|_| {
                 budget.earn();

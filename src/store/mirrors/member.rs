@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::castore::DirectoryError;
 use crate::store::health::{MemberHealth, MemberState};
-use crate::store::latency::Latencies;
+use crate::store::latency::RecentLatencies;
 use crate::store::{Damage, Error, Store};
 
 /// Failures in a row, without a missed deadline, that open the breaker.
@@ -16,8 +16,8 @@ const FAILURES: u32 = 3;
 /// Lost hedges in a row that open the breaker.
 const OVERTAKEN: u32 = 5;
 /// How long the breaker stays open at first, and at most; it doubles, and a random part is added.
-const FIRST_REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(30);
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long wrong bytes count against a member at first, and at most; it doubles.
 const FIRST_MARK: Duration = Duration::from_secs(10 * 60);
 const LONGEST_MARK: Duration = Duration::from_secs(24 * 3600);
@@ -32,7 +32,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 
 /// The kind of a request, which determines how long an answer takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RequestKind {
     /// A Directory, a root, a yes or no.
     Small,
     /// Parts of blobs, lists.
@@ -41,14 +41,14 @@ pub(super) enum Kind {
 
 /// The state of a member when a request comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum MemberStanding {
     Healthy,
     /// Others were faster.
     Slow,
     /// It failed, and its breaker is open.
     Out,
     /// It sent wrong bytes.
-    Liar,
+    Corrupt,
 }
 
 /// Why a member cannot be asked: its last failure.
@@ -61,7 +61,7 @@ pub(super) struct LastFailure {
 
 /// A change of state to be logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum MemberChange {
     None,
     /// Its breaker is open from now on.
     Opened,
@@ -70,33 +70,33 @@ pub(super) enum Change {
 }
 
 #[derive(Debug)]
-pub(super) struct Member {
+pub(super) struct MirrorMember {
     pub(super) name: String,
     pub(super) store: Arc<dyn Store>,
-    state: Mutex<State>,
+    state: Mutex<MirrorState>,
 }
 
 #[derive(Debug)]
-struct State {
-    circuit: Circuit,
+struct MirrorState {
+    breaker: BreakerPosition,
     /// How long the breaker stays open at the next failure.
-    rest: Duration,
+    pause: Duration,
     /// How long it is avoided at the next corrupt response.
     mark: Duration,
     failures_in_a_row: u32,
     overtaken_in_a_row: u32,
     last_success: Option<Instant>,
     last_failure: Option<LastFailure>,
-    small: Latencies,
-    bulk: Latencies,
+    small: RecentLatencies,
+    bulk: RecentLatencies,
     requests: u64,
     failures: u64,
     hedges: u64,
-    lies: u64,
+    corrupt_responses: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Circuit {
+enum BreakerPosition {
     Closed,
     /// `slow`: others were faster; otherwise it failed.
     Open {
@@ -109,60 +109,60 @@ enum Circuit {
     },
 }
 
-impl State {
-    fn latencies(&mut self, kind: Kind) -> &mut Latencies {
+impl MirrorState {
+    fn latencies(&mut self, kind: RequestKind) -> &mut RecentLatencies {
         match kind {
-            Kind::Small => &mut self.small,
-            Kind::Bulk => &mut self.bulk,
+            RequestKind::Small => &mut self.small,
+            RequestKind::Bulk => &mut self.bulk,
         }
     }
 
     fn open(&mut self, slow: bool, now: Instant) {
-        let rest = self.rest.mul_f64(0.75 + fastrand::f64() / 2.0);
-        self.circuit = Circuit::Open {
+        let pause = self.pause.mul_f64(0.75 + fastrand::f64() / 2.0);
+        self.breaker = BreakerPosition::Open {
             slow,
             since: now,
-            probe_at: now + rest,
+            probe_at: now + pause,
         };
-        self.rest = (self.rest * 2).min(LONGEST_REST);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         self.failures_in_a_row = 0;
         self.overtaken_in_a_row = 0;
     }
 }
 
-impl Member {
+impl MirrorMember {
     pub(super) fn new(name: String, store: Arc<dyn Store>) -> Self {
         Self {
             name,
             store,
-            state: Mutex::new(State {
-                circuit: Circuit::Closed,
-                rest: FIRST_REST,
+            state: Mutex::new(MirrorState {
+                breaker: BreakerPosition::Closed,
+                pause: FIRST_PAUSE,
                 mark: FIRST_MARK,
                 failures_in_a_row: 0,
                 overtaken_in_a_row: 0,
                 last_success: None,
                 last_failure: None,
-                small: Latencies::default(),
-                bulk: Latencies::default(),
+                small: RecentLatencies::default(),
+                bulk: RecentLatencies::default(),
                 requests: 0,
                 failures: 0,
                 hedges: 0,
-                lies: 0,
+                corrupt_responses: 0,
             }),
         }
     }
 
-    pub(super) fn standing(&self, now: Instant) -> Standing {
+    pub(super) fn standing(&self, now: Instant) -> MemberStanding {
         let mut state = self.state.lock();
-        match state.circuit {
-            Circuit::Closed => Standing::Healthy,
-            Circuit::Open { slow: true, .. } => Standing::Slow,
-            Circuit::Open { slow: false, .. } => Standing::Out,
-            Circuit::Marked { until } if now < until => Standing::Liar,
-            Circuit::Marked { .. } => {
-                state.circuit = Circuit::Closed;
-                Standing::Healthy
+        match state.breaker {
+            BreakerPosition::Closed => MemberStanding::Healthy,
+            BreakerPosition::Open { slow: true, .. } => MemberStanding::Slow,
+            BreakerPosition::Open { slow: false, .. } => MemberStanding::Out,
+            BreakerPosition::Marked { until } if now < until => MemberStanding::Corrupt,
+            BreakerPosition::Marked { .. } => {
+                state.breaker = BreakerPosition::Closed;
+                MemberStanding::Healthy
             }
         }
     }
@@ -171,10 +171,10 @@ impl Member {
     /// another pause.
     pub(super) fn take_probe(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
-        let rest = state.rest;
-        match &mut state.circuit {
-            Circuit::Open { probe_at, .. } if *probe_at <= now => {
-                *probe_at = now + rest;
+        let pause = state.pause;
+        match &mut state.breaker {
+            BreakerPosition::Open { probe_at, .. } if *probe_at <= now => {
+                *probe_at = now + pause;
                 true
             }
             _ => false,
@@ -182,7 +182,7 @@ impl Member {
     }
 
     /// How long to wait for its answer before a hedge.
-    pub(super) fn patience(&self, kind: Kind) -> Duration {
+    pub(super) fn patience(&self, kind: RequestKind) -> Duration {
         let mut state = self.state.lock();
         let latencies = state.latencies(kind);
         match latencies.percentile(95) {
@@ -192,7 +192,7 @@ impl Member {
     }
 
     /// The median of its answers' times; nothing without answers.
-    pub(super) fn median(&self, kind: Kind) -> Option<Duration> {
+    pub(super) fn median(&self, kind: RequestKind) -> Option<Duration> {
         self.state.lock().latencies(kind).percentile(50)
     }
 
@@ -206,29 +206,29 @@ impl Member {
     }
 
     /// It answered, with whatever result.
-    pub(super) fn answered(&self, kind: Kind, took: Duration, now: Instant) -> Change {
+    pub(super) fn answered(&self, kind: RequestKind, took: Duration, now: Instant) -> MemberChange {
         let in_time = took <= self.patience(kind);
         let mut state = self.state.lock();
         state.latencies(kind).add(took);
         state.last_success = Some(now);
         state.failures_in_a_row = 0;
         state.overtaken_in_a_row = 0;
-        match state.circuit {
-            Circuit::Open { slow: true, .. } if !in_time => {
+        match state.breaker {
+            BreakerPosition::Open { slow: true, .. } if !in_time => {
                 state.open(true, now);
-                Change::None
+                MemberChange::None
             }
-            Circuit::Open { .. } => {
-                state.circuit = Circuit::Closed;
-                state.rest = FIRST_REST;
-                Change::Closed
+            BreakerPosition::Open { .. } => {
+                state.breaker = BreakerPosition::Closed;
+                state.pause = FIRST_PAUSE;
+                MemberChange::Closed
             }
-            Circuit::Closed | Circuit::Marked { .. } => Change::None,
+            BreakerPosition::Closed | BreakerPosition::Marked { .. } => MemberChange::None,
         }
     }
 
     /// The request that was sent at `began` ended with `error`.
-    pub(super) fn failed(&self, error: &Error, began: Instant, now: Instant) -> Change {
+    pub(super) fn failed(&self, error: &Error, began: Instant, now: Instant) -> MemberChange {
         let mut state = self.state.lock();
         state.failures += 1;
         let deadline = error.deadline();
@@ -238,47 +238,47 @@ impl Member {
         });
         if matches!(error, Error::Damaged { .. }) {
             // It is reachable; its wrong bytes are handled elsewhere.
-            return Change::None;
+            return MemberChange::None;
         }
-        match state.circuit {
-            Circuit::Marked { .. } => Change::None,
+        match state.breaker {
+            BreakerPosition::Marked { .. } => MemberChange::None,
             // A probe, unless it was sent before all this.
-            Circuit::Open { since, .. } => {
+            BreakerPosition::Open { since, .. } => {
                 if began >= since {
                     state.open(false, now);
                 }
-                Change::None
+                MemberChange::None
             }
-            Circuit::Closed => {
+            BreakerPosition::Closed => {
                 state.failures_in_a_row += 1;
                 // Others got answers meanwhile: only this request hangs, not the member.
                 let hangs = deadline.is_some() && state.last_success.is_none_or(|at| at <= began);
                 if !hangs && state.failures_in_a_row < FAILURES {
-                    return Change::None;
+                    return MemberChange::None;
                 }
                 state.open(false, now);
-                Change::Opened
+                MemberChange::Opened
             }
         }
     }
 
     /// It lost a hedge.
-    pub(super) fn overtaken(&self, now: Instant) -> Change {
+    pub(super) fn overtaken(&self, now: Instant) -> MemberChange {
         let mut state = self.state.lock();
         state.overtaken_in_a_row += 1;
-        if state.circuit != Circuit::Closed || state.overtaken_in_a_row < OVERTAKEN {
-            return Change::None;
+        if state.breaker != BreakerPosition::Closed || state.overtaken_in_a_row < OVERTAKEN {
+            return MemberChange::None;
         }
         state.open(true, now);
-        Change::Opened
+        MemberChange::Opened
     }
 
     /// It sent wrong bytes; returns how long it is avoided.
-    pub(super) fn lied(&self, now: Instant) -> Duration {
+    pub(super) fn sent_corrupt(&self, now: Instant) -> Duration {
         let mut state = self.state.lock();
         let mark = state.mark;
-        state.lies += 1;
-        state.circuit = Circuit::Marked { until: now + mark };
+        state.corrupt_responses += 1;
+        state.breaker = BreakerPosition::Marked { until: now + mark };
         state.mark = (mark * 2).min(LONGEST_MARK);
         mark
     }
@@ -293,15 +293,15 @@ impl Member {
         MemberHealth {
             name: self.name.clone(),
             state: match standing {
-                Standing::Healthy => MemberState::Up,
-                Standing::Slow => MemberState::Slow,
-                Standing::Out => MemberState::Open,
-                Standing::Liar => MemberState::Liar,
+                MemberStanding::Healthy => MemberState::Up,
+                MemberStanding::Slow => MemberState::Slow,
+                MemberStanding::Out => MemberState::Open,
+                MemberStanding::Corrupt => MemberState::Corrupt,
             },
             requests: state.requests,
             failures: state.failures,
             hedges: state.hedges,
-            lies: state.lies,
+            corrupt_responses: state.corrupt_responses,
             median_micros: state.small.median_micros(),
             p95_micros: state.small.p95_micros(),
             last_failure: state.last_failure.as_ref().map(|last| last.text.clone()),

@@ -10,32 +10,32 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::member::{self, Kind, Standing};
-use super::{Order, Shared};
+use super::member::{self, MemberStanding, RequestKind};
+use super::{MemberOrder, MirrorsInner};
 use crate::store::{Error, Store};
 
 /// A request in flight to one member.
-pub(super) type Asking<T> = Pin<Box<dyn Future<Output = Result<Option<T>, Error>> + Send>>;
+pub(super) type MemberRequest<T> = Pin<Box<dyn Future<Output = Result<Option<T>, Error>> + Send>>;
 
 /// The result of an attempt.
-struct Attempt<T> {
+struct AttemptOutcome<T> {
     member: usize,
     began: Instant,
     outcome: Result<Option<T>, Error>,
 }
 
 /// One request, and the members it was sent to.
-pub(super) struct Round<'a, T, Q> {
-    shared: &'a Arc<Shared>,
-    kind: Kind,
+pub(super) struct RequestRound<'a, T, Q> {
+    shared: &'a Arc<MirrorsInner>,
+    kind: RequestKind,
     question: &'a Q,
     /// Members that can still be asked, and whose "not found" counts; best first.
     next: VecDeque<usize>,
     /// Members to ask when no other can answer.
-    liars: VecDeque<usize>,
+    corrupt: VecDeque<usize>,
     /// Members with the request in flight, since when, and when that began to take long.
     asked: Vec<(usize, Instant, Instant)>,
-    pending: FuturesUnordered<Pin<Box<dyn Future<Output = Attempt<T>> + Send>>>,
+    pending: FuturesUnordered<Pin<Box<dyn Future<Output = AttemptOutcome<T>> + Send>>>,
     /// When to hedge.
     hedge_at: Option<Instant>,
     /// Members whose word counts that do not have it.
@@ -45,15 +45,15 @@ pub(super) struct Round<'a, T, Q> {
     unheard: Vec<usize>,
 }
 
-impl<'a, T, Q> Round<'a, T, Q>
+impl<'a, T, Q> RequestRound<'a, T, Q>
 where
     T: Send + 'static,
-    Q: Fn(Arc<dyn Store>) -> Asking<T>,
+    Q: Fn(Arc<dyn Store>) -> MemberRequest<T>,
 {
-    pub(super) fn begin(shared: &'a Arc<Shared>, kind: Kind, question: &'a Q) -> Self {
+    pub(super) fn begin(shared: &'a Arc<MirrorsInner>, kind: RequestKind, question: &'a Q) -> Self {
         shared.budget.earn();
         let now = Instant::now();
-        let [healthy, slow, mut out, liars] = shared.standings(kind, now);
+        let [healthy, slow, mut out, corrupt] = shared.standings(kind, now);
         let (mut first, someone_is_well) = (Vec::new(), !healthy.is_empty());
         for &index in slow.iter().chain(&out) {
             if !shared.members[index].take_probe(now) {
@@ -73,7 +73,7 @@ where
             kind,
             question,
             next,
-            liars: liars.into(),
+            corrupt: corrupt.into(),
             asked: Vec::new(),
             pending: FuturesUnordered::new(),
             hedge_at: None,
@@ -82,10 +82,10 @@ where
             unheard: out,
         };
         match shared.order {
-            Order::Racing => round.ask_all(),
-            Order::Listed | Order::Fastest => round.ask_next(),
+            MemberOrder::Racing => round.ask_all(),
+            MemberOrder::Listed | MemberOrder::Fastest => round.ask_next(),
         }
-        round.ask_liars();
+        round.ask_corrupt();
         round
     }
 
@@ -113,7 +113,7 @@ where
 
     /// Sends the request to a member with an open breaker, beside the one that is asked, as a
     /// probe. No reader waits for it.
-    fn probe(shared: Arc<Shared>, index: usize, kind: Kind, question: &Q) {
+    fn probe(shared: Arc<MirrorsInner>, index: usize, kind: RequestKind, question: &Q) {
         let member = &shared.members[index];
         member.asked();
         let began = Instant::now();
@@ -139,9 +139,9 @@ where
     }
 
     /// Asks the members with corrupt responses, one after the other, when there is no other.
-    fn ask_liars(&mut self) {
+    fn ask_corrupt(&mut self) {
         if self.pending.is_empty()
-            && let Some(index) = self.liars.pop_front()
+            && let Some(index) = self.corrupt.pop_front()
         {
             self.put_to(index);
         }
@@ -153,11 +153,11 @@ where
         let began = Instant::now();
         let late = began + member.patience(self.kind);
         self.asked.push((index, began, late));
-        let can_hedge = !self.next.is_empty() && self.shared.order != Order::Racing;
+        let can_hedge = !self.next.is_empty() && self.shared.order != MemberOrder::Racing;
         self.hedge_at = can_hedge.then_some(late);
         let asking = (self.question)(member.store.clone());
         self.pending.push(Box::pin(async move {
-            Attempt {
+            AttemptOutcome {
                 member: index,
                 began,
                 outcome: asking.await,
@@ -184,7 +184,7 @@ where
     fn move_on(&mut self) {
         let now = Instant::now();
         let well = |&(index, ..): &(usize, Instant, Instant)| {
-            self.shared.members[index].standing(now) == Standing::Healthy
+            self.shared.members[index].standing(now) == MemberStanding::Healthy
         };
         if !self.asked.iter().any(well) {
             self.ask_next();
@@ -192,8 +192,8 @@ where
     }
 
     /// Handles a member's response. Returns the answer, if it is one.
-    fn answer(&mut self, attempt: Attempt<T>) -> Option<T> {
-        let Attempt {
+    fn answer(&mut self, attempt: AttemptOutcome<T>) -> Option<T> {
+        let AttemptOutcome {
             member,
             began,
             outcome,
@@ -208,7 +208,7 @@ where
             Ok(None) => {
                 self.shared.answered(member, self.kind, began);
                 let standing = self.shared.members[member].standing(Instant::now());
-                self.absent += usize::from(standing != Standing::Liar);
+                self.absent += usize::from(standing != MemberStanding::Corrupt);
                 // From here on "not found" must be unanimous.
                 self.ask_all();
             }
@@ -219,7 +219,7 @@ where
             }
         }
         if !self.failures.is_empty() || !self.unheard.is_empty() || self.absent == 0 {
-            self.ask_liars();
+            self.ask_corrupt();
         }
         None
     }
@@ -228,13 +228,13 @@ where
     fn settle(&mut self) {
         let now = Instant::now();
         for &(index, _, late) in &self.asked {
-            if now >= late && self.shared.order != Order::Racing {
+            if now >= late && self.shared.order != MemberOrder::Racing {
                 self.shared.overtaken(index);
             }
         }
         for (index, error) in &self.failures {
             if matches!(error, Error::Damaged { .. }) && !member::is_proof(error) {
-                self.shared.lied(*index, error);
+                self.shared.sent_corrupt(*index, error);
             }
         }
     }

@@ -3,7 +3,7 @@
 //! `blobs/…` holds a StatBlobResponse: the chunks in order, or nothing for a blob that is one
 //! chunk, itself. castore-fs also writes the group table in its `bao` field, which other programs
 //! ignore: with it parts of a blob can be checked, without it only the whole
-//! ([`crate::store::segments`]).
+//! ([`crate::store::extents`]).
 
 use std::sync::Arc;
 
@@ -17,9 +17,9 @@ use super::bucket::Bucket;
 use crate::castore::bao_field::{self, BaoFieldError};
 use crate::castore::{Digest, GroupTable};
 use crate::proto::castore::v1::StatBlobResponse;
-use crate::store::chunked::{Chunked, Chunks, MAX_CHUNK};
-use crate::store::failure::Failure;
-use crate::store::segments::{Part, Sink, Source};
+use crate::store::chunked::{ChunkFetches, ChunkSource, MAX_CHUNK};
+use crate::store::extents::{BlobSink, BlobSource, ExtentAnswer};
+use crate::store::failure::CallFailure;
 use crate::store::{Damage, Object};
 
 /// The least chunk of other writers, in bytes: a smaller blob is one.
@@ -34,16 +34,16 @@ pub(super) const MAX_WINDOW: u32 = 23;
 #[derive(Debug)]
 pub(in crate::store) struct BucketBlobs {
     bucket: Arc<Bucket>,
-    chunked: Chunked<Bucket>,
+    chunked: ChunkFetches<Bucket>,
 }
 
 impl BucketBlobs {
     pub(super) fn new(bucket: Arc<Bucket>) -> Arc<Self> {
-        let chunked = Chunked::new(bucket.clone());
+        let chunked = ChunkFetches::new(bucket.clone());
         Arc::new(Self { bucket, chunked })
     }
 
-    pub(super) async fn has(&self, digest: &Digest) -> Result<bool, Failure> {
+    pub(super) async fn has(&self, digest: &Digest) -> Result<bool, CallFailure> {
         self.bucket.has(&self.bucket.path("blobs", digest)).await
     }
 
@@ -51,13 +51,13 @@ impl BucketBlobs {
     pub(super) async fn chunks(
         &self,
         digest: &Digest,
-    ) -> Result<Option<Vec<(Digest, u64)>>, Failure> {
+    ) -> Result<Option<Vec<(Digest, u64)>>, CallFailure> {
         let list = self.chunked.list(digest).await?;
         let list = list.filter(|list| !list.chunks.is_empty());
         Ok(list.map(|list| list.chunks.clone()))
     }
 
-    pub(super) async fn size(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
+    pub(super) async fn size(&self, digest: &Digest) -> Result<Option<u64>, CallFailure> {
         let Some(list) = self.chunked.list(digest).await? else {
             return Ok(None);
         };
@@ -70,51 +70,56 @@ impl BucketBlobs {
 }
 
 #[async_trait]
-impl Chunks for Bucket {
+impl ChunkSource for Bucket {
     fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure {
-        self.marked_a_liar(object, digest, damage)
+    fn sent_corrupt(&self, object: Object, digest: &Digest, damage: Damage) -> CallFailure {
+        self.mark_corrupt(object, digest, damage)
     }
 
-    async fn stat(&self, digest: &Digest) -> Result<Option<StatBlobResponse>, Failure> {
+    async fn stat(&self, digest: &Digest) -> Result<Option<StatBlobResponse>, CallFailure> {
         let path = self.path("blobs", digest);
         let Some(bytes) = self.get(&path, MAX_LIST).await? else {
             return Ok(None);
         };
         let stat = StatBlobResponse::decode(bytes)
-            .map_err(|error| Failure::Status(Code::DataLoss, format!("{path}: {error}")))?;
+            .map_err(|error| CallFailure::Status(Code::DataLoss, format!("{path}: {error}")))?;
         Ok(Some(stat))
     }
 
-    async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, Failure> {
+    async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, CallFailure> {
         let path = self.path("chunks", digest);
         let Some(packed) = self.get(&path, most_packed(limit)).await? else {
             return Ok(None);
         };
         let bytes = unpacked(&packed, limit)
-            .map_err(|error| Failure::Status(Code::DataLoss, format!("{path}: {error}")))?;
+            .map_err(|error| CallFailure::Status(Code::DataLoss, format!("{path}: {error}")))?;
         Ok(Some(bytes.into()))
     }
 }
 
 #[async_trait]
-impl Source for BucketBlobs {
+impl BlobSource for BucketBlobs {
     fn runtime(&self) -> &Handle {
         &self.bucket.runtime
     }
 
-    fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure {
-        self.bucket.marked_a_liar(object, digest, damage)
+    fn sent_corrupt(&self, object: Object, digest: &Digest, damage: Damage) -> CallFailure {
+        self.bucket.mark_corrupt(object, digest, damage)
     }
 
-    fn is_liar(&self) -> bool {
-        self.bucket.is_liar()
+    fn has_sent_corrupt(&self) -> bool {
+        self.bucket.has_sent_corrupt()
     }
 
-    async fn whole(&self, digest: &Digest, size: u64, sink: Sink<'_>) -> Result<bool, Failure> {
+    async fn whole(
+        &self,
+        digest: &Digest,
+        size: u64,
+        sink: BlobSink<'_>,
+    ) -> Result<bool, CallFailure> {
         // A blob below the least chunk has no list.
         if size <= MIN_CHUNK
             && let Some(blob) = self.chunked.find(digest, size).await?
@@ -133,7 +138,7 @@ impl Source for BucketBlobs {
         Ok(true)
     }
 
-    async fn table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Failure> {
+    async fn table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, CallFailure> {
         let Some(list) = self.chunked.list(digest).await? else {
             return Ok(None);
         };
@@ -142,7 +147,7 @@ impl Source for BucketBlobs {
                 BaoFieldError::Size { expected, actual } => Damage::WrongSize { expected, actual },
                 BaoFieldError::Groups(error) => Damage::Groups(error),
             };
-            self.lied(Object::Blob, digest, damage)
+            self.sent_corrupt(Object::Blob, digest, damage)
         })
     }
 
@@ -153,12 +158,12 @@ impl Source for BucketBlobs {
         start: u64,
         length: u64,
         chunks_suffice: bool,
-    ) -> Result<Part, Failure> {
+    ) -> Result<ExtentAnswer, CallFailure> {
         let Some(list) = self.chunked.list(digest).await? else {
-            return Ok(Part::Absent);
+            return Ok(ExtentAnswer::Absent);
         };
         if list.chunks.is_empty() || list.bao.is_empty() && !chunks_suffice {
-            return Ok(Part::Unavailable);
+            return Ok(ExtentAnswer::Unavailable);
         }
         self.chunked.part(digest, &list, size, start, length).await
     }

@@ -2,7 +2,7 @@
 //!
 //! A request that finds no connection or a busy service is repeated, a few times, with growing
 //! pauses of random length. After the last attempt the circuit breaker may open
-//! ([`crate::store::reputation`]). The crate `object_store` would repeat requests itself; its
+//! ([`crate::store::circuit_breaker`]). The crate `object_store` would repeat requests itself; its
 //! retries are turned off.
 
 use std::collections::HashSet;
@@ -29,11 +29,12 @@ use url::Url;
 use super::http::BoundedConnector;
 use crate::castore::Digest;
 use crate::store::authorities::with_causes;
+use crate::store::circuit_breaker::CircuitBreaker;
 use crate::store::credential;
-use crate::store::failure::{Failure, found};
-use crate::store::pace::{LEAST_RATE, Pace};
-use crate::store::reputation::Reputation;
-use crate::store::segments::Verify;
+use crate::store::extents::ChunkVerification;
+use crate::store::failure::{CallFailure, found};
+use crate::store::pace::{AnswerPace, LEAST_RATE};
+use crate::store::root_list::ListingMemory;
 use crate::store::shown_url::shown_parameter;
 use crate::store::{Damage, Object};
 
@@ -42,15 +43,14 @@ use crate::store::{Damage, Object};
 const CONNECT: Duration = Duration::from_secs(5);
 const FIRST_BYTE: Duration = Duration::from_secs(15);
 const STALL: Duration = Duration::from_secs(15);
-/// The deadline of an operation that reads no object; one that writes an object may take longer, by
-/// the object's bytes.
+/// The deadline of an operation that reads no object.
 const DEADLINE: Duration = Duration::from_secs(40);
 /// Attempts at a request that finds no connection or a busy service.
 const ATTEMPTS: u32 = 3;
 /// The mean pause before the second attempt; it triples.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes in the temporary directory, unless the URL has another limit.
-const SPOOL: usize = 4 << 30;
+const DOWNLOAD_BUFFER_BYTES: usize = 4 << 30;
 /// Environment variables with the options and credentials of a cloud.
 const ENVIRONMENT: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 /// Words in the names of secret parameters.
@@ -77,12 +77,15 @@ pub(super) struct Bucket {
     pub(super) url: String,
     pub(super) runtime: Handle,
     /// The verification that bytes need before they are returned.
-    pub(super) verify: Verify,
+    pub(super) verify: ChunkVerification,
     /// Bytes of the temporary directory that may be used.
-    pub(super) spool: usize,
+    pub(super) download_buffer: usize,
     store: Box<dyn ObjectStore>,
-    reputation: Reputation,
+    circuit_breaker: CircuitBreaker,
     calls: AtomicU64,
+    /// For an operation that reads no object; one that writes an object may take longer, by the
+    /// object's bytes.
+    deadline: Duration,
     /// The prefix of every path, with a slash at its end unless it is empty.
     base: String,
 }
@@ -94,18 +97,18 @@ impl fmt::Debug for Bucket {
 }
 
 /// A parsed URL.
-struct Address {
+struct BucketAddress {
     /// Without the query.
     place: Url,
-    verify: Verify,
+    verify: ChunkVerification,
     /// Bytes.
-    spool: usize,
+    download_buffer: usize,
     credentials_file: Option<PathBuf>,
     /// Options of the object store, by their names in the crate `object_store`.
     options: Vec<(String, String)>,
 }
 
-impl Address {
+impl BucketAddress {
     /// Parses `url`; returns what is wrong otherwise, without secrets.
     fn parse(url: &str) -> Result<Self, String> {
         let place = url
@@ -122,8 +125,8 @@ impl Address {
         }
         let mut address = Self {
             place: place.clone(),
-            verify: Verify::default(),
-            spool: SPOOL,
+            verify: ChunkVerification::default(),
+            download_buffer: DOWNLOAD_BUFFER_BYTES,
             credentials_file: None,
             options: Vec::new(),
         };
@@ -134,9 +137,9 @@ impl Address {
         for (name, value) in place.query_pairs() {
             let name = name.to_ascii_lowercase();
             match name.as_str() {
-                "verify" => address.verify = Verify::parse(&value)?,
+                "verify" => address.verify = ChunkVerification::parse(&value)?,
                 "spool" => {
-                    address.spool = match value.parse::<u32>() {
+                    address.download_buffer = match value.parse::<u32>() {
                         Ok(mebibytes) if mebibytes > 0 => (mebibytes as usize) << 20,
                         _ => return Err(format!("spool={value}: write a number of MiB")),
                     }
@@ -183,18 +186,18 @@ impl Address {
 impl Bucket {
     /// Returns what is wrong with `url`, without reading a file or connecting.
     pub(super) fn check_url(url: &str) -> Result<(), String> {
-        Address::parse(url).map(drop)
+        BucketAddress::parse(url).map(drop)
     }
 
     /// Opens `objectstore+SCHEME://…`; returns what is wrong otherwise.
     pub(super) fn open(url: &str, runtime: Handle) -> Result<Self, String> {
-        let Address {
+        let BucketAddress {
             place: inner,
             verify,
-            spool,
+            download_buffer,
             credentials_file,
             options: given,
-        } = Address::parse(url)?;
+        } = BucketAddress::parse(url)?;
         let mut options: Vec<(String, String)> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| ENVIRONMENT.iter().any(|prefix| name.starts_with(prefix)))
@@ -215,10 +218,11 @@ impl Bucket {
             url: format!("objectstore+{inner}"),
             runtime,
             verify,
-            spool,
+            download_buffer,
             store,
-            reputation: Reputation::default(),
+            circuit_breaker: CircuitBreaker::default(),
             calls: AtomicU64::new(0),
+            deadline: DEADLINE,
             base,
         })
     }
@@ -229,18 +233,23 @@ impl Bucket {
     }
 
     /// Marks the bucket: it holds bytes that do not match their digest.
-    pub(super) fn marked_a_liar(&self, object: Object, digest: &Digest, damage: Damage) -> Failure {
+    pub(super) fn mark_corrupt(
+        &self,
+        object: Object,
+        digest: &Digest,
+        damage: Damage,
+    ) -> CallFailure {
         tracing::error!(
             "{} holds {object} {digest} and {damage}: the bytes were discarded",
             self.url
         );
-        self.reputation.lied();
-        Failure::Damaged(object, *digest, damage)
+        self.circuit_breaker.sent_corrupt();
+        CallFailure::Damaged(object, *digest, damage)
     }
 
     /// Whether it was ever found to hold such bytes.
-    pub(super) fn is_liar(&self) -> bool {
-        self.reputation.is_liar()
+    pub(super) fn has_sent_corrupt(&self) -> bool {
+        self.circuit_breaker.has_sent_corrupt()
     }
 
     /// The path of the object of `kind` and `digest`.
@@ -250,27 +259,27 @@ impl Bucket {
         format!("{kind}/b3/{shard}/{hex}")
     }
 
-    fn at(&self, path: &str) -> Result<Path, Failure> {
+    fn at(&self, path: &str) -> Result<Path, CallFailure> {
         Path::parse(format!("{}{path}", self.base))
-            .map_err(|error| Failure::Status(Code::InvalidArgument, error.to_string()))
+            .map_err(|error| CallFailure::Status(Code::InvalidArgument, error.to_string()))
     }
 
     /// The object at `path`, if there is one. More than `limit` bytes are not accepted, whatever
     /// size the service reports.
-    pub(super) async fn get(&self, path: &str, limit: u64) -> Result<Option<Bytes>, Failure> {
-        let start = || Collected {
+    pub(super) async fn get(&self, path: &str, limit: u64) -> Result<Option<Bytes>, CallFailure> {
+        let start = || ReceivedObject {
             first: Bytes::new(),
             all: BytesMut::new(),
-            left: limit,
+            remaining: limit,
         };
-        let collected = self.fetch(path, start, |collected, piece| {
-            if collected.push(piece) {
+        let collected = self.fetch(path, start, |collected, buffer| {
+            if collected.push(buffer) {
                 return Ok(true);
             }
             let why = format!("{path} has more than the {limit} bytes that it may have");
-            Err(Failure::Status(Code::DataLoss, why))
+            Err(CallFailure::Status(Code::DataLoss, why))
         });
-        Ok(collected.await?.map(Collected::into_bytes))
+        Ok(collected.await?.map(ReceivedObject::into_bytes))
     }
 
     /// Passes the object at `path`, if there is one, to `take` piece by piece, as long as that
@@ -279,23 +288,23 @@ impl Bucket {
         &self,
         path: &str,
         start: impl Fn() -> T,
-        take: impl Fn(&mut T, Bytes) -> Result<bool, Failure>,
-    ) -> Result<Option<T>, Failure> {
+        take: impl Fn(&mut T, Bytes) -> Result<bool, CallFailure>,
+    ) -> Result<Option<T>, CallFailure> {
         let at = self.at(path)?;
         let fetched = self.attempt(|| async {
             let head = in_time(FIRST_BYTE, self.store.get(&at)).await?;
             let mut body = head.into_stream();
-            let mut pace = Pace::new(STALL);
+            let mut pace = AnswerPace::new(STALL);
             let mut taken = start();
             loop {
-                let next = pace.wait(body.next(), |piece| match piece {
-                    Some(Ok(piece)) => piece.len() as u64,
+                let next = pace.wait(body.next(), |buffer| match buffer {
+                    Some(Ok(buffer)) => buffer.len() as u64,
                     Some(Err(_)) | None => 1,
                 });
-                let Some(piece) = next.await?.transpose().map_err(failure)? else {
+                let Some(buffer) = next.await?.transpose().map_err(failure)? else {
                     return Ok(taken);
                 };
-                if !take(&mut taken, piece)? {
+                if !take(&mut taken, buffer)? {
                     return Ok(taken);
                 }
             }
@@ -304,15 +313,15 @@ impl Bucket {
     }
 
     /// Whether there is an object at `path`.
-    pub(super) async fn has(&self, path: &str) -> Result<bool, Failure> {
+    pub(super) async fn has(&self, path: &str) -> Result<bool, CallFailure> {
         let at = self.at(path)?;
-        let head = self.attempt(|| in_time(DEADLINE, self.store.head(&at)));
+        let head = self.attempt(|| in_time(self.deadline, self.store.head(&at)));
         Ok(found(head.await)?.is_some())
     }
 
-    pub(super) async fn put(&self, path: &str, bytes: Bytes) -> Result<(), Failure> {
+    pub(super) async fn put(&self, path: &str, bytes: Bytes) -> Result<(), CallFailure> {
         let at = self.at(path)?;
-        let deadline = DEADLINE + Duration::from_secs(bytes.len() as u64 / LEAST_RATE);
+        let deadline = self.deadline + Duration::from_secs(bytes.len() as u64 / LEAST_RATE);
         let put = || {
             let payload = PutPayload::from_bytes(bytes.clone());
             in_time(deadline, self.store.put(&at, payload))
@@ -321,14 +330,14 @@ impl Bucket {
         Ok(())
     }
 
-    /// Puts an object where there is none; says whether there was none. A service without conditional
+    /// Puts an object where there is none; returns whether there was none. A service without conditional
     /// writes is asked first, and may then lose one of two that come at once.
-    pub(super) async fn create(&self, path: &str, bytes: Bytes) -> Result<bool, Failure> {
+    pub(super) async fn create(&self, path: &str, bytes: Bytes) -> Result<bool, CallFailure> {
         let at = self.at(path)?;
         let created = self.attempt(|| async {
             let payload = PutPayload::from_bytes(bytes.clone());
             let create = self.store.put_opts(&at, payload, PutMode::Create.into());
-            match tokio::time::timeout(DEADLINE, create).await {
+            match tokio::time::timeout(self.deadline, create).await {
                 Ok(Ok(_)) => Ok(Some(true)),
                 Ok(Err(object_store::Error::AlreadyExists { .. })) => Ok(Some(false)),
                 Ok(Err(
@@ -336,7 +345,7 @@ impl Bucket {
                     | object_store::Error::NotSupported { .. },
                 )) => Ok(None),
                 Ok(Err(error)) => Err(failure(error)),
-                Err(_) => Err(Failure::Timeout(DEADLINE)),
+                Err(_) => Err(CallFailure::Timeout(self.deadline)),
             }
         });
         match created.await? {
@@ -347,19 +356,19 @@ impl Bucket {
     }
 
     /// Removes the object at `path`, if there is one.
-    pub(super) async fn delete(&self, path: &str) -> Result<(), Failure> {
+    pub(super) async fn delete(&self, path: &str) -> Result<(), CallFailure> {
         let at = self.at(path)?;
-        let deleted = self.attempt(|| in_time(DEADLINE, self.store.delete(&at)));
+        let deleted = self.attempt(|| in_time(self.deadline, self.store.delete(&at)));
         found(deleted.await)?;
         Ok(())
     }
 
-    /// The paths of all objects below `path`; nothing if those are more than `most`.
+    /// The paths of all objects below `path`, and their memory; nothing if those are more than `most`.
     pub(super) async fn list(
         &self,
         path: &str,
         most: usize,
-    ) -> Result<Option<Vec<String>>, Failure> {
+    ) -> Result<Option<(Vec<String>, ListingMemory)>, CallFailure> {
         let at = self.at(path)?;
         let list = || async {
             let listed = self.store.list(Some(&at)).map_ok(|object| {
@@ -368,16 +377,17 @@ impl Bucket {
             });
             // A long listing takes many requests: it may take as long as paths arrive.
             let mut listed = std::pin::pin!(listed);
-            let mut pace = Pace::new(DEADLINE);
+            let mut pace = AnswerPace::new(self.deadline);
             let (mut paths, mut seen) = (Vec::new(), HashSet::new());
             let hasher = RandomState::new();
+            let (mut memory, mut bytes) = (ListingMemory::default(), 0);
             loop {
                 let next = pace.wait(listed.next(), |path| match path {
                     Some(Ok(path)) => LISTED + path.len() as u64,
                     Some(Err(_)) | None => u64::MAX / 2,
                 });
                 let Some(path) = next.await?.transpose().map_err(failure)? else {
-                    return Ok(Some(paths));
+                    return Ok(Some((paths, memory)));
                 };
                 if paths.len() >= most {
                     return Ok(None);
@@ -385,8 +395,10 @@ impl Bucket {
                 // A page that refers to itself is a listing without end.
                 if !seen.insert(hasher.hash_one(&path)) {
                     let why = format!("the listing of {at} has {path} twice");
-                    return Err(Failure::Status(Code::DataLoss, why));
+                    return Err(CallFailure::Status(Code::DataLoss, why));
                 }
+                bytes += LISTED as usize + path.len();
+                memory.reserve(bytes).await?;
                 paths.push(path);
             }
         };
@@ -395,33 +407,33 @@ impl Bucket {
 
     /// Runs `work`, unless the breaker is open. A request that finds no connection, or a busy
     /// service, is repeated.
-    async fn attempt<T, F>(&self, work: impl Fn() -> F) -> Result<T, Failure>
+    async fn attempt<T, F>(&self, work: impl Fn() -> F) -> Result<T, CallFailure>
     where
-        F: Future<Output = Result<T, Failure>>,
+        F: Future<Output = Result<T, CallFailure>>,
     {
-        let began = self.reputation.begin(DEADLINE)?;
+        let began = self.circuit_breaker.begin(self.deadline)?;
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             self.calls.fetch_add(1, Ordering::Relaxed);
             let failure = match work().await {
                 Ok(done) => {
-                    self.reputation.succeeded();
+                    self.circuit_breaker.succeeded();
                     return Ok(done);
                 }
                 Err(failure) => failure,
             };
             match &failure {
-                Failure::Status(Code::Unavailable, _) if attempt < ATTEMPTS => {
+                CallFailure::Status(Code::Unavailable, _) if attempt < ATTEMPTS => {
                     let jitter = 0.5 + fastrand::f64();
                     tokio::time::sleep(pause.mul_f64(jitter)).await;
                     pause *= 3;
                     continue;
                 }
-                Failure::Timeout(_) | Failure::Status(Code::Unavailable, _) => {
-                    self.reputation.failed(&self.url, began, &failure);
+                CallFailure::Timeout(_) | CallFailure::Status(Code::Unavailable, _) => {
+                    self.circuit_breaker.failed(&self.url, began, &failure);
                 }
                 // There is an answer, even if it is an error.
-                _ => self.reputation.succeeded(),
+                _ => self.circuit_breaker.succeeded(),
             }
             return Err(failure);
         }
@@ -441,27 +453,27 @@ fn knows(scheme: &ObjectStoreScheme, name: &str) -> bool {
 }
 
 /// An object as it comes.
-struct Collected {
+struct ReceivedObject {
     /// Its only piece, so far.
     first: Bytes,
     /// Its pieces, once there are several.
     all: BytesMut,
     /// How many bytes may still come.
-    left: u64,
+    remaining: u64,
 }
 
-impl Collected {
+impl ReceivedObject {
     /// Adds another piece; returns false if that is too much.
-    fn push(&mut self, piece: Bytes) -> bool {
-        let Some(left) = self.left.checked_sub(piece.len() as u64) else {
+    fn push(&mut self, buffer: Bytes) -> bool {
+        let Some(remaining) = self.remaining.checked_sub(buffer.len() as u64) else {
             return false;
         };
-        self.left = left;
+        self.remaining = remaining;
         if self.first.is_empty() && self.all.is_empty() {
-            self.first = piece;
+            self.first = buffer;
         } else {
             self.all.extend_from_slice(&std::mem::take(&mut self.first));
-            self.all.extend_from_slice(&piece);
+            self.all.extend_from_slice(&buffer);
         }
         true
     }
@@ -478,21 +490,21 @@ impl Collected {
 async fn in_time<T>(
     deadline: Duration,
     work: impl Future<Output = object_store::Result<T>>,
-) -> Result<T, Failure> {
+) -> Result<T, CallFailure> {
     match tokio::time::timeout(deadline, work).await {
         Ok(done) => done.map_err(failure),
-        Err(_) => Err(Failure::Timeout(deadline)),
+        Err(_) => Err(CallFailure::Timeout(deadline)),
     }
 }
 
-fn failure(error: object_store::Error) -> Failure {
+fn failure(error: object_store::Error) -> CallFailure {
     let code = match error {
         object_store::Error::NotFound { .. } => Code::NotFound,
         object_store::Error::PermissionDenied { .. } => Code::PermissionDenied,
         object_store::Error::Unauthenticated { .. } => Code::Unauthenticated,
         _ => Code::Unavailable,
     };
-    Failure::Status(code, with_causes(&error))
+    CallFailure::Status(code, with_causes(&error))
 }
 
 /// The store that `url` names, and the path in it.
@@ -575,4 +587,72 @@ fn in_the_environment(what: &str) -> String {
     format!(
         "{what} is a secret and belongs into the environment or a credentials-file, not into a URL"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Accepts requests, and answers nothing or begins an answer that does not end.
+    fn silent_server(begins: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut open = Vec::new();
+            for connection in listener.incoming() {
+                let mut connection = connection.unwrap();
+                let mut lines = BufReader::new(connection.try_clone().unwrap()).lines();
+                while lines
+                    .next()
+                    .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
+                {}
+                let _ = connection.write_all(begins.as_bytes());
+                open.push(connection);
+            }
+        });
+        format!("objectstore+http://{address}/")
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_operation_that_brings_no_object_has_a_deadline() {
+        const BEGUN: &str = "HTTP/1.1 207 Multi-Status\r\nContent-Length: 1000\r\n\r\n<";
+        let patience = Duration::from_secs(20);
+        for begins in ["", BEGUN] {
+            let url = silent_server(begins);
+            // A breaker that opens would answer in the place of the deadline.
+            let open = || {
+                let runtime = Handle::current();
+                let mut bucket = Bucket::open(&url, runtime).unwrap();
+                assert_eq!(bucket.deadline, Duration::from_secs(40));
+                bucket.deadline = Duration::from_millis(200);
+                bucket
+            };
+            let timed_out = |outcome: Result<(), CallFailure>, what: &str| {
+                assert!(
+                    matches!(outcome, Err(CallFailure::Timeout(_))),
+                    "{what}: {outcome:?}"
+                );
+            };
+            let list = async { open().list("a", 10).await.map(drop) };
+            let list = tokio::time::timeout(patience, list).await;
+            timed_out(list.expect("a listing continues"), "list");
+            if begins.is_empty() {
+                let has = async { open().has("a").await.map(drop) };
+                let has = tokio::time::timeout(patience, has).await;
+                timed_out(has.expect("a question continues"), "has");
+                let put = async { open().put("a", Bytes::from_static(b"x")).await };
+                let put = tokio::time::timeout(patience, put).await;
+                timed_out(put.expect("an addition continues"), "put");
+                let create = async { open().create("a", Bytes::new()).await.map(drop) };
+                let create = tokio::time::timeout(patience, create).await;
+                timed_out(create.expect("a creation continues"), "create");
+                let delete = async { open().delete("a").await };
+                let delete = tokio::time::timeout(patience, delete).await;
+                timed_out(delete.expect("a removal continues"), "delete");
+            }
+        }
+    }
 }

@@ -18,8 +18,8 @@ use super::bucket::Bucket;
 use crate::castore::{Digest, Directory, NodeRef};
 use crate::proto::MAX_MESSAGE_BYTES;
 use crate::store::bounded::Bounded;
-use crate::store::failure::Failure;
-use crate::store::flights::Flights;
+use crate::store::failure::CallFailure;
+use crate::store::single_flight::SingleFlight;
 use crate::store::{Damage, Object};
 
 /// The largest closure, in bytes: some ten million entries.
@@ -31,7 +31,7 @@ const LEVEL: i32 = 3;
 
 /// A closure, root first, as far as it is cached.
 #[derive(Debug)]
-struct Closure {
+struct FetchedClosure {
     directories: Vec<Directory>,
     /// Whether every Directory of it was read.
     is_whole: bool,
@@ -41,10 +41,10 @@ struct Closure {
 #[derive(Debug)]
 pub(super) struct ClosureDirectories {
     bucket: Arc<Bucket>,
-    here: Mutex<Bounded<Digest, Directory>>,
+    cached: Mutex<Bounded<Digest, Directory>>,
     /// The root of a closure that each is in.
     closures: Mutex<Bounded<Digest, Digest>>,
-    fetching: Flights<Digest, Result<Option<Arc<Closure>>, Failure>>,
+    fetching: SingleFlight<Digest, Result<Option<Arc<FetchedClosure>>, CallFailure>>,
     /// Bytes of one closure that are cached: half of the cache, so that none evicts all others.
     most_kept: usize,
 }
@@ -53,19 +53,19 @@ impl ClosureDirectories {
     pub(super) fn new(bucket: Arc<Bucket>, cache_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             bucket,
-            here: Mutex::new(Bounded::new(cache_bytes)),
+            cached: Mutex::new(Bounded::new(cache_bytes)),
             closures: Mutex::new(Bounded::new(KNOWN)),
-            fetching: Flights::default(),
+            fetching: SingleFlight::default(),
             most_kept: cache_bytes / 2,
         })
     }
 
-    pub(super) fn here(&self, digest: &Digest) -> Option<Directory> {
-        self.here.lock().get(digest)
+    pub(super) fn cached(&self, digest: &Digest) -> Option<Directory> {
+        self.cached.lock().get(digest)
     }
 
-    pub(super) async fn get(&self, digest: &Digest) -> Result<Option<Directory>, Failure> {
-        if let Some(directory) = self.here(digest) {
+    pub(super) async fn get(&self, digest: &Digest) -> Result<Option<Directory>, CallFailure> {
+        if let Some(directory) = self.cached(digest) {
             return Ok(Some(directory));
         }
         let root = self.closures.lock().get(digest).unwrap_or(*digest);
@@ -85,22 +85,24 @@ impl ClosureDirectories {
                         return Ok(None);
                     };
                     let reader = reader
-                        .map_err(|error| Failure::Status(Code::Internal, error.to_string()))?;
+                        .map_err(|error| CallFailure::Status(Code::Internal, error.to_string()))?;
                     Ok(Some(Arc::new(reader.finish()?)))
                 });
-            let fetched = fetched.await.unwrap_or_else(|| Err(Failure::crashed()))?;
+            let fetched = fetched
+                .await
+                .unwrap_or_else(|| Err(CallFailure::crashed()))?;
             let Some(closure) = fetched else {
                 return Ok(None);
             };
             let mut found = None;
-            let (mut here, mut closures) = (self.here.lock(), self.closures.lock());
+            let (mut cached, mut closures) = (self.cached.lock(), self.closures.lock());
             for directory in &closure.directories {
                 let own = directory.digest();
                 if own == *digest {
                     found = Some(directory.clone());
                 }
                 closures.insert(own, root, 1);
-                here.insert(own, directory.clone(), directory.resident_bytes());
+                cached.insert(own, directory.clone(), directory.resident_bytes());
             }
             // Another reader's fetch may have ended before it came to this one.
             if found.is_some() || closure.is_whole {
@@ -110,7 +112,7 @@ impl ClosureDirectories {
     }
 
     /// Writes a closure; `leaves_first` ends with its root.
-    pub(super) async fn put(&self, leaves_first: &[Directory]) -> Result<(), Failure> {
+    pub(super) async fn put(&self, leaves_first: &[Directory]) -> Result<(), CallFailure> {
         let Some(root) = leaves_first.last() else {
             return Ok(());
         };
@@ -121,7 +123,7 @@ impl ClosureDirectories {
             plain.extend_from_slice(bytes);
         }
         let packed = zstd::encode_all(&plain[..], LEVEL)
-            .map_err(|error| Failure::Status(Code::Internal, error.to_string()))?;
+            .map_err(|error| CallFailure::Status(Code::Internal, error.to_string()))?;
         let path = self.bucket.path("dirs", &root.digest());
         self.bucket.put(&path, Bytes::from(packed)).await
     }
@@ -152,7 +154,7 @@ struct ClosureParser {
     kept: usize,
     has_wanted: bool,
     /// Why it is invalid: the unpacker can return only an I/O error.
-    failure: Option<Failure>,
+    failure: Option<CallFailure>,
 }
 
 impl ClosureReader {
@@ -185,21 +187,22 @@ impl ClosureReader {
     }
 
     /// Takes more packed bytes; returns whether more are useful.
-    fn take(&mut self, packed: &[u8]) -> Result<bool, Failure> {
+    fn take(&mut self, packed: &[u8]) -> Result<bool, CallFailure> {
         let unpacked = self.unpacker.write_all(packed);
         self.check(unpacked)?;
         Ok(!self.unpacker.get_ref().has_enough())
     }
 
-    fn check(&mut self, unpacked: std::io::Result<()>) -> Result<(), Failure> {
+    fn check(&mut self, unpacked: std::io::Result<()>) -> Result<(), CallFailure> {
         let Err(error) = unpacked else { return Ok(()) };
         let known = self.unpacker.get_mut().failure.take();
-        Err(known
-            .unwrap_or_else(|| Failure::Status(Code::DataLoss, format!("{}: {error}", self.path))))
+        Err(known.unwrap_or_else(|| {
+            CallFailure::Status(Code::DataLoss, format!("{}: {error}", self.path))
+        }))
     }
 
     /// Everything that was cached.
-    fn finish(mut self) -> Result<Closure, Failure> {
+    fn finish(mut self) -> Result<FetchedClosure, CallFailure> {
         let flushed = self.unpacker.flush();
         self.check(flushed)?;
         let parser = self.unpacker.into_inner();
@@ -210,7 +213,7 @@ impl ClosureReader {
         if is_whole && !(parser.rest.is_empty() && parser.awaited.is_empty()) {
             return Err(parser.wrong("it ends too early"));
         }
-        Ok(Closure {
+        Ok(FetchedClosure {
             directories: parser.directories,
             is_whole,
         })
@@ -222,12 +225,12 @@ impl ClosureParser {
         self.has_wanted && self.kept >= self.most
     }
 
-    fn wrong(&self, why: &str) -> Failure {
-        Failure::Status(Code::DataLoss, format!("{}: {why}", self.path))
+    fn wrong(&self, why: &str) -> CallFailure {
+        CallFailure::Status(Code::DataLoss, format!("{}: {why}", self.path))
     }
 
     /// Parses the complete Directories of what has come.
-    fn parse(&mut self) -> Result<(), Failure> {
+    fn parse(&mut self) -> Result<(), CallFailure> {
         let mut bytes = std::mem::take(&mut self.rest);
         let mut at = 0;
         while !self.has_enough()
@@ -248,12 +251,12 @@ impl ClosureParser {
         Ok(())
     }
 
-    fn directory(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    fn directory(&mut self, bytes: &[u8]) -> Result<(), CallFailure> {
         let is_root = self.directories.is_empty();
         let directory = match is_root {
             true => Directory::decode_verified(bytes, &self.root).map_err(|error| {
                 tracing::error!("{:?} holds {}, and {error}", self.bucket, self.path);
-                Failure::Damaged(Object::Directory, self.root, Damage::Directory(error))
+                CallFailure::Damaged(Object::Directory, self.root, Damage::Directory(error))
             })?,
             false => Directory::decode(bytes).map_err(|error| self.wrong(&error.to_string()))?,
         };

@@ -43,7 +43,12 @@ impl HttpService for BoundedClient {
         let response = self.0.execute(request).await?;
         let is_object = may_be_object && response.status().is_success();
         let limit = if is_object { u64::MAX } else { MOST_COLLECTED };
-        Ok(response.map(|body| HttpResponseBody::new(BoundedBody { body, left: limit })))
+        Ok(response.map(|body| {
+            HttpResponseBody::new(BoundedBody {
+                body,
+                remaining: limit,
+            })
+        }))
     }
 }
 
@@ -51,7 +56,7 @@ impl HttpService for BoundedClient {
 /// allocated.
 struct BoundedBody {
     body: HttpResponseBody,
-    left: u64,
+    remaining: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +75,8 @@ impl Body for BoundedBody {
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            match self.left.checked_sub(data.len() as u64) {
-                Some(left) => self.left = left,
+            match self.remaining.checked_sub(data.len() as u64) {
+                Some(remaining) => self.remaining = remaining,
                 None => {
                     let error = HttpError::new(HttpErrorKind::Decode, TooLong);
                     return Poll::Ready(Some(Err(error)));
@@ -99,9 +104,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_that_is_collected_has_an_end_and_no_length() {
-        let body = |left| BoundedBody {
+        let body = |remaining| BoundedBody {
             body: HttpResponseBody::from(vec![7; 1000]),
-            left,
+            remaining,
         };
         assert_eq!(body(1000).size_hint().upper(), None);
         assert_eq!(body(1000).size_hint().lower(), 0);

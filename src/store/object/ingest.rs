@@ -2,7 +2,7 @@
 //!
 //! Chunks are sent as they come, a blob's list after its chunks, Directories and roots at the
 //! commit: an object is written after all that it refers to. An interrupted addition leaves chunks
-//! and blobs behind that cost only space.
+//! and blobs there that cost only space.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -16,17 +16,17 @@ use parking_lot::Mutex;
 use prost::Message;
 use tonic::Code;
 
-use super::BucketStore;
+use super::ObjectStoreCalls;
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root, bao_field};
 use crate::nix::PathInfo;
 use crate::proto::castore::v1::StatBlobResponse;
 use crate::proto::castore::v1::stat_blob_response::ChunkMeta;
-use crate::store::failure::Failure;
-use crate::store::far;
+use crate::store::failure::CallFailure;
 use crate::store::missing::{missing, not_put};
 use crate::store::root_change::RootChange;
 use crate::store::staged_directories::{StagedDirectories, leaves_first};
-use crate::store::{Added, BlobWriter, Error, Ingest};
+use crate::store::upstream;
+use crate::store::{AddedTotals, BlobWriter, Error, Ingest};
 
 /// Chunk sizes in bytes, least, mean and most, as in other implementations: equal files have equal
 /// chunks.
@@ -36,39 +36,39 @@ const AT_ONCE: usize = 32;
 /// zstd's own default.
 const LEVEL: i32 = 3;
 
-pub(super) struct ObjectIngest(Arc<Addition>);
+pub(super) struct ObjectIngest(Arc<ObjectAddition>);
 
-struct Addition {
-    store: Arc<BucketStore>,
-    staged: Mutex<Staged>,
+struct ObjectAddition {
+    store: Arc<ObjectStoreCalls>,
+    staged: Mutex<ObjectStaged>,
 }
 
 #[derive(Default)]
-struct Staged {
+struct ObjectStaged {
     blobs: HashSet<Digest>,
     directories: StagedDirectories,
     roots: Vec<RootChange>,
-    added: Added,
+    added: AddedTotals,
 }
 
 impl ObjectIngest {
-    pub(super) fn new(store: Arc<BucketStore>) -> Self {
-        Self(Arc::new(Addition {
+    pub(super) fn new(store: Arc<ObjectStoreCalls>) -> Self {
+        Self(Arc::new(ObjectAddition {
             store,
             staged: Mutex::default(),
         }))
     }
 }
 
-impl Addition {
+impl ObjectAddition {
     fn wait<T: Send + 'static>(
         &self,
-        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+        work: impl Future<Output = Result<T, CallFailure>> + Send + 'static,
     ) -> Result<T, Error> {
-        far::wait(&self.store.bucket.runtime, work).map_err(|failure| self.error(failure))
+        upstream::wait(&self.store.bucket.runtime, work).map_err(|failure| self.error(failure))
     }
 
-    fn error(&self, failure: Failure) -> Error {
+    fn error(&self, failure: CallFailure) -> Error {
         failure.of(&self.store.bucket.url, "the addition")
     }
 
@@ -144,11 +144,11 @@ impl Addition {
     }
 
     fn internal(&self, error: &dyn std::error::Error) -> Error {
-        self.error(Failure::Status(Code::Internal, error.to_string()))
+        self.error(CallFailure::Status(Code::Internal, error.to_string()))
     }
 
-    fn spool(&self, error: &std::io::Error) -> Error {
-        self.error(Failure::Spool(std::env::temp_dir(), error.kind()))
+    fn download_buffer(&self, error: &std::io::Error) -> Error {
+        self.error(CallFailure::BufferFile(std::env::temp_dir(), error.kind()))
     }
 
     /// A Directory of this addition, or one that exists.
@@ -204,7 +204,7 @@ impl Ingest for ObjectIngest {
     }
 
     fn blob_writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
-        let file = tempfile::tempfile().map_err(|error| self.0.spool(&error))?;
+        let file = tempfile::tempfile().map_err(|error| self.0.download_buffer(&error))?;
         Ok(Box::new(ObjectWriter {
             addition: self.0.clone(),
             file,
@@ -249,7 +249,7 @@ impl Ingest for ObjectIngest {
     /// There is no lock to release.
     fn release(&self) {}
 
-    fn commit(self: Box<Self>) -> Result<Added, Error> {
+    fn commit(self: Box<Self>) -> Result<AddedTotals, Error> {
         let puts_root = |change: &RootChange| matches!(change, RootChange::Put(..));
         if self.0.staged.lock().roots.iter().any(puts_root) {
             // Trees that were there before may lack it, and other programs cannot read them then.
@@ -277,14 +277,14 @@ impl Ingest for ObjectIngest {
             }
             Ok(())
         })?;
-        addition.store.roots.changed_here();
+        addition.store.roots.changed_by_us();
         Ok(added)
     }
 }
 
 /// A large blob: whether it exists already is known only at its end, so it waits in a file.
 struct ObjectWriter {
-    addition: Arc<Addition>,
+    addition: Arc<ObjectAddition>,
     file: File,
     hasher: BlobHasher,
     size: u64,
@@ -295,7 +295,7 @@ impl BlobWriter for ObjectWriter {
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
         let written = self.file.write_all(bytes);
-        written.map_err(|error| self.addition.spool(&error))
+        written.map_err(|error| self.addition.download_buffer(&error))
     }
 
     fn finish(self: Box<Self>) -> Result<(Digest, u64), Error> {
@@ -309,7 +309,8 @@ impl BlobWriter for ObjectWriter {
         if addition.missing(&[digest])?.is_empty() {
             return Ok((digest, size));
         }
-        file.rewind().map_err(|error| addition.spool(&error))?;
+        file.rewind()
+            .map_err(|error| addition.download_buffer(&error))?;
         let (least, mean, most) = CHUNKS;
         let mut list = Vec::new();
         let mut batch = Vec::new();

@@ -20,11 +20,11 @@ use crate::castore::{Digest, Name, Root};
 use crate::nix::PathInfo;
 use crate::proto::castore_fs::v1::Root as RootMessage;
 use crate::store::Error;
-use crate::store::failure::Failure;
+use crate::store::failure::CallFailure;
 use crate::store::root_change::admit;
 use crate::store::root_list::{self, RootList};
 
-const FOLDER: &str = "castore-fs/roots";
+const DIR: &str = "castore-fs/roots";
 const FOUND_HOLDS: Duration = Duration::from_secs(60);
 const ABSENT_HOLDS: Duration = Duration::from_secs(10);
 /// Names cached; beyond that, all are dropped.
@@ -49,11 +49,11 @@ fn encoded(root: &Root, path_info: Option<Box<PathInfo>>) -> Bytes {
 #[derive(Debug)]
 pub(super) struct BucketRoots {
     bucket: Arc<Bucket>,
-    state: Mutex<State>,
+    state: Mutex<BucketRootsState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BucketRootsState {
     version: u64,
     known: HashMap<Vec<u8>, (Option<Root>, Instant)>,
     absent_since: Option<Instant>,
@@ -68,7 +68,7 @@ impl BucketRoots {
     }
 
     fn path(&self, name: &[u8]) -> String {
-        self.bucket.path(FOLDER, &Digest::of(name))
+        self.bucket.path(DIR, &Digest::of(name))
     }
 
     pub(super) fn known(&self, name: &[u8]) -> Option<Option<Root>> {
@@ -82,7 +82,7 @@ impl BucketRoots {
         (when.elapsed() < holds).then(|| root.clone())
     }
 
-    pub(super) async fn get(&self, name: &[u8]) -> Result<Option<Root>, Failure> {
+    pub(super) async fn get(&self, name: &[u8]) -> Result<Option<Root>, CallFailure> {
         if let Some(known) = self.known(name) {
             return Ok(known);
         }
@@ -106,11 +106,11 @@ impl BucketRoots {
     pub(super) async fn ask(
         &self,
         name: &[u8],
-    ) -> Result<Option<(Root, Option<PathInfo>)>, Failure> {
+    ) -> Result<Option<(Root, Option<PathInfo>)>, CallFailure> {
         let path = self.path(name);
         let found = self.read(&path).await?;
         match found {
-            Some((root, _)) if root.name.as_bytes() != name => Err(Failure::Status(
+            Some((root, _)) if root.name.as_bytes() != name => Err(CallFailure::Status(
                 Code::DataLoss,
                 format!("{path} holds the root \"{}\"", root.name),
             )),
@@ -118,29 +118,29 @@ impl BucketRoots {
         }
     }
 
-    async fn read(&self, path: &str) -> Result<Option<(Root, Option<PathInfo>)>, Failure> {
+    async fn read(&self, path: &str) -> Result<Option<(Root, Option<PathInfo>)>, CallFailure> {
         let Some(bytes) = self.bucket.get(path, MAX_ROOT).await? else {
             return Ok(None);
         };
-        let wrong = |why: String| Failure::Status(Code::DataLoss, format!("{path}: {why}"));
+        let wrong = |why: String| CallFailure::Status(Code::DataLoss, format!("{path}: {why}"));
         let message = RootMessage::decode(bytes).map_err(|error| wrong(error.to_string()))?;
         let root = Root::try_from(message.entry.unwrap_or_default())
             .map_err(|error| wrong(error.to_string()))?;
         Ok(Some((root, message.path_info)))
     }
 
-    pub(super) async fn list(&self) -> Result<Vec<Root>, Failure> {
-        let paths = self.bucket.list(FOLDER, root_list::MOST_ROOTS).await?;
-        let paths = paths.ok_or_else(root_list::too_many)?;
+    pub(super) async fn list(&self) -> Result<Vec<Root>, CallFailure> {
+        let listed = self.bucket.list(DIR, root_list::MOST_ROOTS).await?;
+        let (paths, memory) = listed.ok_or_else(root_list::too_many)?;
         let reads = paths
             .into_iter()
             .map(|path| async move { self.read(&path).await });
         let mut found = stream::iter(reads).buffer_unordered(AT_ONCE);
-        let mut roots = RootList::default();
+        let mut roots = RootList::with(memory);
         while let Some(found) = found.next().await {
             // Removed meanwhile.
             if let Some((root, _)) = found? {
-                roots.push(root)?;
+                roots.receive(root).await?;
             }
         }
         let mut roots = Vec::from(roots);
@@ -152,7 +152,7 @@ impl BucketRoots {
         &self,
         root: &Root,
         path_info: Option<Box<PathInfo>>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CallFailure> {
         let bytes = encoded(root, path_info);
         self.bucket.put(&self.path(&root.name), bytes).await
     }
@@ -162,7 +162,7 @@ impl BucketRoots {
         &self,
         root: &Root,
         path_info: Option<Box<PathInfo>>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CallFailure> {
         for _ in 0..ATTEMPTS {
             let before = self.ask(&root.name).await?;
             let is_there = before.is_some();
@@ -170,8 +170,8 @@ impl BucketRoots {
             let path_info = path_info.as_deref().cloned();
             let admitted = admit(&self.bucket.url, before, root, path_info);
             let path_info = admitted.map_err(|error| match error {
-                Error::NameTaken { why, .. } => Failure::Status(Code::AlreadyExists, why),
-                error => Failure::Status(Code::InvalidArgument, error.to_string()),
+                Error::NameTaken { why, .. } => CallFailure::Status(Code::AlreadyExists, why),
+                error => CallFailure::Status(Code::InvalidArgument, error.to_string()),
             })?;
             let path_info = path_info.map(Box::new);
             if is_there {
@@ -183,15 +183,15 @@ impl BucketRoots {
             }
         }
         let why = format!("root node \"{}\" comes and goes", root.name);
-        Err(Failure::Status(Code::Aborted, why))
+        Err(CallFailure::Status(Code::Aborted, why))
     }
 
-    pub(super) async fn remove(&self, name: &Name) -> Result<(), Failure> {
+    pub(super) async fn remove(&self, name: &Name) -> Result<(), CallFailure> {
         self.bucket.delete(&self.path(name)).await
     }
 
     /// Drops cached answers: this process has changed something.
-    pub(super) fn changed_here(&self) {
+    pub(super) fn changed_by_us(&self) {
         let mut state = self.state.lock();
         state.known.clear();
         state.version += 1;

@@ -15,13 +15,13 @@ const MOST_WRITTEN: usize = 256 << 20;
 
 /// The file, and what was written since.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub(super) struct RedbBackend {
     file: File,
-    written: Mutex<Written>,
+    written: Mutex<WrittenPages>,
 }
 
 #[derive(Debug)]
-struct Written {
+struct WrittenPages {
     /// Bytes of the database, and of those the file's that are still its own: all below that are not in
     /// `pages`.
     length: u64,
@@ -29,12 +29,12 @@ struct Written {
     pages: BTreeMap<u64, Box<[u8; PAGE as usize]>>,
 }
 
-impl Backend {
+impl RedbBackend {
     pub(super) fn new(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
         Ok(Self {
             file,
-            written: Mutex::new(Written {
+            written: Mutex::new(WrittenPages {
                 length,
                 own: length,
                 pages: BTreeMap::new(),
@@ -128,7 +128,7 @@ fn parts(offset: u64, length: usize) -> impl Iterator<Item = (u64, std::ops::Ran
     })
 }
 
-impl redb::StorageBackend for Backend {
+impl redb::StorageBackend for RedbBackend {
     fn len(&self) -> io::Result<u64> {
         Ok(self.length())
     }
@@ -151,7 +151,7 @@ impl redb::StorageBackend for Backend {
     }
 }
 
-impl redb2::StorageBackend for Backend {
+impl redb2::StorageBackend for RedbBackend {
     fn len(&self) -> io::Result<u64> {
         Ok(self.length())
     }
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn what_a_repair_writes_has_an_end() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let backend = Backend::new(File::open(file.path()).unwrap()).unwrap();
+        let backend = RedbBackend::new(File::open(file.path()).unwrap()).unwrap();
         backend.resize(1 << 40);
         let pages = MOST_WRITTEN as u64 / PAGE;
         for page in 0..pages {
@@ -200,7 +200,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let before: Vec<u8> = (0..10_000u32).map(|at| at as u8).collect();
         std::fs::write(file.path(), &before).unwrap();
-        let backend = Backend::new(File::open(file.path()).unwrap()).unwrap();
+        let backend = RedbBackend::new(File::open(file.path()).unwrap()).unwrap();
         let mut model = before.clone();
         let check = |model: &[u8]| {
             let mut all = vec![1; model.len()];

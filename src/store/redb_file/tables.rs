@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::File;
 
-use super::backend::Backend;
+use super::backend::RedbBackend;
 
 /// Bytes of the file that stay in memory.
 const CACHE: usize = 64 << 20;
@@ -16,15 +16,15 @@ const DIRECTORIES: &str = "directory";
 const PATH_INFOS: &str = "pathinfo";
 
 /// A database that is open.
-pub(super) enum Tables {
+pub(super) enum OpenDatabase {
     /// Of file format 3.
     Current(redb::Database),
     /// Of file format 2.
     Older(redb2::Database),
 }
 
-/// What redb says, of any version.
-pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
+/// An error of any version of redb.
+pub(super) type RedbFailure = Box<dyn std::error::Error + Send + Sync>;
 
 /// What both versions have under the same names.
 macro_rules! table {
@@ -43,12 +43,12 @@ macro_rules! table {
 macro_rules! with_table {
     ($tables:expr, $key:ty, $name:expr, |$table:ident| $with:expr) => {
         match $tables {
-            Tables::Current(database) => {
+            OpenDatabase::Current(database) => {
                 #[allow(unused_imports, reason = "one question needs less than another")]
                 use redb::{ReadableDatabase, ReadableTable};
                 table!(redb, $key, $name, database, |$table| $with)
             }
-            Tables::Older(database) => {
+            OpenDatabase::Older(database) => {
                 #[allow(unused_imports, reason = "one question needs less than another")]
                 use redb2::ReadableTable;
                 table!(redb2, $key, $name, database, |$table| $with)
@@ -57,10 +57,10 @@ macro_rules! with_table {
     };
 }
 
-impl Tables {
+impl OpenDatabase {
     /// Opens the database in `file`, which stays as it is.
-    pub(super) fn open(file: &File) -> Result<Self, Failure> {
-        let backend = || Backend::new(file.try_clone()?);
+    pub(super) fn open(file: &File) -> Result<Self, RedbFailure> {
+        let backend = || RedbBackend::new(file.try_clone()?);
         let mut builder = redb::Database::builder();
         builder.set_cache_size(CACHE);
         match builder.create_with_backend(backend()?) {
@@ -75,27 +75,27 @@ impl Tables {
     }
 
     /// Whether it has a table of a snix store.
-    pub(super) fn is_of_a_store(&self) -> Result<bool, Failure> {
-        let directories: Result<Option<()>, Failure> =
+    pub(super) fn is_of_a_store(&self) -> Result<bool, RedbFailure> {
+        let directories: Result<Option<()>, RedbFailure> =
             with_table!(self, [u8; 32], DIRECTORIES, |_table| Ok(Some(())));
         Ok(directories?.is_some() || self.has_path_infos()?)
     }
 
-    fn has_path_infos(&self) -> Result<bool, Failure> {
-        let path_infos: Result<Option<()>, Failure> =
+    fn has_path_infos(&self) -> Result<bool, RedbFailure> {
+        let path_infos: Result<Option<()>, RedbFailure> =
             with_table!(self, [u8; 20], PATH_INFOS, |_table| Ok(Some(())));
         Ok(path_infos?.is_some())
     }
 
     /// The encoded Directory `digest`.
-    pub(super) fn directory(&self, digest: &[u8; 32]) -> Result<Option<Vec<u8>>, Failure> {
+    pub(super) fn directory(&self, digest: &[u8; 32]) -> Result<Option<Vec<u8>>, RedbFailure> {
         with_table!(self, [u8; 32], DIRECTORIES, |table| {
             Ok(table.get(*digest)?.map(|found| found.value()))
         })
     }
 
     /// The encoded PathInfo of the path whose name begins with `hash`.
-    pub(super) fn path_info(&self, hash: &[u8; 20]) -> Result<Option<Vec<u8>>, Failure> {
+    pub(super) fn path_info(&self, hash: &[u8; 20]) -> Result<Option<Vec<u8>>, RedbFailure> {
         with_table!(self, [u8; 20], PATH_INFOS, |table| {
             Ok(table.get(*hash)?.map(|found| found.value()))
         })
@@ -104,23 +104,24 @@ impl Tables {
     /// Gives every encoded PathInfo to `take`.
     pub(super) fn each_path_info(
         &self,
-        mut take: impl FnMut(Vec<u8>) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        let all: Result<Option<()>, Failure> = with_table!(self, [u8; 20], PATH_INFOS, |table| {
-            for entry in table.iter()? {
-                take(entry?.1.value())?;
-            }
-            Ok(Some(()))
-        });
+        mut take: impl FnMut(Vec<u8>) -> Result<(), RedbFailure>,
+    ) -> Result<(), RedbFailure> {
+        let all: Result<Option<()>, RedbFailure> =
+            with_table!(self, [u8; 20], PATH_INFOS, |table| {
+                for entry in table.iter()? {
+                    take(entry?.1.value())?;
+                }
+                Ok(Some(()))
+            });
         all.map(drop)
     }
 }
 
-impl fmt::Debug for Tables {
+impl fmt::Debug for OpenDatabase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Tables::Current(_) => "redb, file format 3",
-            Tables::Older(_) => "redb, file format 2",
+            OpenDatabase::Current(_) => "redb, file format 3",
+            OpenDatabase::Older(_) => "redb, file format 2",
         })
     }
 }

@@ -21,7 +21,9 @@ use parking_lot::Mutex;
 use vm_memory::ByteValued;
 
 use super::device;
-use crate::fs::{CastoreFs, Handle, NodeId, OpenRequest, Opened, Parked, Passthrough, Paused};
+use crate::fs::{
+    CastoreFs, FileHandle, NodeId, OpenReply, OpenRequest, ParkedState, ParkedWait, Passthrough,
+};
 use crate::transport::reply::ReplyBuffer;
 use crate::transport::requests;
 
@@ -33,7 +35,7 @@ const KEEP_CACHE: u32 = 1 << 1;
 const PASSTHROUGH: u32 = 1 << 7;
 
 /// Answers the requests for one file system.
-pub struct Answerer {
+pub struct FuseAnswerer {
     fs: Arc<CastoreFs>,
     rare: Server<Arc<CastoreFs>>,
     /// In which replies to rare requests are made.
@@ -41,18 +43,18 @@ pub struct Answerer {
 }
 
 /// The outcome of a request.
-enum Outcome {
-    /// It is answered with so many bytes behind the header, or with an errno.
+enum RequestOutcome {
+    /// It is answered with so many bytes after the header, or with an errno.
     Reply(io::Result<usize>),
     /// It is answered with so many bytes, by which the kernel has a file open.
-    Open(usize, Handle),
+    Open(usize, FileHandle),
     /// It has no reply.
     Silent,
     /// It is left to the crate.
     Rare,
 }
 
-impl Answerer {
+impl FuseAnswerer {
     /// Answers for `fs`.
     pub fn new(fs: Arc<CastoreFs>) -> Self {
         Self {
@@ -72,8 +74,8 @@ impl Answerer {
         header: &InHeader,
         request: &mut [u8],
         reply: &mut [u8],
-        paused: &mut Paused,
-    ) -> Result<Option<Parked>, String> {
+        paused: &mut ParkedState,
+    ) -> Result<Option<ParkedWait>, String> {
         let Some((head, data)) = reply.split_at_mut_checked(size_of::<OutHeader>()) else {
             return Err("no room for a reply".to_owned());
         };
@@ -82,7 +84,7 @@ impl Answerer {
         let (outcome, parked) = self.fs.answering(paused, name, header.nodeid, || {
             let body = request.get(size_of::<InHeader>()..).unwrap_or_default();
             let outcome = self.frequent(header, body, data);
-            if matches!(outcome, Outcome::Rare) {
+            if matches!(outcome, RequestOutcome::Rare) {
                 rare = Some(self.rare(request));
             }
             outcome
@@ -91,8 +93,8 @@ impl Answerer {
             return Ok(parked);
         }
         let written = match outcome {
-            Outcome::Silent => return Ok(None),
-            Outcome::Rare => {
+            RequestOutcome::Silent => return Ok(None),
+            RequestOutcome::Rare => {
                 let buffer = rare.ok_or("a rare request without an outcome")??;
                 let sent = match buffer.reply() {
                     [] => Ok(()),
@@ -101,11 +103,11 @@ impl Answerer {
                 self.buffers.lock().push(buffer);
                 sent
             }
-            Outcome::Reply(Ok(length)) => {
+            RequestOutcome::Reply(Ok(length)) => {
                 let whole = put_header(head, header.unique, length);
                 device::send(device, &reply[..whole])
             }
-            Outcome::Open(length, handle) => {
+            RequestOutcome::Open(length, handle) => {
                 let whole = put_header(head, header.unique, length);
                 device::send(device, &reply[..whole]).inspect_err(|_| {
                     // The kernel did not accept the reply, and will not close what it does not
@@ -115,7 +117,7 @@ impl Answerer {
                     }
                 })
             }
-            Outcome::Reply(Err(error)) => {
+            RequestOutcome::Reply(Err(error)) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 device::reply_error(device, header.unique, errno)
             }
@@ -123,8 +125,8 @@ impl Answerer {
         written.map(|()| None).map_err(|error| error.to_string())
     }
 
-    /// Answers `request` if it reads an image and all of that is at hand; whether it did.
-    pub fn answer_at_hand(
+    /// Answers `request` if it reads an image and all of that is cached; whether it did.
+    pub fn answer_in_place(
         &self,
         device: &OwnedFd,
         header: &InHeader,
@@ -145,7 +147,7 @@ impl Answerer {
         let id = NodeId::from(header.nodeid);
         let read = self
             .fs
-            .read_image_at_hand(id, asked.offset, &mut data[..room]);
+            .read_cached_image(id, asked.offset, &mut data[..room]);
         let Some(length) = read else {
             return false;
         };
@@ -172,7 +174,7 @@ impl Answerer {
         Ok(buffer)
     }
 
-    fn frequent(&self, header: &InHeader, body: &[u8], out: &mut [u8]) -> Outcome {
+    fn frequent(&self, header: &InHeader, body: &[u8], out: &mut [u8]) -> RequestOutcome {
         const LOOKUP: u32 = Opcode::Lookup as u32;
         const GETATTR: u32 = Opcode::Getattr as u32;
         const READ: u32 = Opcode::Read as u32;
@@ -192,18 +194,18 @@ impl Answerer {
             OPEN => match self.passthrough() {
                 Some(passthrough) => return self.open(passthrough, header, body, out),
                 None if self.fs.reports_open_images() => open_image(out),
-                None => return Outcome::Rare,
+                None => return RequestOutcome::Rare,
             },
             RELEASE => match self.passthrough() {
                 Some(passthrough) => release(passthrough, body),
                 None if self.fs.reports_open_images() => Ok(0),
-                None => return Outcome::Rare,
+                None => return RequestOutcome::Rare,
             },
             FORGET => return self.forget(id, body),
             BATCH_FORGET => return self.forget_many(body),
-            _ => return Outcome::Rare,
+            _ => return RequestOutcome::Rare,
         };
-        Outcome::Reply(reply)
+        RequestOutcome::Reply(reply)
     }
 
     fn look_up(&self, header: &InHeader, body: &[u8], out: &mut [u8]) -> io::Result<usize> {
@@ -240,7 +242,7 @@ impl Answerer {
     ) -> io::Result<usize> {
         let (asked, _) = take::<ReadIn>(body).ok_or_else(malformed)?;
         let length = out.len().min(asked.size as usize);
-        let mut listing = Listing {
+        let mut listing = ReaddirReply {
             room: &mut out[..length],
             written: 0,
         };
@@ -269,9 +271,9 @@ impl Answerer {
         header: &InHeader,
         body: &[u8],
         out: &mut [u8],
-    ) -> Outcome {
+    ) -> RequestOutcome {
         let Some((asked, _)) = take::<OpenIn>(body) else {
-            return Outcome::Reply(Err(malformed()));
+            return RequestOutcome::Reply(Err(malformed()));
         };
         let request = OpenRequest {
             unique: header.unique & !REPEATED,
@@ -279,9 +281,9 @@ impl Answerer {
         };
         let id = NodeId::from(header.nodeid);
         let opened = self.fs.open_file(passthrough, request, id, asked.flags);
-        let Opened { handle, backing } = match opened {
+        let OpenReply { handle, backing } = match opened {
             Ok(opened) => opened,
-            Err(error) => return Outcome::Reply(Err(error)),
+            Err(error) => return RequestOutcome::Reply(Err(error)),
         };
         let answer = OpenOut {
             fh: handle.into(),
@@ -289,22 +291,22 @@ impl Answerer {
             passthrough: backing.unwrap_or(0),
         };
         match put(out, &answer) {
-            Ok(length) => Outcome::Open(length, handle),
+            Ok(length) => RequestOutcome::Open(length, handle),
             Err(error) => {
                 passthrough.close(handle);
-                Outcome::Reply(Err(error))
+                RequestOutcome::Reply(Err(error))
             }
         }
     }
 
-    fn forget(&self, id: NodeId, body: &[u8]) -> Outcome {
+    fn forget(&self, id: NodeId, body: &[u8]) -> RequestOutcome {
         if let Some((forgotten, _)) = take::<ForgetIn>(body) {
             self.fs.forget(&Context::default(), id, forgotten.nlookup);
         }
-        Outcome::Silent
+        RequestOutcome::Silent
     }
 
-    fn forget_many(&self, body: &[u8]) -> Outcome {
+    fn forget_many(&self, body: &[u8]) -> RequestOutcome {
         if let Some((batch, mut rest)) = take::<BatchForgetIn>(body) {
             let each = std::iter::from_fn(|| {
                 let (one, after) = take::<ForgetOne>(rest)?;
@@ -313,7 +315,7 @@ impl Answerer {
             });
             self.fs.forget_all(each.take(batch.count as usize));
         }
-        Outcome::Silent
+        RequestOutcome::Silent
     }
 }
 
@@ -329,17 +331,17 @@ fn open_image(out: &mut [u8]) -> io::Result<usize> {
 
 fn release(passthrough: &Passthrough, body: &[u8]) -> io::Result<usize> {
     let (released, _) = take::<ReleaseIn>(body).ok_or_else(malformed)?;
-    passthrough.close(Handle::from(released.fh));
+    passthrough.close(FileHandle::from(released.fh));
     Ok(0)
 }
 
 /// The entries of a READDIR or READDIRPLUS, as far as there is room.
-struct Listing<'a> {
+struct ReaddirReply<'a> {
     room: &'a mut [u8],
     written: usize,
 }
 
-impl Listing<'_> {
+impl ReaddirReply<'_> {
     /// Appends an entry; gives its bytes, or 0 if there is no room for it.
     fn add(&mut self, listed: &DirEntry<'_>, entry: Option<Entry>) -> usize {
         let dirent = Dirent {
@@ -367,7 +369,7 @@ impl Listing<'_> {
     }
 }
 
-/// The first bytes of `bytes` as a message of the kernel, and those behind it.
+/// The first bytes of `bytes` as a message of the kernel, and those after it.
 fn take<T: ByteValued + Default>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let (head, rest) = bytes.split_at_checked(size_of::<T>())?;
     let mut value = T::default();
@@ -375,7 +377,7 @@ fn take<T: ByteValued + Default>(bytes: &[u8]) -> Option<(T, &[u8])> {
     Some((value, rest))
 }
 
-/// Writes the header of a reply with `length` bytes behind it into `head`; returns the length of
+/// Writes the header of a reply with `length` bytes after it into `head`; returns the length of
 /// both.
 fn put_header(head: &mut [u8], unique: u64, length: usize) -> usize {
     let whole = head.len() + length;

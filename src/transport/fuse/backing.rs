@@ -22,7 +22,7 @@ struct BackingMap {
 }
 
 /// The device of a mount, as the place where backing files are registered.
-pub struct FuseDevice(pub Arc<OwnedFd>);
+pub(super) struct FuseDevice(pub Arc<OwnedFd>);
 
 impl BackingDevice for FuseDevice {
     fn register(&self, file: &OwnedFd) -> io::Result<u32> {

@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_that_does_not_return_is_left_behind() {
+    fn a_call_that_does_not_return_is_abandoned() {
         let (end, wait) = mpsc::channel::<()>();
         let stuck = move || wait.recv();
         assert!(within(Duration::from_millis(20), "stuck", stuck).is_none());

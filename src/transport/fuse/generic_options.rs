@@ -23,7 +23,7 @@ const ATIME: MountFlags = MountFlags::NOATIME
     .union(MountFlags::RELATIME)
     .union(MountFlags::STRICTATIME);
 
-/// Options that are flags: the name, what it sets, and what it clears first.
+/// Options that are flags: the name, the flags that it sets, and those that it clears first.
 const FLAGS: &[(&str, MountFlags, MountFlags)] = &[
     ("ro", NONE, NONE),
     ("rw", NONE, NONE),
@@ -51,17 +51,18 @@ const FLAGS: &[(&str, MountFlags, MountFlags)] = &[
     ("nolazytime", NONE, MountFlags::LAZYTIME),
     ("silent", MountFlags::SILENT, NONE),
     ("loud", NONE, MountFlags::SILENT),
-    // A user's mount must not trick other users.
+    // Options that let users mount. mount(8) makes these imply nosuid and nodev, and some noexec, so that a
+    // mount of one user cannot give programs with privileges to others.
     ("user", USER, NONE),
     ("users", USER, NONE),
     ("owner", OWNER, NONE),
     ("group", OWNER, NONE),
-    // Nothing can be counted or locked without writing.
+    // No effect on a file system that is never written.
     ("iversion", NONE, NONE),
     ("noiversion", NONE, NONE),
     ("mand", NONE, NONE),
     ("nomand", NONE, NONE),
-    // For mount(8), systemd and fsck(8).
+    // Read by mount(8), systemd and fsck(8), and not by the kernel.
     ("auto", NONE, NONE),
     ("noauto", NONE, NONE),
     ("nofail", NONE, NONE),
@@ -84,8 +85,8 @@ const PROPAGATION: &[(&str, MountPropagationFlags)] = &[
     ("unbindable", MountPropagationFlags::UNBINDABLE),
 ];
 
-/// Options of which mount(8) takes where they hold as a value (`ro=vfs`, `noexec=recursive`). What is
-/// mounted here is new, so that there is nothing below it, and the file system is read-only in any case.
+/// Options whose value restricts where they hold (`ro=vfs`, `noexec=recursive`). The value has no effect here: a
+/// new mount has no mounts below it, and the file system is read-only in any case.
 const LAYERED: &[&str] = &[
     "ro",
     "rw",
@@ -105,10 +106,10 @@ const LAYERED: &[&str] = &[
     "nodiratime",
 ];
 
-/// Options with a value that SELinux reads (mount(8)); without it they mean nothing.
+/// Options for SELinux, with a value (mount(8)). They are left out where the kernel has no SELinux.
 const SELINUX: &[&str] = &["context", "fscontext", "defcontext", "rootcontext"];
 
-/// Flags as mountinfo and fusermount3 write them.
+/// The names of flags in mountinfo and for fusermount3.
 const NAMES: &[(&str, MountFlags)] = &[
     ("noexec", MountFlags::NOEXEC),
     ("nosuid", MountFlags::NOSUID),
@@ -122,8 +123,8 @@ const NAMES: &[(&str, MountFlags)] = &[
     ("lazytime", MountFlags::LAZYTIME),
 ];
 
-/// Where a kernel with SELinux has a file.
-const SELINUX_IS_THERE: &str = "/sys/fs/selinux/enforce";
+/// A file that exists if the kernel has SELinux.
+const SELINUX_FILE: &str = "/sys/fs/selinux/enforce";
 
 /// Flags of a mount as fsmount(2) has them.
 const ATTRIBUTES: &[(MountFlags, MountAttrFlags)] = &[
@@ -146,14 +147,14 @@ const ATTRIBUTES: &[(MountFlags, MountAttrFlags)] = &[
     ),
 ];
 
-/// An option that is none of these.
+/// An option that depends on the file system, or does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "{0:?} is no option of mount(8) that every file system has; those of castore-fs are set otherwise"
 )]
 pub struct UnknownOption(String);
 
-/// What is asked of mount(2) whatever the file system is.
+/// The options of a mount that do not depend on the file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GenericOptions {
     flags: MountFlags,
@@ -173,7 +174,7 @@ impl Default for GenericOptions {
 }
 
 impl GenericOptions {
-    /// Of these options, in order.
+    /// Parses `options`; a later one overrides an earlier one.
     pub fn of(options: &[String]) -> Result<Self, UnknownOption> {
         let mut all = Self::default();
         for option in options {
@@ -184,7 +185,7 @@ impl GenericOptions {
         Ok(all)
     }
 
-    /// Takes `option` in, after those before it; whether it is one of these.
+    /// Adds `option`, which overrides those before it. Returns whether it is known.
     pub fn add(&mut self, option: &str) -> bool {
         let (name, value) = match option.split_once('=') {
             Some((name, value)) => (name, Some(value)),
@@ -203,7 +204,7 @@ impl GenericOptions {
             if is_context && !value.is_empty() {
                 self.selinux.push(option.to_owned());
             }
-            // The right to mount and unmount it, and comments of fstab.
+            // The right to mount and unmount, and comments in fstab: no part of the mount itself.
             return is_context || matches!(name, "user" | "comment" | "uhelper" | "helper");
         }
         if let Some((_, set, clear)) = FLAGS.iter().find(|(known, ..)| *known == name) {
@@ -230,7 +231,7 @@ impl GenericOptions {
 
     /// The options for SELinux, each with a comma before it.
     pub(super) fn data(&self) -> String {
-        match Path::new(SELINUX_IS_THERE).exists() {
+        match Path::new(SELINUX_FILE).exists() {
             true => self
                 .selinux
                 .iter()
@@ -260,9 +261,9 @@ impl GenericOptions {
             .collect()
     }
 
-    /// What SELinux wants of the file system's options, for fsconfig(2).
+    /// The options for SELinux, for fsconfig(2).
     pub(super) fn file_system_values(&self) -> Vec<(String, String)> {
-        if !Path::new(SELINUX_IS_THERE).exists() {
+        if !Path::new(SELINUX_FILE).exists() {
             return Vec::new();
         }
         let pairs = self
@@ -277,7 +278,7 @@ impl GenericOptions {
     /// The flags as options of fusermount3, separated by commas.
     pub(super) fn for_helper(&self) -> String {
         let mut names = vec!["ro"];
-        // fusermount3 lets only the superuser omit these.
+        // fusermount3 lets only the superuser omit nosuid and nodev.
         let flags = self.flags.union(OWNER);
         names.extend(
             NAMES
@@ -302,7 +303,7 @@ impl GenericOptions {
         let has: MountFlags = all
             .filter_map(|option| NAMES.iter().find(|(name, _)| *name == option))
             .fold(NONE, |flags, (_, flag)| flags.union(*flag));
-        // Not written by the kernel, or fixed when the file system is made.
+        // Flags that mountinfo does not show, or that are fixed when the file system is made.
         let unseen = MountFlags::RDONLY
             .union(MountFlags::SILENT)
             .union(MountFlags::STRICTATIME)

@@ -41,7 +41,7 @@ pub struct DeviceNumber {
 
 /// A line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountEntry {
+pub(super) struct MountEntry {
     /// The mount's id. The kernel gives the id of a mount that is gone to a later one.
     pub id: u64,
     /// The id of the mount that it is mounted in.
@@ -64,7 +64,7 @@ pub struct MountEntry {
 
 /// All mounts that can be reached from this process's root directory.
 #[derive(Clone, Debug, Default)]
-pub struct MountTable {
+pub(super) struct MountTable {
     entries: Vec<MountEntry>,
     /// The mount of the root directory, which need not be listed (in a chroot).
     root: Option<u64>,
@@ -89,9 +89,20 @@ impl FromStr for DeviceNumber {
     }
 }
 
+/// The error for a file below `/proc/self`, which is there if `/proc` is.
+pub(super) fn name_missing_proc(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => io::Error::new(
+            io::ErrorKind::NotFound,
+            "/proc is not mounted, where the kernel lists what is mounted: mount -t proc proc /proc",
+        ),
+        _ => error,
+    }
+}
+
 impl MountTable {
     /// Reads the table of this process.
-    pub fn read() -> io::Result<Self> {
+    pub(super) fn read() -> io::Result<Self> {
         Self::read_of(Path::new(MOUNTINFO))
     }
 
@@ -99,7 +110,12 @@ impl MountTable {
     /// [`visible_at`](Self::visible_at) means nothing.
     pub(super) fn read_of(mountinfo: &Path) -> io::Result<Self> {
         let mut text = Vec::new();
-        File::open(mountinfo)?.read_to_end(&mut text)?;
+        let opened = File::open(mountinfo);
+        let opened = match mountinfo == Path::new(MOUNTINFO) {
+            true => opened.map_err(name_missing_proc),
+            false => opened,
+        };
+        opened?.read_to_end(&mut text)?;
         Ok(Self::parse(&text, root_mount()))
     }
 
@@ -115,25 +131,25 @@ impl MountTable {
     }
 
     /// The mount `id`.
-    pub fn by_id(&self, id: u64) -> Option<&MountEntry> {
+    pub(super) fn by_id(&self, id: u64) -> Option<&MountEntry> {
         self.entries.iter().find(|entry| entry.id == id)
     }
 
     /// The mounts of the file system `device`: one, and its bind mounts.
-    pub fn of_device(&self, device: DeviceNumber) -> impl Iterator<Item = &MountEntry> {
+    pub(super) fn of_device(&self, device: DeviceNumber) -> impl Iterator<Item = &MountEntry> {
         let entries = self.entries.iter();
         entries.filter(move |entry| entry.device == device)
     }
 
     /// The mounts that are mounted in the mount `id`, at its root or below.
-    pub fn children(&self, id: u64) -> impl Iterator<Item = &MountEntry> {
+    pub(super) fn children(&self, id: u64) -> impl Iterator<Item = &MountEntry> {
         let entries = self.entries.iter();
         entries.filter(move |entry| entry.parent == id && entry.id != id)
     }
 
     /// The mount at `path`: of several at one place the topmost. `path` is absolute, without
     /// symbolic links, `.` and `..`. None if that mount is not listed.
-    pub fn visible_at(&self, path: &Path) -> Option<&MountEntry> {
+    pub(super) fn visible_at(&self, path: &Path) -> Option<&MountEntry> {
         let mut id = self.root?;
         let mut found = self.by_id(id);
         let mut reached = Path::new("/");
@@ -157,12 +173,12 @@ impl MountTable {
     }
 
     /// The topmost mount whose mount point is `path`, if that is a mount point.
-    pub fn mounted_on(&self, path: &Path) -> Option<&MountEntry> {
+    pub(super) fn mounted_on(&self, path: &Path) -> Option<&MountEntry> {
         self.visible_at(path).filter(|entry| entry.path == path)
     }
 
     /// The mounts that keep `entry` from being unmounted: one that covers it, and those below it.
-    pub fn obstacles(&self, entry: &MountEntry) -> Vec<&MountEntry> {
+    pub(super) fn obstacles(&self, entry: &MountEntry) -> Vec<&MountEntry> {
         let covering = self.visible_at(&entry.path);
         let covering = covering.filter(|visible| visible.id != entry.id);
         let below = self.children(entry.id);
@@ -203,13 +219,13 @@ impl MountEntry {
     }
 
     /// Whether this program made it: a FUSE mount, or the mount of an image.
-    pub fn is_ours(&self) -> bool {
+    pub(super) fn is_ours(&self) -> bool {
         self.fs_type == FS_TYPE || self.image_source().is_some()
     }
 
     /// The number of the FUSE connection that serves the image, and the store's URL, if it is the mount
     /// of an image.
-    pub fn image_source(&self) -> Option<(u64, &str)> {
+    pub(super) fn image_source(&self) -> Option<(u64, &str)> {
         let source = self.source.strip_prefix(IMAGE_SOURCE)?;
         let (number, url) = source.split_once(':').unwrap_or((source, ""));
         let is_image = self.fs_type == IMAGE_FS_TYPE;
@@ -218,7 +234,7 @@ impl MountEntry {
 
     /// The place of `path`, which is in this mount, in its file system, from the file system's
     /// root.
-    pub fn inside(&self, path: &Path) -> Option<PathBuf> {
+    pub(super) fn inside(&self, path: &Path) -> Option<PathBuf> {
         Some(self.root.join(path.strip_prefix(&self.path).ok()?))
     }
 }
@@ -253,7 +269,7 @@ fn root_mount() -> Option<u64> {
 }
 
 /// The id of the mount that an open file is in. None before Linux 5.8.
-pub fn mount_of(file: impl AsFd) -> Option<u64> {
+pub(super) fn mount_of(file: impl AsFd) -> Option<u64> {
     statx_mount_id(file, c"", AtFlags::EMPTY_PATH)
 }
 
@@ -344,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_tells_the_file_system_and_the_place_in_it() {
+    fn a_line_names_the_file_system_and_the_place_in_it() {
         let table = table();
         let of_device: Vec<u64> = {
             let device = "0:41".parse().unwrap();
@@ -389,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mount_of_an_image_tells_its_connection_and_store() {
+    fn the_mount_of_an_image_names_its_connection_and_store() {
         let line = |rest: &str| {
             let line = format!("31 30 0:41 / /a ro - {rest} ro");
             MountEntry::parse(line.as_bytes()).unwrap()

@@ -3,10 +3,10 @@
 //! Mounting an image reads it, and unmounting it waits for what is being read of it: both wait for
 //! answers of the process that serves the image. A thread of that process that waited for them could
 //! not be killed, and neither could the process: its descriptors would stay open, and nothing would
-//! answer. So a helper, forked by the [`Nursery`], makes these calls. If the server dies meanwhile,
-//! the helper waits for its successor, or gets errors if there is none.
+//! answer. So a helper, forked by the [`ForkServer`](super::fork_server::ForkServer), makes these calls. If the server dies meanwhile,
+//! the helper waits for the next one, or gets errors if there is none.
 //!
-//! A helper does one job: a message brings it, with descriptors, and a message says what came of it.
+//! A helper does one job: a message brings it, with descriptors, and a message returns the outcome.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -30,7 +30,6 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use super::mount_table::DeviceNumber;
-use super::notices::Nursery;
 use super::unmount::MountIdentity;
 
 /// The longest message: a path of 4,096 bytes, each as a number of JSON, and the rest.
@@ -38,8 +37,8 @@ const LONGEST: usize = 64 << 10;
 /// Metadata that is read ahead of the first walk, in bytes, at most: that of some 200,000 names.
 const READ_AHEAD: u64 = 16 << 20;
 /// The most that EROFS reads ahead of sequential readers, in KiB. A reader waits for each of its windows as a
-/// whole, and the FUSE file below reads ahead of EROFS anyway. The first read of a file of 1 GiB took 1.3 to
-/// 1.5 s with 32 to 512 KiB, 2.1 to 2.8 s with 1 MiB and 3.3 s with 4 MiB (FUSE: 1.1 to 1.3 s).
+/// whole, and the FUSE file below reads ahead of EROFS anyway. docs/performance.md
+/// has the times with other values ("One large file").
 const EROFS_READ_AHEAD_KIB: u32 = 128;
 /// How long umount(2) may take before it counts as done if the mount is out of the tree.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(5);
@@ -69,33 +68,33 @@ pub(super) struct MountJob {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Job {
+enum MounterJob {
     Mount(MountJob),
     Unmount { path: Vec<u8>, flags: u32 },
 }
 
 /// What comes of a job.
 #[derive(Debug, Serialize, Deserialize)]
-enum Outcome {
+enum JobOutcome {
     Mounted(MountIdentity),
     Unmounted,
-    Failed(Refusal),
+    Failed(MounterRefusal),
 }
 
 /// Why a job was not done.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Refusal {
+pub(super) struct MounterRefusal {
     /// What was tried.
-    pub step: Step,
-    /// What the system said.
+    pub step: MountStep,
+    /// The errno of the system call.
     pub errno: i32,
-    /// What the file system said.
+    /// The message of the file system.
     pub words: String,
 }
 
 /// What a helper does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Step {
+pub(super) enum MountStep {
     /// Open the image.
     Open,
     /// Give the image the name that mountinfo shows.
@@ -116,8 +115,8 @@ pub(super) enum Step {
     Help,
 }
 
-impl Refusal {
-    fn of(step: Step) -> impl Fn(Errno) -> Self {
+impl MounterRefusal {
+    fn of(step: MountStep) -> impl Fn(Errno) -> Self {
         move |errno| Self {
             step,
             errno: errno.raw_os_error(),
@@ -127,7 +126,7 @@ impl Refusal {
 
     fn helpless(error: &io::Error) -> Self {
         Self {
-            step: Step::Help,
+            step: MountStep::Help,
             errno: error.raw_os_error().unwrap_or(libc::EIO),
             words: String::new(),
         }
@@ -139,49 +138,83 @@ impl Refusal {
 }
 
 /// Has a helper mount the image that is in `directory`, on the directory `target`. Both are closed here
-/// before the helper begins, so that only the helper can be the last to use the image.
+/// before the helper begins, so that only the helper can be the last to use the image. `start_helper` gives
+/// the channel to a new helper.
 pub(super) fn mount(
-    nursery: &Nursery,
+    start_helper: impl FnOnce() -> io::Result<OwnedFd>,
     job: MountJob,
     directory: OwnedFd,
     target: &OwnedFd,
-) -> Result<MountIdentity, Refusal> {
-    let channel = nursery.mounter();
-    let channel = channel.map_err(|error| Refusal::helpless(&error))?;
+) -> Result<MountIdentity, MounterRefusal> {
+    let channel = start_helper();
+    let channel = channel.map_err(|error| MounterRefusal::helpless(&error))?;
     let sent = send(
         &channel,
-        &Job::Mount(job),
+        &MounterJob::Mount(job),
         &[directory.as_fd(), target.as_fd()],
     );
     drop(directory);
-    sent.map_err(|error| Refusal::helpless(&error))?;
+    sent.map_err(|error| MounterRefusal::helpless(&error))?;
     match receive_outcome(&channel, None) {
-        Ok(Outcome::Mounted(identity)) => Ok(identity),
-        Ok(Outcome::Failed(refusal)) => Err(refusal),
-        Ok(Outcome::Unmounted) => Err(Refusal::helpless(&io::ErrorKind::InvalidData.into())),
-        Err(error) => Err(Refusal::helpless(&error)),
+        Ok(JobOutcome::Mounted(identity)) => Ok(identity),
+        Ok(JobOutcome::Failed(refusal)) => Err(refusal),
+        Ok(JobOutcome::Unmounted) => {
+            Err(MounterRefusal::helpless(&io::ErrorKind::InvalidData.into()))
+        }
+        Err(error) => Err(MounterRefusal::helpless(&error)),
     }
 }
 
-/// Has a helper unmount `path`. One that takes long counts as done if `is_gone`: the mount is out of the
-/// tree, and the helper goes on.
+/// Has a helper unmount `path`, or a thread if there is no helper any more. One that takes long counts as
+/// done if `is_gone`: the mount is out of the tree, and the helper continues.
+///
+/// No thread that serves calls this: what is unmounted may have to be read first.
 pub(super) fn unmount(
-    nursery: &Nursery,
+    start_helper: impl FnOnce() -> io::Result<OwnedFd>,
     path: &Path,
     flags: UnmountFlags,
     is_gone: impl Fn() -> bool,
 ) -> io::Result<()> {
-    let channel = nursery.mounter()?;
-    let job = Job::Unmount {
+    let job = MounterJob::Unmount {
         path: path.as_os_str().as_bytes().to_vec(),
         flags: flags.bits(),
     };
-    send(&channel, &job, &[])?;
-    match receive_outcome(&channel, Some(UNMOUNT_PATIENCE)) {
-        Ok(Outcome::Failed(refusal)) => Err(refusal.error()),
+    let by_helper = || {
+        let channel = start_helper()?;
+        send(&channel, &job, &[])?;
+        receive_outcome(&channel, Some(UNMOUNT_PATIENCE))
+    };
+    match by_helper() {
+        Ok(JobOutcome::Failed(refusal)) => Err(refusal.error()),
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::TimedOut && is_gone() => Ok(()),
-        Err(error) => Err(error),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => match is_gone() {
+            true => Ok(()),
+            false => Err(error),
+        },
+        Err(error) => {
+            tracing::warn!(%error, "the helper process that unmounts images is gone");
+            unmount_by_thread(path, flags, is_gone)
+        }
+    }
+}
+
+fn unmount_by_thread(
+    path: &Path,
+    flags: UnmountFlags,
+    is_gone: impl Fn() -> bool,
+) -> io::Result<()> {
+    let (done, outcome) = std::sync::mpsc::channel();
+    let path = path.to_owned();
+    let work = move || {
+        let _ = done.send(rustix::mount::unmount(path, flags));
+    };
+    std::thread::Builder::new()
+        .name("unmount-image".to_owned())
+        .spawn(work)?;
+    match outcome.recv_timeout(UNMOUNT_PATIENCE) {
+        Ok(outcome) => Ok(outcome?),
+        Err(_) if is_gone() => Ok(()),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
@@ -227,7 +260,7 @@ fn receive(channel: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     }
 }
 
-fn receive_outcome(channel: &OwnedFd, patience: Option<Duration>) -> io::Result<Outcome> {
+fn receive_outcome(channel: &OwnedFd, patience: Option<Duration>) -> io::Result<JobOutcome> {
     if let Some(patience) = patience {
         let mut polled = [PollFd::new(channel, PollFlags::IN)];
         let patience = Timespec {
@@ -255,35 +288,39 @@ pub(super) fn work(channel: &OwnedFd) {
         return;
     };
     let outcome = match (serde_json::from_slice(&message), &descriptors[..]) {
-        (Ok(Job::Mount(job)), [directory, target]) => mount_here(&job, directory, target),
-        (Ok(Job::Unmount { path, flags }), []) => unmount_here(path, flags),
+        (Ok(MounterJob::Mount(job)), [directory, target]) => make_mount(&job, directory, target),
+        (Ok(MounterJob::Unmount { path, flags }), []) => make_unmount(path, flags),
         _ => return,
     };
-    let _ = send(channel, &outcome.unwrap_or_else(Outcome::Failed), &[]);
+    let _ = send(channel, &outcome.unwrap_or_else(JobOutcome::Failed), &[]);
 }
 
-fn unmount_here(path: Vec<u8>, flags: u32) -> Result<Outcome, Refusal> {
+fn make_unmount(path: Vec<u8>, flags: u32) -> Result<JobOutcome, MounterRefusal> {
     let path = PathBuf::from(OsString::from_vec(path));
     let unmounted = rustix::mount::unmount(path, UnmountFlags::from_bits_retain(flags));
-    unmounted.map_err(Refusal::of(Step::Unmount))?;
-    Ok(Outcome::Unmounted)
+    unmounted.map_err(MounterRefusal::of(MountStep::Unmount))?;
+    Ok(JobOutcome::Unmounted)
 }
 
-fn mount_here(job: &MountJob, directory: &OwnedFd, target: &OwnedFd) -> Result<Outcome, Refusal> {
+fn make_mount(
+    job: &MountJob,
+    directory: &OwnedFd,
+    target: &OwnedFd,
+) -> Result<JobOutcome, MounterRefusal> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let image = rustix::fs::openat(directory, &*job.image, flags, Mode::empty());
-    let image = image.map_err(Refusal::of(Step::Open))?;
+    let image = image.map_err(MounterRefusal::of(MountStep::Open))?;
     // EROFS reads metadata by the page, and each would be a request.
     let ahead = std::num::NonZeroU64::new(job.metadata.min(READ_AHEAD));
     let _ = rustix::fs::fadvise(&image, 0, ahead, Advice::WillNeed);
-    name(&image, &job.source).map_err(Refusal::of(Step::Name))?;
+    name(&image, &job.source).map_err(MounterRefusal::of(MountStep::Name))?;
     let erofs = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC);
-    let erofs = erofs.map_err(Refusal::of(Step::FindErofs))?;
+    let erofs = erofs.map_err(MounterRefusal::of(MountStep::FindErofs))?;
     let words = |step| {
         let erofs = &erofs;
-        move |errno: Errno| Refusal {
+        move |errno: Errno| MounterRefusal {
             words: messages(erofs),
-            ..Refusal::of(step)(errno)
+            ..MounterRefusal::of(step)(errno)
         }
     };
     let configure = || {
@@ -296,11 +333,11 @@ fn mount_here(job: &MountJob, directory: &OwnedFd, target: &OwnedFd) -> Result<O
         }
         Ok(())
     };
-    configure().map_err(words(Step::Configure))?;
+    configure().map_err(words(MountStep::Configure))?;
     let before = read_ahead_settings();
-    rustix::mount::fsconfig_create(&erofs).map_err(words(Step::Read))?;
+    rustix::mount::fsconfig_create(&erofs).map_err(words(MountStep::Read))?;
     let made = read_ahead_settings();
-    // Which one is of this file system, the kernel does not tell; usually no other comes meanwhile.
+    // Which one is of this file system, the kernel does not report; usually no other comes meanwhile.
     if let [setting] = &made.difference(&before).collect::<Vec<_>>()[..] {
         let kib = job.read_ahead_kib.min(EROFS_READ_AHEAD_KIB);
         let _ = std::fs::write(setting, kib.to_string());
@@ -326,16 +363,16 @@ fn mount_here(job: &MountJob, directory: &OwnedFd, target: &OwnedFd) -> Result<O
         };
         Ok((mounted, identity))
     };
-    let (mounted, identity) = attach().map_err(words(Step::Attach))?;
-    let here = format!("/proc/self/fd/{}", mounted.as_raw_fd());
+    let (mounted, identity) = attach().map_err(words(MountStep::Attach))?;
+    let target_path = format!("/proc/self/fd/{}", mounted.as_raw_fd());
     for propagation in &job.propagation {
         let propagation = MountPropagationFlags::from_bits_retain(*propagation);
-        if let Err(errno) = rustix::mount::mount_change(&*here, propagation) {
-            let _ = rustix::mount::unmount(&*here, UnmountFlags::DETACH);
-            return Err(Refusal::of(Step::Propagate)(errno));
+        if let Err(errno) = rustix::mount::mount_change(&*target_path, propagation) {
+            let _ = rustix::mount::unmount(&*target_path, UnmountFlags::DETACH);
+            return Err(MounterRefusal::of(MountStep::Propagate)(errno));
         }
     }
-    Ok(Outcome::Mounted(identity))
+    Ok(JobOutcome::Mounted(identity))
 }
 
 /// The settings of how far EROFS file systems read ahead.
@@ -386,7 +423,7 @@ pub(super) fn as_source(prefix: &str, source: &str) -> String {
     }
 }
 
-/// What the file system has said about the context that it was configured in (fsopen(2)).
+/// The messages of the file system about the context that it was configured in (fsopen(2)).
 fn messages(context: &OwnedFd) -> String {
     let mut words = Vec::new();
     let mut buffer = [0; 1024];

@@ -22,19 +22,19 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 use super::deadline;
 use super::device;
+use super::fork_server::ForkServer;
 use super::generic_options::GenericOptions;
+use super::mount_error::MountError;
 use super::mount_table::{DeviceNumber, FS_TYPE, MountEntry, MountTable, mount_of};
 use super::mounter;
-use super::notices::Nursery;
-use super::own_files::OwnFiles;
-use super::remount;
+use super::protected_files::ProtectedFiles;
+use super::servers;
 use super::trail::trail;
-use super::unmount::{MountIdentity, MountState, Obstacles};
-use super::users::Users;
+use super::unmount::{MountIdentity, MountState, UnmountObstacles};
+use super::users::MountUsers;
 
 /// The device number of `/dev/fuse` (the kernel's `Documentation/admin-guide/devices.txt`).
 const FUSE_DEVICE: (u32, u32) = (10, 229);
@@ -45,104 +45,6 @@ const END_PATIENCE: Duration = Duration::from_millis(200);
 /// The largest READ, in bytes.
 const MAX_READ: u32 = 1 << 20;
 
-/// Why there is no mount.
-#[derive(Debug, Error)]
-pub enum MountError {
-    /// The mount point does not exist.
-    #[error("{} does not exist; make that directory first", .0.display())]
-    NoMountpoint(PathBuf),
-    /// It is not a directory.
-    #[error("{} is not a directory; mount on a directory", .0.display())]
-    NotADirectory(PathBuf),
-    /// It is `/`.
-    #[error(
-        "cannot mount on /: it would hide every file of this machine; mount on a directory below"
-    )]
-    RootDirectory,
-    /// It is at or above a file that this program needs.
-    #[error(
-        "cannot mount on {}: it would hide {what} ({}), and requests would wait for themselves; mount \
-         elsewhere",
-        mountpoint.display(),
-        path.display()
-    )]
-    HidesOwnFile {
-        /// The mount point.
-        mountpoint: PathBuf,
-        /// The purpose of the file.
-        what: String,
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another castore-fs is mounted there.
-    #[error(
-        "castore-fs is mounted on {} already; unmount that first, or mount elsewhere",
-        .0.display()
-    )]
-    AlreadyMounted(PathBuf),
-    /// There is no mount of castore-fs to change.
-    #[error("castore-fs is not mounted on {}", .0.display())]
-    NothingMounted(PathBuf),
-    /// A mount without a server is in the way, and cannot be unmounted.
-    #[error("{} holds a mount without a server: {why}; remove it with umount --lazy", mountpoint.display())]
-    DeadMount {
-        /// The mount point.
-        mountpoint: PathBuf,
-        /// Why it cannot be unmounted.
-        why: String,
-    },
-    /// There is no FUSE.
-    #[error(
-        "cannot open /dev/fuse: {0}; load the kernel module fuse, or give this container the device"
-    )]
-    NoDevice(io::Error),
-    /// The helper is not installed, and an ordinary user has no other way.
-    #[error(
-        "only the superuser can mount without the helper fusermount3, which is not installed (package fuse3)"
-    )]
-    NoHelper,
-    /// The helper refused, with this output.
-    #[error("fusermount3 did not mount on {}: {said}", mountpoint.display())]
-    Helper {
-        /// The mount point.
-        mountpoint: PathBuf,
-        /// Its output.
-        said: String,
-    },
-    /// The given descriptor is something else.
-    #[error("the descriptor that was given for {} is not of /dev/fuse", .0.display())]
-    NotADevice(PathBuf),
-    /// The given descriptor is not mounted, and this process may not do it.
-    #[error(
-        "the descriptor that was given for {} is not mounted yet, which takes CAP_SYS_ADMIN: mount \
-         it before it is passed on (type fuse.castore-fs, options \
-         fd=N,rootmode=40555,user_id=N,group_id=N), or give this process the capability",
-        .0.display()
-    )]
-    NotMounted(PathBuf),
-    /// An image was asked for, and cannot be mounted.
-    #[error(
-        "cannot mount on {} as an image: {why}; leave out view = \"image\" to have a FUSE mount",
-        mountpoint.display()
-    )]
-    NoImageView {
-        /// Where.
-        mountpoint: PathBuf,
-        /// Why not.
-        why: String,
-    },
-    /// A system call failed.
-    #[error("cannot {action} {}: {source}", mountpoint.display())]
-    System {
-        /// The action: a verb.
-        action: &'static str,
-        /// The mount point.
-        mountpoint: PathBuf,
-        /// The error of the system.
-        source: io::Error,
-    },
-}
-
 /// A mount that this process serves.
 #[derive(Clone, Debug)]
 pub struct Mountpoint {
@@ -150,11 +52,11 @@ pub struct Mountpoint {
     path: PathBuf,
     /// Which mount it is; None if it is not in this mount namespace.
     identity: Option<MountIdentity>,
-    made_by: Maker,
+    made_by: MountMaker,
     /// What serves the image, if it is the mount of one.
     image: Option<ImageServer>,
-    /// Whose helpers unmount an image.
-    nursery: Option<Arc<Nursery>>,
+    /// Its helpers unmount an image.
+    fork_server: Option<Arc<ForkServer>>,
 }
 
 /// What serves the image that a mount shows.
@@ -169,7 +71,7 @@ pub(super) struct ImageServer {
 /// The maker of a mount, which has the right to unmount it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Maker {
+pub(super) enum MountMaker {
     /// This process, or one of the same rights before it.
     Ourselves,
     /// fusermount3, for this process.
@@ -180,20 +82,20 @@ pub(super) enum Maker {
 
 /// The outcome of an unmount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Unmounted {
+pub enum UnmountOutcome {
     /// It is gone, and so are its users.
     Cleanly,
     /// It is detached from the tree. It is to be served until these users have finished.
-    InUse(Users),
+    InUse(MountUsers),
     /// It is where it was, since these mounts are on it or below. It can be unmounted once they are
     /// gone.
-    Blocked(Obstacles),
+    Blocked(UnmountObstacles),
     /// Another program has made it, and only that may unmount it. It ends with this process.
     NotOurs,
 }
 
 /// The parameters of mount(2) or of the helper.
-pub struct Request<'a> {
+pub(super) struct MountRequest<'a> {
     /// The first column of `/proc/mounts`: the store's URL.
     pub source: &'a str,
     /// Whether users other than the one that mounts have access.
@@ -201,15 +103,18 @@ pub struct Request<'a> {
     /// Flags of the mount.
     pub generic: &'a GenericOptions,
     /// Files that the mount must not hide.
-    pub own_files: &'a OwnFiles,
-    /// Whose helpers unmount a dead image that is in the way.
-    pub nursery: Option<&'a Nursery>,
+    pub protected_files: &'a ProtectedFiles,
+    /// Its helpers unmount a dead image that is in the way.
+    pub fork_server: Option<&'a ForkServer>,
 }
 
 /// Mounts on `path`; returns the descriptor for requests.
-pub fn mount(path: &Path, request: &Request<'_>) -> Result<(OwnedFd, Mountpoint), MountError> {
+pub(super) fn mount(
+    path: &Path,
+    request: &MountRequest<'_>,
+) -> Result<(OwnedFd, Mountpoint), MountError> {
     let path = resolve(path)?;
-    take_away_dead(&path, request.nursery)?;
+    remove_dead_mount(&path, request.fork_server)?;
     let target = open_target(&path, request)?;
     let is_root = rustix::process::geteuid().is_root();
     let opened = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
@@ -220,9 +125,9 @@ pub fn mount(path: &Path, request: &Request<'_>) -> Result<(OwnedFd, Mountpoint)
         Err(errno) => return Err(MountError::NoDevice(errno.into())),
     };
     let (device, made_by) = match mounted {
-        Ok(device) => (device, Maker::Ourselves),
+        Ok(device) => (device, MountMaker::Ourselves),
         Err(Errno::PERM | Errno::ACCESS) if !is_root => {
-            (mount_by_helper(&path, request)?, Maker::Helper)
+            (mount_by_helper(&path, request)?, MountMaker::Helper)
         }
         Err(errno) => return Err(refused(&path, errno)),
     };
@@ -232,10 +137,10 @@ pub fn mount(path: &Path, request: &Request<'_>) -> Result<(OwnedFd, Mountpoint)
 
 /// The mount of a descriptor that another program has opened: made on `path` unless it exists. If
 /// it does, and the kernel reports where, that overrides `path`.
-pub fn given(
+pub(super) fn from_device(
     device: &OwnedFd,
     path: &Path,
-    request: &Request<'_>,
+    request: &MountRequest<'_>,
 ) -> Result<Mountpoint, MountError> {
     let status = rustix::fs::fstat(device).map_err(|errno| refused(path, errno))?;
     let (major, minor) = (
@@ -246,17 +151,23 @@ pub fn given(
         return Err(MountError::NotADevice(path.to_owned()));
     }
     if device::is_mounted(device) {
-        return Ok(known(device, path.to_owned(), None, Maker::Others, None));
+        return Ok(known(
+            device,
+            path.to_owned(),
+            None,
+            MountMaker::Others,
+            None,
+        ));
     }
     let path = resolve(path)?;
-    take_away_dead(&path, request.nursery)?;
+    remove_dead_mount(&path, request.fork_server)?;
     let target = open_target(&path, request)?;
     match mount_directly(device, &target, request) {
         Ok(()) => {}
         Err(Errno::PERM | Errno::ACCESS) => return Err(MountError::NotMounted(path)),
         Err(errno) => return Err(refused(&path, errno)),
     }
-    made(device, path, &target, Maker::Ourselves, request)
+    made(device, path, &target, MountMaker::Ourselves, request)
 }
 
 /// The mount that was just made on the directory `target`, with what is set only then.
@@ -264,15 +175,15 @@ fn made(
     device: &OwnedFd,
     path: PathBuf,
     target: &OwnedFd,
-    made_by: Maker,
-    request: &Request<'_>,
+    made_by: MountMaker,
+    request: &MountRequest<'_>,
 ) -> Result<Mountpoint, MountError> {
     let mountpoint = Mountpoint {
         identity: identify(device, &path, target),
         path,
         made_by,
         image: None,
-        nursery: None,
+        fork_server: None,
     };
     for propagation in request.generic.propagation() {
         if let Err(errno) = rustix::mount::mount_change(&mountpoint.path, *propagation) {
@@ -292,7 +203,7 @@ pub(super) fn known(
     device: &OwnedFd,
     path: PathBuf,
     id: Option<u64>,
-    made_by: Maker,
+    made_by: MountMaker,
     image: Option<ImageServer>,
 ) -> Mountpoint {
     if let Some(server) = image {
@@ -305,7 +216,7 @@ pub(super) fn known(
             identity,
             made_by,
             image,
-            nursery: None,
+            fork_server: None,
         };
     }
     let table = MountTable::read().unwrap_or_default();
@@ -318,7 +229,7 @@ pub(super) fn known(
                 identity,
                 made_by,
                 image: None,
-                nursery: None,
+                fork_server: None,
             };
         }
         (None, Some(device)) => table.of_device(device).last(),
@@ -331,7 +242,7 @@ pub(super) fn known(
         path: found.map_or(path, |entry| entry.path.clone()),
         made_by,
         image: None,
-        nursery: None,
+        fork_server: None,
     }
 }
 
@@ -392,8 +303,8 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
 }
 
 /// Opens the directory to mount on, after all checks.
-pub(super) fn open_target(path: &Path, request: &Request<'_>) -> Result<OwnedFd, MountError> {
-    request.own_files.check(path)?;
+pub(super) fn open_target(path: &Path, request: &MountRequest<'_>) -> Result<OwnedFd, MountError> {
+    request.protected_files.check(path)?;
     // Not with O_DIRECTORY: where an automount waits for this mount, that would wait for it too.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(path, flags, Mode::empty());
@@ -405,7 +316,11 @@ pub(super) fn open_target(path: &Path, request: &Request<'_>) -> Result<OwnedFd,
     }
 }
 
-fn mount_directly(device: &OwnedFd, target: &OwnedFd, request: &Request<'_>) -> Result<(), Errno> {
+fn mount_directly(
+    device: &OwnedFd,
+    target: &OwnedFd,
+    request: &MountRequest<'_>,
+) -> Result<(), Errno> {
     let mut options = format!(
         "fd={},rootmode=40555,user_id={},group_id={},default_permissions,max_read={MAX_READ}",
         device.as_raw_fd(),
@@ -429,7 +344,7 @@ fn mount_directly(device: &OwnedFd, target: &OwnedFd, request: &Request<'_>) -> 
 }
 
 /// Mounts by `fusermount3`, and receives the descriptor from it.
-fn mount_by_helper(path: &Path, request: &Request<'_>) -> Result<OwnedFd, MountError> {
+fn mount_by_helper(path: &Path, request: &MountRequest<'_>) -> Result<OwnedFd, MountError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => MountError::NoHelper,
         _ => MountError::System {
@@ -479,7 +394,7 @@ fn mount_by_helper(path: &Path, request: &Request<'_>) -> Result<OwnedFd, MountE
         }
         _ => Err(MountError::Helper {
             mountpoint: path.to_owned(),
-            said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            reported: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         }),
     }
 }
@@ -502,20 +417,23 @@ fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 }
 
 impl Mountpoint {
-    /// The mount `identity` of an image on `path`, which this process serves as `server` says.
+    /// The mount `identity` of an image on `path`, which this process serves from the hidden mount `server`.
     pub(super) fn of_image(path: PathBuf, identity: MountIdentity, server: ImageServer) -> Self {
         Self {
             path,
             identity: Some(identity),
-            made_by: Maker::Ourselves,
+            made_by: MountMaker::Ourselves,
             image: Some(server),
-            nursery: None,
+            fork_server: None,
         }
     }
 
-    /// The same, of which helpers of `nursery` unmount an image.
-    pub fn with_nursery(self, nursery: Option<Arc<Nursery>>) -> Self {
-        Self { nursery, ..self }
+    /// The same, of which helpers of `fork_server` unmount an image.
+    pub fn with_fork_server(self, fork_server: Option<Arc<ForkServer>>) -> Self {
+        Self {
+            fork_server,
+            ..self
+        }
     }
 
     /// What serves the image that it shows, if it is the mount of one.
@@ -539,7 +457,7 @@ impl Mountpoint {
     }
 
     /// Its maker.
-    pub(super) fn made_by(&self) -> Maker {
+    pub(super) fn made_by(&self) -> MountMaker {
         self.made_by
     }
 
@@ -556,7 +474,7 @@ impl Mountpoint {
             let device = self.identity?.device;
             Some(table.of_device(device).any(has))
         };
-        self.made_by != Maker::Others || is_seen().unwrap_or(false)
+        self.made_by != MountMaker::Others || is_seen().unwrap_or(false)
     }
 
     /// Where it was mounted.
@@ -576,38 +494,38 @@ impl Mountpoint {
         match self.identity {
             Some(identity) => identity.path().is_ok_and(|path| path.is_some()),
             // Another program mounted it where it cannot be seen from here.
-            None => self.made_by == Maker::Others,
+            None => self.made_by == MountMaker::Others,
         }
     }
 
     /// Unmounts it where it is now. `has_ended` is whether its connection has ended.
-    pub(super) fn unmount(&self, has_ended: impl Fn() -> bool) -> io::Result<Unmounted> {
+    pub(super) fn unmount(&self, has_ended: impl Fn() -> bool) -> io::Result<UnmountOutcome> {
         if has_ended() {
-            return Ok(Unmounted::Cleanly);
+            return Ok(UnmountOutcome::Cleanly);
         }
         let Some(identity) = self.identity else {
             return Ok(match self.made_by {
-                Maker::Others => Unmounted::NotOurs,
-                _ => Unmounted::InUse(Users::default()),
+                MountMaker::Others => UnmountOutcome::NotOurs,
+                _ => UnmountOutcome::InUse(MountUsers::default()),
             });
         };
         match identity.unmount(|path, flags| self.umount(path, flags)) {
-            Ok(MountState::Blocked(obstacles)) => Ok(Unmounted::Blocked(obstacles)),
+            Ok(MountState::Blocked(obstacles)) => Ok(UnmountOutcome::Blocked(obstacles)),
             Ok(MountState::Gone | MountState::Detached) => {
                 let deadline = Instant::now() + END_PATIENCE;
                 while !has_ended() {
                     if Instant::now() > deadline {
-                        return Ok(Unmounted::InUse(Users::find(identity.device)));
+                        return Ok(UnmountOutcome::InUse(MountUsers::find(identity.device)));
                     }
                     std::thread::sleep(Duration::from_millis(2));
                 }
-                Ok(Unmounted::Cleanly)
+                Ok(UnmountOutcome::Cleanly)
             }
             Err(error)
                 if error.kind() == io::ErrorKind::PermissionDenied
-                    && self.made_by == Maker::Others =>
+                    && self.made_by == MountMaker::Others =>
             {
-                Ok(Unmounted::NotOurs)
+                Ok(UnmountOutcome::NotOurs)
             }
             Err(error) => Err(error),
         }
@@ -615,8 +533,8 @@ impl Mountpoint {
 
     fn umount(&self, path: &Path, flags: UnmountFlags) -> io::Result<()> {
         match self.made_by {
-            Maker::Helper => unmount_by_helper(path, flags.contains(UnmountFlags::DETACH)),
-            _ if self.image.is_some() => unmount_image(self.nursery.as_deref(), path, flags),
+            MountMaker::Helper => unmount_by_helper(path, flags.contains(UnmountFlags::DETACH)),
+            _ if self.image.is_some() => unmount_image(self.fork_server.as_deref(), path, flags),
             _ => Ok(rustix::mount::unmount(path, flags)?),
         }
     }
@@ -625,8 +543,8 @@ impl Mountpoint {
     pub fn detach(&self) -> io::Result<bool> {
         match self.identity {
             Some(identity) => {
-                let nursery = self.image.is_some().then_some(self.nursery.as_deref());
-                detach_mount(identity, nursery)
+                let fork_server = self.image.is_some().then_some(self.fork_server.as_deref());
+                detach_mount(identity, fork_server)
             }
             None => Ok(false),
         }
@@ -677,44 +595,48 @@ fn unmount_by_helper(path: &Path, lazily: bool) -> io::Result<()> {
     }
 }
 
-/// Unmounts the image that is mounted on `path`, by a helper of `nursery` if there is one.
-fn unmount_image(nursery: Option<&Nursery>, path: &Path, flags: UnmountFlags) -> io::Result<()> {
-    let Some(nursery) = nursery else {
+/// Unmounts the image that is mounted on `path`, by a helper of `fork_server` if there is one.
+fn unmount_image(
+    fork_server: Option<&ForkServer>,
+    path: &Path,
+    flags: UnmountFlags,
+) -> io::Result<()> {
+    let Some(fork_server) = fork_server else {
         return Ok(rustix::mount::unmount(path, flags)?);
     };
     let is_gone = || {
         let table = MountTable::read().unwrap_or_default();
         !table.mounted_on(path).is_some_and(MountEntry::is_ours)
     };
-    mounter::unmount(nursery, path, flags, is_gone)
+    mounter::unmount(|| fork_server.mounter(), path, flags, is_gone)
 }
 
 /// Detaches the mount of this program at `path`; whether there was one. For mounts that no process
 /// serves: a served one should be ended by its server.
-pub fn detach(path: &Path, nursery: Option<&Nursery>) -> io::Result<bool> {
+pub fn detach(path: &Path, fork_server: Option<&ForkServer>) -> io::Result<bool> {
     let path = resolve(path).map_err(io::Error::other)?;
     let table = MountTable::read()?;
     match table.mounted_on(&path) {
-        Some(entry) if entry.is_ours() => detach_entry(entry, nursery),
+        Some(entry) if entry.is_ours() => detach_entry(entry, fork_server),
         _ => Ok(false),
     }
 }
 
-fn detach_entry(entry: &MountEntry, nursery: Option<&Nursery>) -> io::Result<bool> {
-    let nursery = entry.image_source().is_some().then_some(nursery);
-    detach_mount(MountIdentity::of(entry), nursery)
+fn detach_entry(entry: &MountEntry, fork_server: Option<&ForkServer>) -> io::Result<bool> {
+    let fork_server = entry.image_source().is_some().then_some(fork_server);
+    detach_mount(MountIdentity::of(entry), fork_server)
 }
 
 /// Detaches a mount that no process serves; whether it was there. `image` is whose helper does it, if it
 /// is the mount of an image.
-fn detach_mount(identity: MountIdentity, image: Option<Option<&Nursery>>) -> io::Result<bool> {
+fn detach_mount(identity: MountIdentity, image: Option<Option<&ForkServer>>) -> io::Result<bool> {
     if identity.path()?.is_none() {
         return Ok(false);
     }
     let detach = |path: &Path, flags| {
         let flags = flags | UnmountFlags::DETACH;
-        if let Some(nursery) = image {
-            return unmount_image(nursery, path, flags);
+        if let Some(fork_server) = image {
+            return unmount_image(fork_server, path, flags);
         }
         match rustix::mount::unmount(path, flags) {
             Err(Errno::PERM) => unmount_by_helper(path, true),
@@ -732,7 +654,10 @@ fn detach_mount(identity: MountIdentity, image: Option<Option<&Nursery>>) -> io:
 
 /// Detaches mounts of ours on `path` whose server is gone. mount(2) would put the new mount on top of
 /// them, and they would be back when that ends.
-pub(super) fn take_away_dead(path: &Path, nursery: Option<&Nursery>) -> Result<(), MountError> {
+pub(super) fn remove_dead_mount(
+    path: &Path,
+    fork_server: Option<&ForkServer>,
+) -> Result<(), MountError> {
     let failed = |source| MountError::System {
         action: "find",
         mountpoint: path.to_owned(),
@@ -745,7 +670,7 @@ pub(super) fn take_away_dead(path: &Path, nursery: Option<&Nursery>) -> Result<(
                 let is_dead = match entry.image_source() {
                     // Much of an image can be read although no process serves it.
                     Some((connection, _)) => {
-                        let look = move || remount::may_be_served(connection);
+                        let look = move || servers::may_be_served(connection);
                         deadline::within(LIFE_SIGN, "life-sign", look) == Some(false)
                     }
                     None => is_dead(path),
@@ -753,7 +678,7 @@ pub(super) fn take_away_dead(path: &Path, nursery: Option<&Nursery>) -> Result<(
                 if !is_dead {
                     return Err(MountError::AlreadyMounted(path.to_owned()));
                 }
-                detach_entry(entry, nursery).map_err(|error| MountError::DeadMount {
+                detach_entry(entry, fork_server).map_err(|error| MountError::DeadMount {
                     mountpoint: path.to_owned(),
                     why: error.to_string(),
                 })?;

@@ -4,26 +4,26 @@
 use std::io;
 use std::sync::Arc;
 
-use super::serving::Serving;
+use super::serving::ServingMount;
 
 /// Starts it.
-pub fn start(serving: &Arc<Serving>) -> io::Result<()> {
+pub(super) fn start(serving: &Arc<ServingMount>) -> io::Result<()> {
     // A channel of its own: it may wait for a page.
-    let pages = serving.notices()?;
+    let pages = serving.notifier()?;
     let serving = serving.clone();
     let walk = move || {
         let ended = || serving.has_ended();
-        serving.fs.walk_ahead(&pages, ended);
+        serving.fs.page_cache_push(&pages, ended);
     };
     std::thread::Builder::new()
-        .name("walk-ahead".into())
+        .name("page-cache-push".into())
         .spawn(walk)?;
     Ok(())
 }
 
 /// Starts the one for the image that `serving` serves.
-pub fn start_for_image(serving: &Arc<Serving>) -> io::Result<()> {
-    let pages = serving.notices()?;
+pub(super) fn start_for_image(serving: &Arc<ServingMount>) -> io::Result<()> {
+    let pages = serving.notifier()?;
     let serving = serving.clone();
     let drop_pages = move || {
         let ended = || serving.has_ended();

@@ -21,18 +21,18 @@ const SIGKILL: u64 = 1 << (libc::SIGKILL - 1);
 
 /// The requests of a mount that are parked, by their numbers.
 #[derive(Debug, Default)]
-pub(super) struct ParkedRequests(Mutex<Table>);
+pub(super) struct ParkedRequests(Mutex<ParkedTable>);
 
 #[derive(Debug, Default)]
-struct Table {
-    parked: HashMap<u64, Entry>,
+struct ParkedTable {
+    parked: HashMap<u64, ParkedRequest>,
     /// Interrupted while a worker had them.
     early: VecDeque<u64>,
     ended: bool,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct ParkedRequest {
     thread: u32,
     /// Ends the wait when it is dropped.
     _wait: oneshot::Sender<()>,
@@ -51,7 +51,7 @@ impl ParkedRequests {
         if !table.ended {
             table.parked.insert(
                 unique,
-                Entry {
+                ParkedRequest {
                     thread,
                     _wait: wait,
                 },

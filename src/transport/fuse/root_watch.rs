@@ -9,8 +9,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::notices::Notices;
-use super::serving::Serving;
+use super::notifier::Notifier;
+use super::serving::ServingMount;
 use crate::fs::{CastoreFs, NodeId, RootChanges};
 use crate::store::Error;
 
@@ -20,20 +20,20 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Starts the thread, if the mount shows roots.
-pub fn start(serving: &Arc<Serving>) -> io::Result<()> {
+pub(super) fn start(serving: &Arc<ServingMount>) -> io::Result<()> {
     if !serving.fs.shows_roots() {
         return Ok(());
     }
-    let notices = serving.notices()?;
+    let notifier = serving.notifier()?;
     let serving = serving.clone();
-    let watch = move || watch(&serving, &notices);
+    let watch = move || watch(&serving, &notifier);
     std::thread::Builder::new()
         .name("root-watch".into())
         .spawn(watch)?;
     Ok(())
 }
 
-fn watch(serving: &Serving, notices: &Notices) {
+fn watch(serving: &ServingMount, notifier: &Notifier) {
     let fs = &serving.fs;
     let mut seen = None;
     while !serving.has_ended() {
@@ -41,7 +41,7 @@ fn watch(serving: &Serving, notices: &Notices) {
             Ok((version, changes)) => {
                 let changed = seen != Some(version);
                 seen = Some(version);
-                tell_kernel(notices, &changes);
+                notify_kernel(notifier, &changes);
                 // What the kernel drops for that, it forgets a moment later.
                 fs.release_unused(changed);
             }
@@ -67,11 +67,11 @@ fn next_change(fs: &CastoreFs, seen: Option<u64>) -> Result<(u64, RootChanges), 
     Ok((version, fs.changed_roots()?))
 }
 
-fn tell_kernel(notices: &Notices, changes: &RootChanges) {
+fn notify_kernel(notifier: &Notifier, changes: &RootChanges) {
     for name in &changes.stale {
-        notices.inval_entry(NodeId::ROOT, name.as_bytes());
+        notifier.inval_entry(NodeId::ROOT, name.as_bytes());
     }
     if changes.listing {
-        notices.inval_inode(NodeId::ROOT);
+        notifier.inval_inode(NodeId::ROOT);
     }
 }

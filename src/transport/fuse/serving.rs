@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode};
 use parking_lot::{Condvar, Mutex};
 
-use super::answer::Answerer;
-use super::crew::Crew;
+use super::answer::FuseAnswerer;
 use super::device;
-use super::notices::{Notices, Nursery};
+use super::fork_server::ForkServer;
+use super::notifier::Notifier;
 use super::parked::{self, ParkedRequests};
-use crate::fs::{CastoreFs, Parked, Passthrough, Paused};
-use crate::transport::init::{self, Peer};
-use crate::transport::requests::Counters;
+use super::worker_pool::WorkerPool;
+use crate::fs::{CastoreFs, ParkedState, ParkedWait, Passthrough};
+use crate::transport::init::{self, KernelPeer};
+use crate::transport::requests::RequestCounters;
 
 /// How long the kernel may take to send INIT.
 const INIT_PATIENCE: Duration = Duration::from_secs(20);
@@ -31,46 +32,46 @@ thread_local! {
 }
 
 /// What the threads of a mount share.
-pub(super) struct Serving {
+pub(super) struct ServingMount {
     pub(super) device: Arc<OwnedFd>,
     pub(super) fs: Arc<CastoreFs>,
-    pub(super) counters: Counters,
-    pub(super) crew: Arc<Crew>,
+    pub(super) counters: RequestCounters,
+    pub(super) worker_pool: Arc<WorkerPool>,
     pub(super) parked: ParkedRequests,
     /// Whether a worker has seen that the mount is gone, with its last user.
     pub(super) ended: AtomicBool,
     /// Names the mount in the log of a request.
     pub(super) span: tracing::Span,
-    answerer: Answerer,
-    nursery: Option<Arc<Nursery>>,
+    answerer: FuseAnswerer,
+    fork_server: Option<Arc<ForkServer>>,
     default_permissions: bool,
     /// The outcome of INIT, once it was answered.
     init: Mutex<Option<Result<(), String>>>,
     init_answered: Condvar,
 }
 
-impl Serving {
-    /// Of the mount on `device`, which shows `fs` and is served by `crew`. With `default_permissions` the
+impl ServingMount {
+    /// Of the mount on `device`, which shows `fs` and is served by `worker_pool`. With `default_permissions` the
     /// kernel checks permissions.
     pub(super) fn new(
         device: Arc<OwnedFd>,
         fs: CastoreFs,
-        crew: Arc<Crew>,
+        worker_pool: Arc<WorkerPool>,
         span: tracing::Span,
-        nursery: Option<Arc<Nursery>>,
+        fork_server: Option<Arc<ForkServer>>,
         default_permissions: bool,
     ) -> Self {
         let fs = Arc::new(fs);
         Self {
             device,
-            answerer: Answerer::new(fs.clone()),
+            answerer: FuseAnswerer::new(fs.clone()),
             fs,
-            counters: Counters::default(),
-            crew,
+            counters: RequestCounters::default(),
+            worker_pool,
             parked: ParkedRequests::default(),
             ended: AtomicBool::new(false),
             span,
-            nursery,
+            fork_server,
             default_permissions,
             init: Mutex::default(),
             init_answered: Condvar::new(),
@@ -83,8 +84,10 @@ impl Serving {
     }
 
     /// A notifier, for one thread.
-    pub(super) fn notices(&self) -> io::Result<Notices> {
-        Notices::new(self.device.clone(), self.nursery.as_deref())
+    pub(super) fn notifier(&self) -> io::Result<Notifier> {
+        let fork_server = self.fork_server.as_deref();
+        let channel = fork_server.map(ForkServer::notifier).transpose()?;
+        Ok(Notifier::new(self.device.clone(), channel))
     }
 
     /// Answers `request`, with `reply` as room for the answer.
@@ -101,11 +104,11 @@ impl Serving {
             return self.interrupt(&request[size_of::<InHeader>()..]);
         }
         if self.fs.may_block(header.nodeid) {
-            let at_hand = AssertUnwindSafe(|| {
+            let in_place = AssertUnwindSafe(|| {
                 self.answerer
-                    .answer_at_hand(&self.device, &header, request, reply)
+                    .answer_in_place(&self.device, &header, request, reply)
             });
-            if catch_unwind(at_hand).unwrap_or(false) {
+            if catch_unwind(in_place).unwrap_or(false) {
                 return;
             }
             let began = answering.pause();
@@ -113,8 +116,8 @@ impl Serving {
             self.fs.runtime().spawn(waits);
             return;
         }
-        let mut paused = Paused::default();
-        if let Some(parked) = self.go_on(&header, request, reply, &mut paused) {
+        let mut paused = ParkedState::default();
+        if let Some(parked) = self.proceed(&header, request, reply, &mut paused) {
             let began = answering.pause();
             let waits = self
                 .clone()
@@ -131,13 +134,13 @@ impl Serving {
             self.watch(unique, header.pid);
         }
         let answered = async {
-            let mut paused = Paused::default();
+            let mut paused = ParkedState::default();
             loop {
                 let (serving, mut request) = (self.clone(), request.clone());
                 let answer = self.fs.runtime().spawn_blocking(move || {
                     let mut reply = vec![0; device::REPLY_BYTES];
                     let _in_span = serving.span.enter();
-                    let parked = serving.go_on(&header, &mut request, &mut reply, &mut paused);
+                    let parked = serving.proceed(&header, &mut request, &mut reply, &mut paused);
                     (parked, paused)
                 });
                 // A panic of it was answered; a runtime that ends has ended the mount.
@@ -150,7 +153,7 @@ impl Serving {
         };
         tokio::select! {
             () = answered => {}
-            // What it fetches goes on, and the kernel ignores a second answer.
+            // What it fetches continues, and the kernel ignores a second answer.
             _ = &mut ended => {
                 let _ = device::reply_error(&self.device, header.unique, libc::EINTR);
             }
@@ -161,13 +164,13 @@ impl Serving {
 
     /// Answers a request of which `paused` is the state; returns what it waits for if it cannot be
     /// answered yet.
-    fn go_on(
+    fn proceed(
         &self,
         header: &InHeader,
         request: &mut [u8],
         reply: &mut [u8],
-        paused: &mut Paused,
-    ) -> Option<Parked> {
+        paused: &mut ParkedState,
+    ) -> Option<ParkedWait> {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             self.answerer
                 .answer(&self.device, header, request, reply, paused)
@@ -198,8 +201,8 @@ impl Serving {
         self: Arc<Self>,
         header: InHeader,
         mut request: Vec<u8>,
-        mut paused: Paused,
-        mut parked: Parked,
+        mut paused: ParkedState,
+        mut parked: ParkedWait,
         began: Instant,
     ) {
         let unique = header.unique & !REPEATED;
@@ -220,7 +223,7 @@ impl Serving {
             let again = self.span.in_scope(|| {
                 REPLY.with_borrow_mut(|reply| {
                     reply.resize(device::REPLY_BYTES, 0);
-                    self.go_on(&header, &mut request, reply, &mut paused)
+                    self.proceed(&header, &mut request, reply, &mut paused)
                 })
             });
             match again {
@@ -260,7 +263,7 @@ impl Serving {
 
     fn answer_init(&self, header: &InHeader, body: &[u8]) {
         let passthrough = self.fs.passthrough();
-        let peer = Peer::Kernel {
+        let peer = KernelPeer::Kernel {
             passthrough: passthrough.is_some(),
             default_permissions: self.default_permissions,
         };

@@ -13,24 +13,27 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 use super::backing::FuseDevice;
-use super::crew::Crew;
 use super::device;
+use super::fork_server::ForkServer;
 use super::generic_options::GenericOptions;
-use super::handover::{self, AdoptError, Inherited, Kept};
-use super::mountpoint::{self, MountError, Mountpoint, Unmounted};
-use super::notices::{self, Nursery};
-use super::own_files::OwnFiles;
-use super::pulse::{Pulse, Stuck};
-use super::serving::Serving;
-use super::view::{View, WantedView};
+use super::hand_over::{self, MountDescriptors, PreviousState, TakeOverError};
+use super::heartbeat::{HeartbeatMonitor, StuckWorker};
+use super::mount_error::MountError;
+use super::mountpoint::{self, Mountpoint, UnmountOutcome};
+use super::notifier;
+use super::protected_files::ProtectedFiles;
+use super::serving::ServingMount;
+use super::view::{MountView, WantedView};
+use super::worker_pool::WorkerPool;
+use super::workers;
 use super::{page_cache, root_watch, warm_up};
 use crate::fs::{
-    CastoreFs, ImageCount, Ledger, NodeCount, OpenCount, Options, Passthrough, Reads, Waiting,
-    WarmUpCount,
+    CastoreFs, FsOptions, ImageCount, InodeTable, MountRoot, NodeCount, OpenCount, Passthrough,
+    ReadPath, WaitingRequests, WarmUpCount,
 };
 use crate::store::Store;
 use crate::transport::requests::{RequestCounts, RequestTimes};
-use image::NoImage;
+use image::NoImageReason;
 
 /// How often to check whether a mount has ended. Workers notice by themselves, unless all of them
 /// wait.
@@ -49,23 +52,23 @@ pub struct MountOptions {
     pub read_ahead_kib: u32,
     /// Whether processors are kept from sleeping while a program sends one request after the other,
     /// if this process is permitted to.
-    pub stay_awake: bool,
+    pub latency_guard: bool,
     /// The mount's name in the log.
     pub name: Option<String>,
     /// The store's name in the log.
     pub store_name: Option<String>,
-    /// Keep the hand-over state for the next process ([`Session::kept`]), with this tag.
+    /// Keep the hand-over state for the next process ([`FuseSession::hand_over_state`]), with this tag.
     pub tag: Option<String>,
     /// A descriptor of `/dev/fuse` that another program has opened, and perhaps mounted.
     pub device: Option<Arc<OwnedFd>>,
     /// FUSE or an image.
     pub view: WantedView,
-    /// Starts the notifiers: see [`Nursery`] for the behaviour without.
-    pub nursery: Option<Arc<Nursery>>,
+    /// Starts the notifiers: see [`ForkServer`] for the behaviour without.
+    pub fork_server: Option<Arc<ForkServer>>,
     /// Flags of the mount.
     pub generic: GenericOptions,
     /// Files and directories that the mount must not hide.
-    pub own_files: OwnFiles,
+    pub protected_files: ProtectedFiles,
 }
 
 impl Default for MountOptions {
@@ -75,37 +78,58 @@ impl Default for MountOptions {
             allow_other: false,
             threads: cores.clamp(2, 16),
             read_ahead_kib: 1024,
-            stay_awake: (2..=FEW_CORES).contains(&cores),
+            latency_guard: (2..=FEW_CORES).contains(&cores),
             name: None,
             store_name: None,
             tag: None,
             device: None,
             view: WantedView::default(),
-            nursery: None,
+            fork_server: None,
             generic: GenericOptions::default(),
-            own_files: OwnFiles::default(),
+            protected_files: ProtectedFiles::default(),
         }
     }
 }
 
 /// A mount that is being served.
-pub struct Session {
-    serving: Arc<Serving>,
+pub struct FuseSession {
+    serving: Arc<ServingMount>,
     mountpoint: Mountpoint,
-    ledger: Option<Arc<Ledger>>,
+    inode_table: Option<Arc<InodeTable>>,
     /// Whether another process takes the mount over.
-    left: AtomicBool,
+    handed_over: AtomicBool,
     /// Why it is no image, where that would have been wanted.
     no_image: Option<String>,
 }
 
-impl Session {
+impl FuseSession {
     /// Mounts `store` on `path` and starts to serve it. The mount answers when this returns.
-    /// Requests that have to wait do so on `runtime`.
+    /// Requests that have to wait do so on `runtime`. It is unmounted when it is dropped.
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    ///
+    /// use castore_fs::fs::FsOptions;
+    /// use castore_fs::transport::fuse::{FuseSession, MountOptions};
+    ///
+    /// let runtime = tokio::runtime::Runtime::new()?;
+    /// let session = FuseSession::mount(
+    ///     castore_fs::stores::open("local:/var/lib/castore-fs")?,
+    ///     Path::new("/mnt"),
+    ///     FsOptions::default(),
+    ///     &MountOptions::default(),
+    ///     runtime.handle().clone(),
+    /// )?;
+    /// for root in std::fs::read_dir(session.path())? {
+    ///     println!("{}", root?.path().display());
+    /// }
+    /// session.unmount()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn mount(
         store: Arc<dyn Store>,
         path: &Path,
-        options: Options,
+        options: FsOptions,
         mount: &MountOptions,
         runtime: Handle,
     ) -> Result<Self, MountError> {
@@ -114,8 +138,8 @@ impl Session {
         }
         let why = match Self::mount_image(store.clone(), path, &options, mount, runtime.clone()) {
             Ok(session) => return Ok(session),
-            Err(NoImage::Mount(error)) => return Err(error),
-            Err(NoImage::Because(why)) => why,
+            Err(NoImageReason::Mount(error)) => return Err(error),
+            Err(NoImageReason::Because(why)) => why,
         };
         if mount.view == WantedView::Image {
             return Err(MountError::NoImageView {
@@ -123,31 +147,33 @@ impl Session {
                 why,
             });
         }
+        // Only one tree can be an image: a mount of the store's roots lacks nothing.
+        let is_tree = matches!(options.mount_root, MountRoot::Directory { .. });
         let mut session = Self::mount_fuse(store, path, options, mount, runtime)?;
-        session.no_image = Some(why);
+        session.no_image = is_tree.then_some(why);
         Ok(session)
     }
 
     fn mount_fuse(
         store: Arc<dyn Store>,
         path: &Path,
-        options: Options,
+        options: FsOptions,
         mount: &MountOptions,
         runtime: Handle,
     ) -> Result<Self, MountError> {
         let source = store.url().to_owned();
-        let crew = Arc::new(Crew::new(mount.stay_awake));
-        let waiting = Waiting::new(runtime);
-        let request = mountpoint::Request {
+        let worker_pool = Arc::new(WorkerPool::new(mount.latency_guard));
+        let waiting = WaitingRequests::new(runtime);
+        let request = mountpoint::MountRequest {
             source: &source,
             allow_other: mount.allow_other,
             generic: &mount.generic,
-            own_files: &mount.own_files,
-            nursery: mount.nursery.as_deref(),
+            protected_files: &mount.protected_files,
+            fork_server: mount.fork_server.as_deref(),
         };
         let (device, mountpoint) = match &mount.device {
             Some(device) => {
-                let mountpoint = mountpoint::given(device, path, &request)?;
+                let mountpoint = mountpoint::from_device(device, path, &request)?;
                 (device.clone(), mountpoint)
             }
             None => {
@@ -155,61 +181,77 @@ impl Session {
                 (Arc::new(device), mountpoint)
             }
         };
-        let has_opens = options.reads == Reads::Passthrough;
+        let has_opens = options.reads == ReadPath::Passthrough;
         let tag = mount.tag.as_deref();
-        let ledger = tag.and_then(|tag| keep(&mountpoint, tag, has_opens));
+        let inode_table = tag.and_then(|tag| new_inode_table(&mountpoint, tag, has_opens));
         let passthrough = has_opens
-            .then(|| Passthrough::new(Box::new(FuseDevice(device.clone())), ledger.clone()));
-        let fs = CastoreFs::with_ledger(store, options, waiting, passthrough, ledger.clone());
+            .then(|| Passthrough::new(Box::new(FuseDevice(device.clone())), inode_table.clone()));
+        let fs =
+            CastoreFs::with_inode_table(store, options, waiting, passthrough, inode_table.clone());
         fs.hold_in_use(mountpoint.connection(&device));
-        if ledger.is_none() {
-            notices::leave_unkept(mount.nursery.as_deref(), &device);
+        if inode_table.is_none()
+            && let Some(fork_server) = &mount.fork_server
+        {
+            fork_server.expect_no_next_process(&device);
         }
-        let session = Self::new(device, mountpoint, fs, crew, ledger, mount);
+        let session = Self::new(device, mountpoint, fs, worker_pool, inode_table, mount);
         session
             .start(mount)
             .inspect_err(|_| drop(session.mountpoint.detach()))?;
         Ok(session)
     }
 
-    /// Takes over a mount that another process left, of the same `store` and with the same
+    /// Takes over a mount that another process handed over, of the same `store` and with the same
     /// `options`. Its users see only the pause.
-    pub fn adopt(
-        inherited: Inherited,
+    pub fn take_over(
+        previous_state: PreviousState,
         store: Arc<dyn Store>,
-        options: Options,
+        options: FsOptions,
         mount: &MountOptions,
         runtime: Handle,
-    ) -> Result<Self, AdoptError> {
-        let crew = Arc::new(Crew::new(mount.stay_awake));
-        let waiting = Waiting::new(runtime);
-        let mountpoint = inherited.mountpoint().with_nursery(mount.nursery.clone());
-        let view = inherited.view();
+    ) -> Result<Self, TakeOverError> {
+        let worker_pool = Arc::new(WorkerPool::new(mount.latency_guard));
+        let waiting = WaitingRequests::new(runtime);
+        let mountpoint = previous_state
+            .mountpoint()
+            .with_fork_server(mount.fork_server.clone());
+        let view = previous_state.view();
         let options = match view {
-            View::Image => image::of_image(&options),
-            View::Fuse => options,
+            MountView::Image => options.with_image_view(),
+            MountView::Fuse => options,
         };
-        let Inherited { device, ledger, .. } = inherited;
+        let PreviousState {
+            device,
+            inode_table,
+            ..
+        } = previous_state;
         let device = Arc::new(device);
         let backing = Box::new(FuseDevice(device.clone()));
-        let fs = CastoreFs::adopt(store, options, waiting, Some(backing), ledger.clone())?;
+        let fs = CastoreFs::take_over(store, options, waiting, Some(backing), inode_table.clone())?;
         fs.hold_in_use(mountpoint.connection(&device));
-        let session = Self::new(device, mountpoint, fs, crew, Some(ledger), mount);
+        let session = Self::new(
+            device,
+            mountpoint,
+            fs,
+            worker_pool,
+            Some(inode_table),
+            mount,
+        );
         // Until it is known to work, a failure must not end the mount: the caller decides.
-        session.leave();
+        session.hand_over();
         // Before any worker reads: requests that a worker of this process has read would be sent
         // again as well.
-        notices::resend(&session.serving.device).map_err(AdoptError::Resend)?;
-        Crew::start(&session.serving, mount.threads)?;
+        notifier::resend(&session.serving.device).map_err(TakeOverError::Resend)?;
+        workers::start(&session.serving, mount.threads)?;
         match view {
-            View::Image => page_cache::start_for_image(&session.serving)?,
-            View::Fuse => {
+            MountView::Image => page_cache::start_for_image(&session.serving)?,
+            MountView::Fuse => {
                 page_cache::start(&session.serving)?;
                 root_watch::start(&session.serving)?;
                 warm_up::start(&session.serving)?;
             }
         }
-        session.left.store(false, Ordering::Relaxed);
+        session.handed_over.store(false, Ordering::Relaxed);
         Ok(session)
     }
 
@@ -217,23 +259,34 @@ impl Session {
         device: Arc<OwnedFd>,
         mountpoint: Mountpoint,
         fs: CastoreFs,
-        crew: Arc<Crew>,
-        ledger: Option<Arc<Ledger>>,
+        worker_pool: Arc<WorkerPool>,
+        inode_table: Option<Arc<InodeTable>>,
         mount: &MountOptions,
     ) -> Self {
         let span = Self::span(mount);
         let default_permissions = mountpoint.has_default_permissions();
-        let nursery = mount.nursery.clone();
-        let serving = Serving::new(device, fs, crew, span, nursery, default_permissions);
-        Self::of(Arc::new(serving), mountpoint, ledger)
+        let fork_server = mount.fork_server.clone();
+        let serving = ServingMount::new(
+            device,
+            fs,
+            worker_pool,
+            span,
+            fork_server,
+            default_permissions,
+        );
+        Self::of(Arc::new(serving), mountpoint, inode_table)
     }
 
-    fn of(serving: Arc<Serving>, mountpoint: Mountpoint, ledger: Option<Arc<Ledger>>) -> Self {
+    fn of(
+        serving: Arc<ServingMount>,
+        mountpoint: Mountpoint,
+        inode_table: Option<Arc<InodeTable>>,
+    ) -> Self {
         Self {
             serving,
             mountpoint,
-            ledger,
-            left: AtomicBool::new(false),
+            inode_table,
+            handed_over: AtomicBool::new(false),
             no_image: None,
         }
     }
@@ -252,7 +305,7 @@ impl Session {
             mountpoint: self.mountpoint.path().to_owned(),
             source,
         };
-        Crew::start(&self.serving, mount.threads).map_err(failed)?;
+        workers::start(&self.serving, mount.threads).map_err(failed)?;
         self.serving
             .wait_for_init()
             .map_err(|why| failed(io::Error::other(why)))?;
@@ -283,23 +336,23 @@ impl Session {
     }
 
     /// What the kernel sees: FUSE or an image.
-    pub fn view(&self) -> View {
+    pub fn view(&self) -> MountView {
         match self.mountpoint.image() {
-            Some(_) => View::Image,
-            None => View::Fuse,
+            Some(_) => MountView::Image,
+            None => MountView::Fuse,
         }
     }
 
-    /// Why it is no image, in words that go on after "because", if [`WantedView::Auto`] was wanted.
+    /// Why it is no image, in words that follow "because", if [`WantedView::Auto`] was wanted.
     pub fn why_no_image(&self) -> Option<&str> {
         self.no_image.as_deref()
     }
 
     /// How files are read, as far as kernel and privilege allow.
-    pub fn reads(&self) -> Reads {
+    pub fn reads(&self) -> ReadPath {
         match self.serving.fs.passthrough() {
-            Some(passthrough) if passthrough.is_enabled() => Reads::Passthrough,
-            _ => Reads::PageCache,
+            Some(passthrough) if passthrough.is_enabled() => ReadPath::Passthrough,
+            _ => ReadPath::PageCache,
         }
     }
 
@@ -341,15 +394,15 @@ impl Session {
     }
 
     /// The hand-over state, if the mount was made with one.
-    pub fn kept(&self) -> Option<Kept<'_>> {
-        let ledger = self.ledger.as_ref()?;
-        Some(Kept::new(&self.serving.device, ledger))
+    pub fn hand_over_state(&self) -> Option<MountDescriptors<'_>> {
+        let inode_table = self.inode_table.as_ref()?;
+        Some(MountDescriptors::new(&self.serving.device, inode_table))
     }
 
     /// From now on another process serves the mount: it stays when this session is dropped.
-    pub fn leave(&self) {
+    pub fn hand_over(&self) {
         self.remember();
-        self.left.store(true, Ordering::Relaxed);
+        self.handed_over.store(true, Ordering::Relaxed);
     }
 
     /// The warm-up counters, if the mount has warm-up.
@@ -357,20 +410,20 @@ impl Session {
         self.serving.fs.warm_up_count()
     }
 
-    /// Writes what was recorded so far, if the mount has warm-up ([`Options::warm_up`]).
+    /// Writes what was recorded so far, if the mount has warm-up ([`FsOptions::warm_up`]).
     pub fn remember(&self) {
         self.serving.fs.remember();
     }
 
-    /// Whether the workers have been stuck for `bound`, by `pulse`.
-    pub fn check(&self, pulse: &mut Pulse, bound: Duration) -> Option<Stuck> {
+    /// Whether the workers have been stuck for `bound`, by `heartbeat`.
+    pub fn check(&self, heartbeat: &mut HeartbeatMonitor, bound: Duration) -> Option<StuckWorker> {
         if self.has_ended() {
             return None;
         }
         let taken = self.requests().0.values().sum();
         let pending = device::has_request(&self.serving.device);
-        pulse.look(
-            &self.serving.crew.stamps,
+        heartbeat.look(
+            &self.serving.worker_pool.beats,
             pending,
             taken,
             Instant::now(),
@@ -379,8 +432,8 @@ impl Session {
     }
 
     /// Unmounts it where it is now; a busy mount is detached. To be repeated if other mounts are on
-    /// it or below ([`Unmounted::Blocked`]).
-    pub fn unmount(&self) -> io::Result<Unmounted> {
+    /// it or below ([`UnmountOutcome::Blocked`]).
+    pub fn unmount(&self) -> io::Result<UnmountOutcome> {
         // While the kernel still knows its nodes.
         self.remember();
         self.mountpoint.unmount(|| self.has_ended())
@@ -390,21 +443,23 @@ impl Session {
     /// store are not waited for: their programs are gone.
     pub fn wait(&self) {
         while !self.has_ended() {
-            self.serving.crew.wait(END_INTERVAL, || self.has_ended());
+            self.serving
+                .worker_pool
+                .wait(END_INTERVAL, || self.has_ended());
         }
     }
 }
 
-impl Drop for Session {
+impl Drop for FuseSession {
     /// A mount without workers would hang every program that accesses it, so it ends with the
     /// session.
     fn drop(&mut self) {
-        if self.left.load(Ordering::Relaxed) {
+        if self.handed_over.load(Ordering::Relaxed) {
             return;
         }
         let mountpoint = self.path().display();
         match self.unmount() {
-            Ok(Unmounted::Blocked(obstacles)) => {
+            Ok(UnmountOutcome::Blocked(obstacles)) => {
                 tracing::error!(%mountpoint, %obstacles, "cannot unmount below other mounts");
             }
             Ok(_) => {}
@@ -415,22 +470,22 @@ impl Drop for Session {
 
 /// A table that the next process can take over. Without one the mount works, and ends with this
 /// process.
-fn keep(mountpoint: &Mountpoint, tag: &str, has_opens: bool) -> Option<Arc<Ledger>> {
-    let ledger = match has_opens {
-        true => Ledger::create_with_open_files(),
-        false => Ledger::create(),
+fn new_inode_table(mountpoint: &Mountpoint, tag: &str, has_opens: bool) -> Option<Arc<InodeTable>> {
+    let inode_table = match has_opens {
+        true => InodeTable::create_with_open_files(),
+        false => InodeTable::create(),
     };
-    let ledger = ledger.and_then(|ledger| {
-        handover::describe(&ledger, mountpoint, tag)?;
-        Ok(ledger)
+    let inode_table = inode_table.and_then(|inode_table| {
+        hand_over::describe(&inode_table, mountpoint, tag)?;
+        Ok(inode_table)
     });
     let mountpoint = Some(mountpoint.path().display().to_string());
-    ledger
-        .inspect_err(|error| warn_of_no_successor(&mountpoint, error))
+    inode_table
+        .inspect_err(|error| warn_of_no_next_process(&mountpoint, error))
         .ok()
         .map(Arc::new)
 }
 
-fn warn_of_no_successor(mount: &Option<String>, error: &io::Error) {
+fn warn_of_no_next_process(mount: &Option<String>, error: &io::Error) {
     tracing::warn!(mount, %error, "no other process can take this mount over");
 }

@@ -19,7 +19,7 @@ const MOST_LINKS: usize = 40;
 
 /// The identity of a directory or file, independent of its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+pub(super) struct FileIdentity {
     /// Its absolute path without symbolic links.
     pub path: PathBuf,
     /// Its file system, and its place there from the file system's root.
@@ -32,11 +32,11 @@ pub struct Step {
 
 /// The steps of `path`, from the root directory to its end. Missing ones are taken for directories
 /// that will be made. The way ends early at a step for which `is_last` is true.
-pub fn trail(
+pub(super) fn trail(
     path: &Path,
     table: &MountTable,
-    is_last: impl Fn(&Step) -> bool,
-) -> io::Result<Vec<Step>> {
+    is_last: impl Fn(&FileIdentity) -> bool,
+) -> io::Result<Vec<FileIdentity>> {
     let mut rest = components(&std::path::absolute(path)?);
     let mut at = PathBuf::from("/");
     let mut steps = vec![step(&at, None, table)];
@@ -106,9 +106,9 @@ fn kind(found: &Stat) -> FileType {
     FileType::from_raw_mode(found.st_mode)
 }
 
-fn step(path: &Path, found: Option<&Stat>, table: &MountTable) -> Step {
+fn step(path: &Path, found: Option<&Stat>, table: &MountTable) -> FileIdentity {
     let mount = table.visible_at(path);
-    Step {
+    FileIdentity {
         path: path.to_owned(),
         place: mount.and_then(|entry| Some((entry.device, entry.inside(path)?))),
         inode: found.map(|found| (found.st_dev, found.st_ino)),
@@ -145,19 +145,22 @@ mod tests {
 
     #[test]
     fn every_directory_on_the_way_is_a_step_that_of_a_link_too() {
-        let folder = tempfile::tempdir().unwrap();
-        let top = folder.path().canonicalize().unwrap();
-        fs::create_dir_all(top.join("a/b")).unwrap();
-        fs::create_dir_all(top.join("c/d")).unwrap();
-        symlink("../../c/./d", top.join("a/b/link")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mount_root = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(mount_root.join("a/b")).unwrap();
+        fs::create_dir_all(mount_root.join("c/d")).unwrap();
+        symlink("../../c/./d", mount_root.join("a/b/link")).unwrap();
         assert_eq!(
-            paths(&top.join("a/b/link/new/x"), &top),
+            paths(&mount_root.join("a/b/link/new/x"), &mount_root),
             ["", "a", "a/b", "c", "c/d", "c/d/new", "c/d/new/x"]
         );
-        assert_eq!(paths(&top.join("a/b/.."), &top), ["", "a", "a/b", "a"]);
-        symlink("circle", top.join("circle")).unwrap();
+        assert_eq!(
+            paths(&mount_root.join("a/b/.."), &mount_root),
+            ["", "a", "a/b", "a"]
+        );
+        symlink("circle", mount_root.join("circle")).unwrap();
         let table = MountTable::read().unwrap();
-        let circle = trail(&top.join("circle"), &table, |_| false).unwrap_err();
+        let circle = trail(&mount_root.join("circle"), &table, |_| false).unwrap_err();
         assert_eq!(circle.raw_os_error(), Some(libc::ELOOP));
     }
 }

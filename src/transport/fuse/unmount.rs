@@ -22,7 +22,7 @@ use super::mount_table::{DeviceNumber, MountEntry, MountTable};
 
 /// The identity of a mount, as long as it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MountIdentity {
+pub(super) struct MountIdentity {
     /// Its id in mountinfo.
     pub id: u64,
     /// The device number of its file system. The id alone could be that of a later mount.
@@ -31,28 +31,28 @@ pub struct MountIdentity {
 
 /// The mounts that prevent an unmount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Obstacles(Vec<Obstacle>);
+pub struct UnmountObstacles(Vec<UnmountObstacle>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Obstacle {
+struct UnmountObstacle {
     fs_type: String,
     path: PathBuf,
 }
 
 /// The outcome of an unmount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MountState {
+pub(super) enum MountState {
     /// It is not in this mount namespace any more.
     Gone,
     /// It was busy: it is out of the tree, and there until its last user has finished.
     Detached,
     /// It is where it was. Once these mounts are gone it can be unmounted.
-    Blocked(Obstacles),
+    Blocked(UnmountObstacles),
 }
 
-impl fmt::Display for Obstacles {
+impl fmt::Display for UnmountObstacles {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, Obstacle { fs_type, path }) in self.0.iter().enumerate() {
+        for (at, UnmountObstacle { fs_type, path }) in self.0.iter().enumerate() {
             let separator = if at > 0 { ", " } else { "" };
             write!(
                 formatter,
@@ -66,7 +66,7 @@ impl fmt::Display for Obstacles {
 
 impl MountIdentity {
     /// Of a line of the table.
-    pub fn of(entry: &MountEntry) -> Self {
+    pub(super) fn of(entry: &MountEntry) -> Self {
         Self {
             id: entry.id,
             device: entry.device,
@@ -74,20 +74,20 @@ impl MountIdentity {
     }
 
     /// Its line in the table, if it is still there.
-    pub fn find(self, table: &MountTable) -> Option<&MountEntry> {
+    pub(super) fn find(self, table: &MountTable) -> Option<&MountEntry> {
         let entry = table.by_id(self.id)?;
         (entry.device == self.device).then_some(entry)
     }
 
     /// Where it is mounted now.
-    pub fn path(self) -> io::Result<Option<PathBuf>> {
+    pub(super) fn path(self) -> io::Result<Option<PathBuf>> {
         let table = MountTable::read()?;
         Ok(self.find(&table).map(|entry| entry.path.clone()))
     }
 
     /// Unmounts it by `umount`, which is umount2(2) or a program that calls it. A busy mount is
     /// detached.
-    pub fn unmount(
+    pub(super) fn unmount(
         self,
         mut umount: impl FnMut(&Path, UnmountFlags) -> io::Result<()>,
     ) -> io::Result<MountState> {
@@ -116,14 +116,14 @@ impl MountIdentity {
             return Ok(MountState::Gone);
         };
         let obstacles = table.obstacles(entry).into_iter();
-        let obstacles: Vec<Obstacle> = obstacles
-            .map(|entry| Obstacle {
+        let obstacles: Vec<UnmountObstacle> = obstacles
+            .map(|entry| UnmountObstacle {
                 fs_type: entry.fs_type.clone(),
                 path: entry.path.clone(),
             })
             .collect();
         if !obstacles.is_empty() {
-            return Ok(MountState::Blocked(Obstacles(obstacles)));
+            return Ok(MountState::Blocked(UnmountObstacles(obstacles)));
         }
         umount(&entry.path, flags)?;
         Ok(MountState::Gone)

@@ -28,25 +28,25 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Some of the users of a file system.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Users(Vec<User>);
+pub struct MountUsers(Vec<MountUser>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum User {
+enum MountUser {
     /// A mount of the same file system.
     Mount(PathBuf),
     /// A mount in the mount namespace of this process.
-    Namespace(Process),
+    Namespace(UsingProcess),
     /// A process with an open file, a working directory or a mapped file.
-    Process(Process),
+    Process(UsingProcess),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Process {
+struct UsingProcess {
     id: u32,
     name: String,
 }
 
-impl fmt::Display for Users {
+impl fmt::Display for MountUsers {
     /// A phrase after "used by".
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
@@ -58,11 +58,13 @@ impl fmt::Display for Users {
                 formatter.write_str(", ")?;
             }
             match user {
-                User::Mount(path) => write!(formatter, "the bind mount on {}", path.display())?,
-                User::Namespace(process) => {
+                MountUser::Mount(path) => {
+                    write!(formatter, "the bind mount on {}", path.display())?
+                }
+                MountUser::Namespace(process) => {
                     write!(formatter, "the mount namespace of {process}")?;
                 }
-                User::Process(process) => write!(formatter, "{process}")?,
+                MountUser::Process(process) => write!(formatter, "{process}")?,
             }
         }
         match self.0.len() < MOST {
@@ -72,28 +74,28 @@ impl fmt::Display for Users {
     }
 }
 
-impl fmt::Display for Process {
+impl fmt::Display for UsingProcess {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "process {} ({:?})", self.id, self.name)
     }
 }
 
-impl Users {
+impl MountUsers {
     /// Looks for users of the file system `device`, for no longer than a second.
     pub fn find(device: DeviceNumber) -> Self {
         let mut users = Vec::new();
         if let Ok(table) = MountTable::read() {
             let mounts = table.of_device(device).take(MOST);
-            users.extend(mounts.map(|entry| User::Mount(entry.path.clone())));
+            users.extend(mounts.map(|entry| MountUser::Mount(entry.path.clone())));
         }
         let deadline = Instant::now() + PATIENCE;
         let (sender, found) = mpsc::channel();
         let thread = std::thread::Builder::new().name("mount-users".into());
-        // Without a thread, what can be said is that the file system is in use.
-        let _ = thread.spawn(move || Search { deadline, sender }.run(device));
+        // Without a thread, all that is known is that the file system is in use.
+        let _ = thread.spawn(move || ProcSearch { deadline, sender }.run(device));
         while users.len() < MOST
-            && let Some(left) = deadline.checked_duration_since(Instant::now())
-            && let Ok(user) = found.recv_timeout(left)
+            && let Some(remaining) = deadline.checked_duration_since(Instant::now())
+            && let Ok(user) = found.recv_timeout(remaining)
         {
             users.push(user);
         }
@@ -124,10 +126,10 @@ impl FileUsers {
         let (sender, found) = mpsc::channel();
         let look = move || {
             for id in process_ids() {
-                let Some(_look) = Look::begin(id) else {
+                let Some(_look) = ProcessInspection::begin(id) else {
                     continue;
                 };
-                let used = inodes(&folder(id), device);
+                let used = inodes(&dir(id), device);
                 if Instant::now() > deadline || sender.send(used).is_err() {
                     return;
                 }
@@ -135,8 +137,8 @@ impl FileUsers {
         };
         let thread = std::thread::Builder::new().name("image-users".into());
         let _ = thread.spawn(look);
-        while let Some(left) = deadline.checked_duration_since(Instant::now())
-            && let Ok(used) = found.recv_timeout(left)
+        while let Some(remaining) = deadline.checked_duration_since(Instant::now())
+            && let Ok(used) = found.recv_timeout(remaining)
         {
             users.processes += u64::from(!used.is_empty());
             for inode in used {
@@ -147,17 +149,17 @@ impl FileUsers {
     }
 }
 
-/// The inode numbers of the files in `device` that the process of `folder` has open or mapped, or works in.
-fn inodes(folder: &Path, device: DeviceNumber) -> BTreeSet<u64> {
+/// The inode numbers of the files in `device` that the process of `dir` has open or mapped, or works in.
+fn inodes(dir: &Path, device: DeviceNumber) -> BTreeSet<u64> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-    let used = links(folder).filter_map(|link| {
+    let used = links(dir).filter_map(|link| {
         let found = rustix::fs::statx(CWD, link, flags, StatxFlags::INO).ok()?;
         let of = (found.stx_dev_major, found.stx_dev_minor);
         (of == (device.major, device.minor)).then_some(found.stx_ino)
     });
     let mut inodes: BTreeSet<u64> = used.collect();
     let wanted = format!("{:02x}:{:02x}", device.major, device.minor);
-    let maps = fs::read_to_string(folder.join("maps")).unwrap_or_default();
+    let maps = fs::read_to_string(dir.join("maps")).unwrap_or_default();
     inodes.extend(maps.lines().filter_map(|line| {
         let mut columns = line.split(' ').skip(3);
         let is_in = columns.next()? == wanted;
@@ -174,12 +176,12 @@ fn process_ids() -> impl Iterator<Item = u32> {
 }
 
 /// A search in /proc.
-struct Search {
+struct ProcSearch {
     deadline: Instant,
-    sender: Sender<User>,
+    sender: Sender<MountUser>,
 }
 
-impl Search {
+impl ProcSearch {
     /// Sends what it finds, until the deadline or until nothing receives it.
     fn run(self, device: DeviceNumber) {
         let mut namespaces: BTreeSet<PathBuf> =
@@ -189,17 +191,17 @@ impl Search {
                 return;
             }
             // Another thread may wait for what this process waits for: one is enough.
-            let Some(_look) = Look::begin(id) else {
+            let Some(_look) = ProcessInspection::begin(id) else {
                 continue;
             };
-            let folder = folder(id);
-            if uses(&folder, device) && !self.send(User::Process(Process::new(id))) {
+            let dir = dir(id);
+            if uses(&dir, device) && !self.send(MountUser::Process(UsingProcess::new(id))) {
                 return;
             }
             // Any process stands for all others in its mount namespace.
-            if fs::read_link(folder.join("ns/mnt")).is_ok_and(|ns| namespaces.insert(ns))
-                && has_mount(&folder, device)
-                && !self.send(User::Namespace(Process::new(id)))
+            if fs::read_link(dir.join("ns/mnt")).is_ok_and(|ns| namespaces.insert(ns))
+                && has_mount(&dir, device)
+                && !self.send(MountUser::Namespace(UsingProcess::new(id)))
             {
                 return;
             }
@@ -207,7 +209,7 @@ impl Search {
     }
 
     /// Whether `user` was received.
-    fn send(&self, user: User) -> bool {
+    fn send(&self, user: MountUser) -> bool {
         self.sender.send(user).is_ok()
     }
 }
@@ -216,43 +218,43 @@ impl Search {
 static LOOKED_AT: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
 /// A look at a process.
-struct Look(u32);
+struct ProcessInspection(u32);
 
-impl Look {
+impl ProcessInspection {
     /// None if another thread looks at it.
     fn begin(id: u32) -> Option<Self> {
         LOOKED_AT.lock().insert(id).then_some(Self(id))
     }
 }
 
-impl Drop for Look {
+impl Drop for ProcessInspection {
     fn drop(&mut self) {
         LOOKED_AT.lock().remove(&self.0);
     }
 }
 
-fn folder(id: u32) -> PathBuf {
+fn dir(id: u32) -> PathBuf {
     PathBuf::from(format!("/proc/{id}"))
 }
 
-impl Process {
+impl UsingProcess {
     fn new(id: u32) -> Self {
-        let name = fs::read_to_string(folder(id).join("comm"));
+        let name = fs::read_to_string(dir(id).join("comm"));
         let name = name.map_or_else(|_| "?".to_owned(), |name| name.trim_end().to_owned());
         Self { id, name }
     }
 }
 
-/// Whether the process of `folder` has a working directory, open or mapped file in `device`.
-fn uses(folder: &Path, device: DeviceNumber) -> bool {
-    links(folder).any(|link| is_in(&link, device)) || maps(folder, device)
+/// Whether the process of `dir` has a working directory, open or mapped file in `device`.
+fn uses(dir: &Path, device: DeviceNumber) -> bool {
+    links(dir).any(|link| is_in(&link, device)) || maps(dir, device)
 }
 
-/// The links in `folder` to what its process has open, and to its directories.
-fn links(folder: &Path) -> impl Iterator<Item = PathBuf> {
-    let open = fs::read_dir(folder.join("fd")).into_iter().flatten();
+/// The links in `dir` to what its process has open, and to its directories.
+fn links(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let open = fs::read_dir(dir.join("fd")).into_iter().flatten();
     let open = open.flatten().map(|entry| entry.path());
-    let directories = ["cwd", "root"].map(|link| folder.join(link));
+    let directories = ["cwd", "root"].map(|link| dir.join(link));
     directories.into_iter().chain(open)
 }
 
@@ -265,17 +267,17 @@ fn is_in(link: &Path, device: DeviceNumber) -> bool {
 }
 
 /// Whether a file of `device` is mapped: proc_pid_maps(5) has the device in its fourth column.
-fn maps(folder: &Path, device: DeviceNumber) -> bool {
+fn maps(dir: &Path, device: DeviceNumber) -> bool {
     let wanted = format!("{:02x}:{:02x}", device.major, device.minor);
-    let maps = fs::read(folder.join("maps")).unwrap_or_default();
+    let maps = fs::read(dir.join("maps")).unwrap_or_default();
     maps.split(|&byte| byte == b'\n').any(|line| {
         let mut columns = line.split(|&byte| byte == b' ');
         columns.nth(3) == Some(wanted.as_bytes())
     })
 }
 
-/// Whether the mount namespace of the process of `folder` has a mount of `device`.
-fn has_mount(folder: &Path, device: DeviceNumber) -> bool {
-    let table: io::Result<MountTable> = MountTable::read_of(&folder.join("mountinfo"));
+/// Whether the mount namespace of the process of `dir` has a mount of `device`.
+fn has_mount(dir: &Path, device: DeviceNumber) -> bool {
+    let table: io::Result<MountTable> = MountTable::read_of(&dir.join("mountinfo"));
     table.is_ok_and(|table| table.of_device(device).next().is_some())
 }

@@ -3,11 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
-use super::serving::Serving;
+use super::serving::ServingMount;
 
 /// Starts it, if the mount has warm-up.
-pub fn start(serving: &Arc<Serving>) -> io::Result<()> {
-    if !serving.fs.learns() {
+pub(super) fn start(serving: &Arc<ServingMount>) -> io::Result<()> {
+    if !serving.fs.records_accesses() {
         return Ok(());
     }
     let serving = serving.clone();

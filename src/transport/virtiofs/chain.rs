@@ -11,23 +11,23 @@ use thiserror::Error;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::session::UNIQUE;
-
 /// Descriptors of a request, at most: the pages of the largest READ and its headers, four times
 /// over.
 const MOST_DESCRIPTORS: usize = 1024;
 /// Bytes of a request, at most. The largest that a kernel sends to a read-only file system is
 /// SETXATTR, with a value of 64 KiB.
-pub const REQUEST_BYTES: usize = 128 << 10;
+pub(super) const REQUEST_BYTES: usize = 128 << 10;
 /// Bytes of `struct fuse_in_header`: no request is shorter.
-pub const HEADER_BYTES: usize = 40;
+pub(super) const HEADER_BYTES: usize = 40;
+/// Where `struct fuse_in_header` has the request's number.
+const UNIQUE: std::ops::Range<usize> = 8..16;
 
 /// A chain that is no request.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum Malformed {
+pub(super) enum MalformedChain {
     /// A descriptor refers to an invalid one: beyond the table, outside of memory, or an indirect
     /// table inside another.
-    #[error("its chain of descriptors breaks off")]
+    #[error("its chain of descriptors is cut short")]
     Broken,
     /// More descriptors than [`MOST_DESCRIPTORS`].
     #[error("its chain has more than {MOST_DESCRIPTORS} descriptors")]
@@ -47,32 +47,32 @@ pub enum Malformed {
 }
 
 /// The parts of a chain beside the request itself.
-pub struct Chain {
+pub(super) struct RequestChain {
     /// Where the reply goes.
-    pub room: Room,
+    pub room: ReplyBuffers,
     /// The request's number, which the reply repeats.
     pub unique: u64,
 }
 
 /// Places in a guest's memory that wait for a reply.
-pub struct Room {
+pub(super) struct ReplyBuffers {
     memory: Arc<GuestMemoryMmap>,
     places: Vec<(GuestAddress, u32)>,
 }
 
-impl Chain {
+impl RequestChain {
     /// Copies the request of `chain` into `request`.
-    pub fn read(
+    pub(super) fn read(
         chain: DescriptorChain<Arc<GuestMemoryMmap>>,
         request: &mut Vec<u8>,
         memory: Arc<GuestMemoryMmap>,
-    ) -> Result<Self, Malformed> {
+    ) -> Result<Self, MalformedChain> {
         request.clear();
         let mut places = Vec::new();
         let mut more = true;
         for (count, descriptor) in chain.enumerate() {
             if count == MOST_DESCRIPTORS {
-                return Err(Malformed::TooManyDescriptors);
+                return Err(MalformedChain::TooManyDescriptors);
             }
             more = descriptor.has_next();
             if descriptor.is_write_only() {
@@ -80,44 +80,44 @@ impl Chain {
                 continue;
             }
             if !places.is_empty() {
-                return Err(Malformed::OutOfOrder);
+                return Err(MalformedChain::OutOfOrder);
             }
             let start = request.len();
             let end = start + descriptor.len() as usize;
             if end > REQUEST_BYTES {
-                return Err(Malformed::TooLong);
+                return Err(MalformedChain::TooLong);
             }
             request.resize(end, 0);
             memory
                 .read_slice(&mut request[start..], descriptor.addr())
-                .map_err(|_| Malformed::OutsideMemory)?;
+                .map_err(|_| MalformedChain::OutsideMemory)?;
         }
         // The crate treats a chain that it cannot follow as if it ended there.
         if more {
-            return Err(Malformed::Broken);
+            return Err(MalformedChain::Broken);
         }
         if request.len() < HEADER_BYTES {
-            return Err(Malformed::TooShort(request.len()));
+            return Err(MalformedChain::TooShort(request.len()));
         }
         let mut unique = [0; 8];
         unique.copy_from_slice(&request[UNIQUE]);
         Ok(Self {
-            room: Room { memory, places },
+            room: ReplyBuffers { memory, places },
             unique: u64::from_ne_bytes(unique),
         })
     }
 }
 
-impl Room {
+impl ReplyBuffers {
     /// Bytes of room.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         // At most 1024 times 2^32.
         self.places.iter().map(|(_, length)| *length as usize).sum()
     }
 
     /// Copies `reply` to the guest; returns how many bytes were written, or nothing if a descriptor
     /// is outside of memory or the room does not suffice.
-    pub fn write(&self, reply: &[u8]) -> Option<u32> {
+    pub(super) fn write(&self, reply: &[u8]) -> Option<u32> {
         let mut rest = reply;
         for (address, length) in &self.places {
             let (now, later) = rest.split_at(rest.len().min(*length as usize));

@@ -15,16 +15,16 @@ use rustix::net::{RecvFlags, SendFlags};
 use thiserror::Error;
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
-use super::device::Device;
-use super::message::{self, HEADER_BYTES, Message};
-use super::record::{Left, Record};
+use super::device::VirtiofsDevice;
+use super::message::{self, FrontEndMessage, HEADER_BYTES};
+use super::record::{GuestRecord, PreviousGuest};
 
 /// Bytes of an answer that are passed on at once.
 const ANSWER_BYTES: usize = 8 << 10;
 
 /// Why the connection of a front end was closed.
 #[derive(Debug, Error)]
-pub enum CutOff {
+pub(super) enum ConnectionError {
     /// The connection failed.
     #[error("the connection: {0}")]
     Connection(#[from] io::Error),
@@ -37,17 +37,21 @@ pub enum CutOff {
 }
 
 /// A front end and the device that it drives.
-pub struct Connection {
+pub(super) struct FrontEndConnection {
     front: OwnedFd,
     /// The other end of what `handler` reads.
     feed: UnixStream,
-    handler: BackendReqHandler<Mutex<Device>>,
-    record: Arc<Record>,
+    handler: BackendReqHandler<Mutex<VirtiofsDevice>>,
+    record: Arc<GuestRecord>,
 }
 
-impl Connection {
+impl FrontEndConnection {
     /// The front end at `front` drives `device`, and its messages are recorded in `record`.
-    pub fn new(front: OwnedFd, device: Device, record: Arc<Record>) -> io::Result<Self> {
+    pub(super) fn new(
+        front: OwnedFd,
+        device: VirtiofsDevice,
+        record: Arc<GuestRecord>,
+    ) -> io::Result<Self> {
         let (feed, fed) = UnixStream::pair()?;
         Ok(Self {
             front,
@@ -59,11 +63,11 @@ impl Connection {
 
     /// Replays to the device all messages that the previous process handled, and finishes what that
     /// had begun.
-    pub fn catch_up(&mut self, left: Left) -> Result<(), CutOff> {
-        for message in left.setup.messages() {
+    pub(super) fn take_over(&mut self, previous: PreviousGuest) -> Result<(), ConnectionError> {
+        for message in previous.setup.messages() {
             self.handle(message)?;
         }
-        let Some(pending) = left.pending else {
+        let Some(pending) = previous.pending else {
             return Ok(());
         };
         // It was recorded. It may or may not have been taken from the connection.
@@ -79,7 +83,7 @@ impl Connection {
     }
 
     /// Handles the front end's messages until it disconnects.
-    pub fn serve(mut self) -> Result<(), CutOff> {
+    pub(super) fn serve(mut self) -> Result<(), ConnectionError> {
         while let Some(message) = self.next()? {
             self.finish(message)?;
         }
@@ -87,7 +91,7 @@ impl Connection {
     }
 
     /// The next message, recorded.
-    fn next(&mut self) -> Result<Option<Message>, CutOff> {
+    fn next(&mut self) -> Result<Option<FrontEndMessage>, ConnectionError> {
         let mut bytes = Vec::new();
         let files = message::receive(&self.front, &mut bytes, HEADER_BYTES, RecvFlags::PEEK)?;
         if bytes.is_empty() {
@@ -96,45 +100,45 @@ impl Connection {
         if bytes.len() < HEADER_BYTES {
             // The rest of the header is on its way, or will never come.
             drop(files);
-            return self.next_in_pieces();
+            return self.next_buffer();
         }
-        let length = Message::length(&bytes).ok_or(CutOff::TooLong)?;
+        let length = FrontEndMessage::length(&bytes).ok_or(ConnectionError::TooLong)?;
         let files = message::receive(&self.front, &mut bytes, length, RecvFlags::PEEK)?;
         if bytes.len() < length {
             drop(files);
-            return self.next_in_pieces();
+            return self.next_buffer();
         }
-        let message = Message::new(bytes, files);
+        let message = FrontEndMessage::new(bytes, files);
         self.record.arrived(&message);
         self.take(length)?;
         Ok(Some(message))
     }
 
     /// A message that a front end sends piece by piece, which cannot be peeked at as a whole.
-    fn next_in_pieces(&mut self) -> Result<Option<Message>, CutOff> {
+    fn next_buffer(&mut self) -> Result<Option<FrontEndMessage>, ConnectionError> {
         let (mut bytes, mut files) = (Vec::new(), Vec::new());
         let mut wanted = HEADER_BYTES;
         while bytes.len() < wanted {
-            let mut piece = Vec::new();
+            let mut buffer = Vec::new();
             let most = wanted - bytes.len();
             files.extend(message::receive(
                 &self.front,
-                &mut piece,
+                &mut buffer,
                 most,
                 RecvFlags::empty(),
             )?);
-            if piece.is_empty() {
+            if buffer.is_empty() {
                 return Ok(None);
             }
-            bytes.extend(piece);
+            bytes.extend(buffer);
             if bytes.len() == HEADER_BYTES {
-                wanted = Message::length(&bytes).ok_or(CutOff::TooLong)?;
+                wanted = FrontEndMessage::length(&bytes).ok_or(ConnectionError::TooLong)?;
             }
         }
         if files.len() > message::MOST_FILES {
-            return Err(CutOff::TooLong);
+            return Err(ConnectionError::TooLong);
         }
-        let message = Message::new(bytes, files);
+        let message = FrontEndMessage::new(bytes, files);
         self.record.arrived(&message);
         Ok(Some(message))
     }
@@ -159,7 +163,7 @@ impl Connection {
     }
 
     /// Handles a message, and sends the answer.
-    fn finish(&mut self, message: Message) -> Result<(), CutOff> {
+    fn finish(&mut self, message: FrontEndMessage) -> Result<(), ConnectionError> {
         let answer = self.handle(&message);
         if let Ok(answer) = &answer
             && !answer.is_empty()
@@ -172,7 +176,7 @@ impl Connection {
     }
 
     /// Lets the device handle the message; returns the answer.
-    fn handle(&mut self, message: &Message) -> Result<Vec<u8>, CutOff> {
+    fn handle(&mut self, message: &FrontEndMessage) -> Result<Vec<u8>, ConnectionError> {
         let files: Vec<_> = message.files.iter().map(AsFd::as_fd).collect();
         message::send(&self.feed, &message.bytes, &files, SendFlags::empty())?;
         let handled = self.handler.handle_request();
@@ -185,7 +189,7 @@ impl Connection {
         if let Err(error) = handled {
             // The answer reports the error, if the front end asked for one.
             let _ = message::send(&self.front, &answer, &[], SendFlags::DONTWAIT);
-            return Err(CutOff::Protocol(error));
+            return Err(ConnectionError::Protocol(error));
         }
         Ok(answer)
     }

@@ -20,54 +20,78 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap, GuestRegionMmap};
 
-use super::crew::Crew;
-use super::endpoint::Tag;
-use super::inflight::Inflight;
-use super::ring::{Memory, Ring};
+use super::inflight::InflightRecord;
+use super::queue_events::QueueEvents;
+use super::queue_worker;
+use super::ring::{MappedGuestMemory, Ring};
 use super::session::Guest;
 
 /// Entries of a queue, at most.
 const QUEUE_SIZE: u16 = 1024;
 /// Bytes of the tag in `struct virtio_fs_config`.
-pub const TAG_BYTES: usize = 36;
+const TAG_BYTES: usize = 36;
 /// Regions of memory that a front end can share.
 const MEMORY_SLOTS: usize = 509;
 /// Missing from front ends that do not enable queues.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
+/// The name by which a guest mounts: 1 to 36 bytes, none of them NUL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceTag(String);
+
+/// An invalid tag.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a tag has 1 to {TAG_BYTES} bytes, none of them NUL")]
+pub struct TagError;
+
+impl DeviceTag {
+    /// Checks `tag`.
+    pub fn new(tag: &str) -> std::result::Result<Self, TagError> {
+        match (1..=TAG_BYTES).contains(&tag.len()) && !tag.contains('\0') {
+            true => Ok(Self(tag.to_owned())),
+            false => Err(TagError),
+        }
+    }
+
+    /// The bytes of the tag.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
 /// A virtiofs device.
-pub struct Device {
+pub(super) struct VirtiofsDevice {
     guest: Arc<Guest>,
     /// Returned to front ends that ask; others have it from their own command line.
-    tag: Option<Tag>,
-    memory: Memory,
+    tag: Option<DeviceTag>,
+    memory: MappedGuestMemory,
     /// Where the front end has mapped the guest's memory.
-    places: Vec<Place>,
+    places: Vec<GuestRegion>,
     /// The high-priority queue, and the others.
     rings: Vec<Ring>,
     features: u64,
 }
 
 /// Where a region of the guest's memory lies, for the front end and for the guest.
-struct Place {
+struct GuestRegion {
     front_end: u64,
     guest: u64,
     bytes: u64,
 }
 
-impl Device {
+impl VirtiofsDevice {
     /// A device for `guest` with one high-priority queue and `request_queues` others, each with a
     /// thread of its own; what is taken from them is recorded in `inflight`.
-    pub fn new(
+    pub(super) fn new(
         guest: Arc<Guest>,
-        tag: Option<Tag>,
+        tag: Option<DeviceTag>,
         request_queues: usize,
-        inflight: &Arc<Inflight>,
+        inflight: &Arc<InflightRecord>,
     ) -> io::Result<Self> {
-        let memory = Memory::new(GuestMemoryMmap::new());
+        let memory = MappedGuestMemory::new(GuestMemoryMmap::new());
         let ring = |queue| {
             let inflight = inflight.queue(queue);
-            let ring = Ring::new(memory.clone(), QUEUE_SIZE, inflight, Crew::new()?);
+            let ring = Ring::new(memory.clone(), QUEUE_SIZE, inflight, QueueEvents::new()?);
             ring.map_err(io::Error::other)
         };
         let rings: Vec<Ring> = (0..=request_queues).map(ring).collect::<io::Result<_>>()?;
@@ -80,14 +104,14 @@ impl Device {
             features: 0,
         };
         for ring in &device.rings {
-            let started = Crew::start_worker(ring, &device.guest);
+            let started = queue_worker::start(ring, &device.guest);
             started.inspect_err(|_| device.rings.iter().for_each(Ring::abandon))?;
         }
         Ok(device)
     }
 
     /// Its queues.
-    pub fn rings(&self) -> &[Ring] {
+    pub(super) fn rings(&self) -> &[Ring] {
         &self.rings
     }
 
@@ -121,8 +145,8 @@ impl Device {
     }
 }
 
-fn region(region: &VhostUserMemoryRegion, file: File) -> Result<(GuestRegionMmap, Place)> {
-    let place = Place {
+fn region(region: &VhostUserMemoryRegion, file: File) -> Result<(GuestRegionMmap, GuestRegion)> {
+    let place = GuestRegion {
         front_end: region.user_addr,
         guest: region.guest_phys_addr,
         bytes: region.memory_size,
@@ -141,7 +165,7 @@ fn not_offered<T>() -> Result<T> {
     Err(Error::InvalidOperation("not offered"))
 }
 
-impl VhostUserBackendReqHandlerMut for Device {
+impl VhostUserBackendReqHandlerMut for VirtiofsDevice {
     fn set_owner(&mut self) -> Result<()> {
         Ok(())
     }
@@ -208,31 +232,32 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_mem_table(&mut self, regions: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<()> {
-        let pieces = regions.iter().zip(files);
-        let pieces = pieces.map(|(piece, file)| region(piece, file));
-        let (pieces, places): (Vec<_>, _) = pieces.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        let memory = GuestMemoryMmap::from_regions(pieces).map_err(failed)?;
+        let buffers = regions.iter().zip(files);
+        let buffers = buffers.map(|(buffer, file)| region(buffer, file));
+        let (buffers, places): (Vec<_>, _) =
+            buffers.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let memory = GuestMemoryMmap::from_regions(buffers).map_err(failed)?;
         self.exchange(memory);
         self.places = places;
         Ok(())
     }
 
-    fn add_mem_region(&mut self, piece: &VhostUserSingleMemoryRegion, file: File) -> Result<()> {
+    fn add_mem_region(&mut self, buffer: &VhostUserSingleMemoryRegion, file: File) -> Result<()> {
         if self.places.len() >= MEMORY_SLOTS {
             return Err(Error::InvalidParam);
         }
-        let (mapped, place) = region(piece, file)?;
+        let (mapped, place) = region(buffer, file)?;
         let memory = self.memory.memory().insert_region(Arc::new(mapped));
         self.exchange(memory.map_err(failed)?);
         self.places.push(place);
         Ok(())
     }
 
-    fn remove_mem_region(&mut self, piece: &VhostUserSingleMemoryRegion) -> Result<()> {
-        let start = GuestAddress(piece.guest_phys_addr);
+    fn remove_mem_region(&mut self, buffer: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let start = GuestAddress(buffer.guest_phys_addr);
         let memory = self.memory.memory();
         let (memory, _) = memory
-            .remove_region(start, piece.memory_size)
+            .remove_region(start, buffer.memory_size)
             .map_err(failed)?;
         self.exchange(memory);
         self.places.retain(|place| place.guest != start.0);
@@ -346,7 +371,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 }
 
-impl Device {
+impl VirtiofsDevice {
     /// Later requests are looked up in `memory`.
     fn exchange(&self, memory: GuestMemoryMmap) {
         let lock = self.memory.lock();

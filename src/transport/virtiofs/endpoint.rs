@@ -4,7 +4,7 @@
 //! So a front end that reconnects, or replaces one that was killed, never finds state of the one
 //! before, nor has to wait for its removal.
 //!
-//! With a [`Keeper`] a guest outlives the process; see `record`.
+//! With a [`DescriptorHolder`] a guest outlives the process; see `record`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,20 +16,19 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use thiserror::Error;
 use tokio::runtime::Handle;
 use vhost::vhost_user::Error as ProtocolError;
 
-use super::MOST_DIRECTORIES;
-use super::connection::{Connection, CutOff};
-use super::device::{Device, TAG_BYTES};
-use super::record::{Keeper, Left, Record};
+use super::connection::{ConnectionError, FrontEndConnection};
+use super::device::{DeviceTag, VirtiofsDevice};
+use super::record::{DescriptorHolder, GuestRecord, PreviousGuest};
 use super::ring::Ring;
-use super::session::{Guest, Shown};
+use super::session::{Guest, GuestView};
 use super::socket::Socket;
-use crate::fs::{NodeCount, Options, WarmUp, WarmUpCount};
+use super::{MOST_DIRECTORIES, ROOT_TIMEOUT};
+use crate::fs::{FsOptions, NodeCount, WarmUpCount, WarmUpOptions};
 use crate::store::Store;
-use crate::transport::requests::{Counters, RequestCounts, RequestTimes};
+use crate::transport::requests::{RequestCounters, RequestCounts, RequestTimes};
 
 /// Request queues, at most: a bit for each in the protocol, and one is for FORGET.
 pub const MOST_QUEUES: usize = 63;
@@ -42,38 +41,17 @@ const EXHAUSTED: Duration = Duration::from_millis(500);
 /// taken to be the cause: one guest must not take the service away from all others.
 const MOST_ATTEMPTS: u64 = 4;
 
-/// The name by which a guest mounts: 1 to 36 bytes, none of them NUL.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tag(String);
-
-/// An invalid tag.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("a tag has 1 to {TAG_BYTES} bytes, none of them NUL")]
-pub struct TagError;
-
-impl Tag {
-    /// Checks `tag`.
-    pub fn new(tag: &str) -> Result<Self, TagError> {
-        match (1..=TAG_BYTES).contains(&tag.len()) && !tag.contains('\0') {
-            true => Ok(Self(tag.to_owned())),
-            false => Err(TagError),
-        }
-    }
-
-    /// The bytes of the tag.
-    pub fn as_bytes(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-}
-
 /// The configuration of the device.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
     /// For front ends that ask the device for it (crosvm does); QEMU and cloud-hypervisor have it
     /// on their command line.
-    pub tag: Option<Tag>,
+    pub tag: Option<DeviceTag>,
     /// Request queues, 1 to [`MOST_QUEUES`], each with a worker. A front end can use fewer.
     pub request_queues: usize,
+    /// What the configuration names as shown: the next process continues with a directory that has
+    /// no name any more only if it is configured to show the same ([`PreviousGuest::mount_root`]).
+    pub shows: String,
 }
 
 impl Default for DeviceOptions {
@@ -81,35 +59,36 @@ impl Default for DeviceOptions {
         Self {
             tag: None,
             request_queues: 8,
+            shows: String::new(),
         }
     }
 }
 
 /// A socket that is being served, until it is dropped.
-pub struct Endpoint {
-    shared: Arc<Shared>,
+pub struct VirtiofsEndpoint {
+    shared: Arc<EndpointInner>,
 }
 
-struct Shared {
-    shown: Arc<Shown>,
+struct EndpointInner {
+    shown: Arc<GuestView>,
     device: DeviceOptions,
     /// Readable when no more connections are accepted.
     end: OwnedFd,
-    keeper: Option<Arc<dyn Keeper>>,
+    holder: Option<Arc<dyn DescriptorHolder>>,
     /// The guests belong to the next process from here on.
-    left: AtomicBool,
-    guests: Mutex<Vec<Connected>>,
+    handed_over: AtomicBool,
+    guests: Mutex<Vec<ConnectedGuest>>,
     /// Notified when a connection ends.
     gone: Condvar,
     connections: AtomicU64,
 }
 
 /// A guest whose front end is connected.
-struct Connected {
+struct ConnectedGuest {
     number: u64,
     guest: Arc<Guest>,
     rings: Vec<Ring>,
-    record: Arc<Record>,
+    record: Arc<GuestRecord>,
 }
 
 /// The state of an endpoint.
@@ -134,61 +113,58 @@ pub struct GuestStatus {
     pub nodes: NodeCount,
 }
 
-impl Endpoint {
+impl VirtiofsEndpoint {
     /// Serves `store` to the front ends that connect to `socket`, with `options`. Requests that
     /// have to wait do so on `runtime`.
     pub fn serve(
         store: Arc<dyn Store>,
         socket: Socket,
-        options: Options,
+        options: FsOptions,
         device: DeviceOptions,
         runtime: Handle,
     ) -> io::Result<Self> {
         Self::serve_on(store, socket, options, device, runtime, None, Vec::new())
     }
 
-    /// As [`serve`](Self::serve), with guests whose state `keeper` holds, so that they outlive the
-    /// process; and first of all with the guests that the previous process `left` there.
+    /// As [`serve`](Self::serve), with guests whose state `holder` holds, so that they outlive the
+    /// process; and first of all with the guests that the previous process handed over there.
     pub fn serve_on(
         store: Arc<dyn Store>,
         socket: Socket,
-        options: Options,
+        options: FsOptions,
         device: DeviceOptions,
         runtime: Handle,
-        keeper: Option<Arc<dyn Keeper>>,
-        left: Vec<Left>,
+        holder: Option<Arc<dyn DescriptorHolder>>,
+        previous: Vec<PreviousGuest>,
     ) -> io::Result<Self> {
-        let most_directories = options.most_directories.min(MOST_DIRECTORIES);
-        let shown = Shown {
+        let shown = GuestView {
             store,
-            options: Options {
-                most_directories,
-                ..options
-            },
+            options: options.without_notifications(ROOT_TIMEOUT, MOST_DIRECTORIES),
             runtime,
+            shows: device.shows.clone(),
             span: tracing::Span::current(),
-            counters: Counters::default(),
+            counters: RequestCounters::default(),
         };
         let device = DeviceOptions {
             request_queues: device.request_queues.clamp(1, MOST_QUEUES),
             ..device
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(EndpointInner {
             shown: Arc::new(shown),
             device,
             end: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            keeper,
-            left: AtomicBool::new(false),
+            holder,
+            handed_over: AtomicBool::new(false),
             guests: Mutex::default(),
             gone: Condvar::new(),
             connections: AtomicU64::new(0),
         });
         // One after the other, and last those that may have caused the death of the previous
         // process: if that happens again, no other guest is suspected.
-        let mut left = left;
-        left.sort_by_key(|left| left.inflight.was_busy());
-        for left in left {
-            if let Err(error) = shared.clone().go_on(left) {
+        let mut previous = previous;
+        previous.sort_by_key(|previous| previous.inflight.was_busy());
+        for previous in previous {
+            if let Err(error) = shared.clone().take_over(previous) {
                 tracing::error!(error, "cannot take over a guest of the previous process");
             }
         }
@@ -202,13 +178,13 @@ impl Endpoint {
 
     /// Hands the guests over to the next process; this process has to end soon, as otherwise both
     /// serve them.
-    pub fn leave(&self) {
+    pub fn hand_over(&self) {
         self.remember();
-        self.shared.left.store(true, Ordering::Relaxed);
+        self.shared.handed_over.store(true, Ordering::Relaxed);
         self.shared.stop_accepting();
     }
 
-    /// Writes what was recorded so far, if the device has warm-up ([`Options::warm_up`]).
+    /// Writes what was recorded so far, if the device has warm-up ([`FsOptions::warm_up`]).
     pub fn remember(&self) {
         let guests = self.shared.guests.lock();
         let guests: Vec<_> = guests.iter().map(|one| one.guest.clone()).collect();
@@ -222,12 +198,12 @@ impl Endpoint {
 
     /// Ends for good, as the process is about to: the guests' pending and all later requests get
     /// EIO, until the guests are restarted.
-    pub fn break_off(&self) {
+    pub fn poison(&self) {
         self.shared.stop_accepting();
         self.remember();
         for connected in self.shared.guests.lock().iter() {
             connected.guest.dismiss();
-            connected.rings.iter().for_each(Ring::break_off);
+            connected.rings.iter().for_each(Ring::poison);
             connected.record.end();
         }
     }
@@ -241,7 +217,7 @@ impl Endpoint {
             times: self.shared.shown.counters.times(),
             guests: guests
                 .iter()
-                .map(|Connected { guest, .. }| GuestStatus {
+                .map(|ConnectedGuest { guest, .. }| GuestStatus {
                     nodes: guest.nodes(),
                 })
                 .collect(),
@@ -251,17 +227,17 @@ impl Endpoint {
                 .options
                 .warm_up
                 .as_ref()
-                .map(WarmUp::count),
+                .map(WarmUpOptions::count),
         }
     }
 }
 
-impl Drop for Endpoint {
+impl Drop for VirtiofsEndpoint {
     /// Accepts no more connections. Connected guests get EIO from now on, until their front ends
     /// disconnect.
     fn drop(&mut self) {
         self.shared.stop_accepting();
-        if self.shared.left.load(Ordering::Relaxed) {
+        if self.shared.handed_over.load(Ordering::Relaxed) {
             return;
         }
         for connected in self.shared.guests.lock().iter() {
@@ -271,7 +247,7 @@ impl Drop for Endpoint {
     }
 }
 
-impl Shared {
+impl EndpointInner {
     fn stop_accepting(&self) {
         let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());
     }
@@ -315,12 +291,12 @@ impl Shared {
 
     /// Serves a new connection in a thread of its own.
     fn connect(self: Arc<Self>, front: OwnedFd) -> Result<(), String> {
-        let said = |error: io::Error| error.to_string();
-        let record = match &self.keeper {
-            Some(keeper) => Record::new(keeper.clone(), front.as_fd()).map_err(said)?,
-            None => Record::own().map_err(said)?,
+        let reported = |error: io::Error| error.to_string();
+        let record = match &self.holder {
+            Some(holder) => GuestRecord::new(holder.clone(), front.as_fd()).map_err(reported)?,
+            None => GuestRecord::own().map_err(reported)?,
         };
-        let (connection, connected) = self.device(front, record).map_err(said)?;
+        let (connection, connected) = self.device(front, record).map_err(reported)?;
         let number = connected.number;
         self.guests.lock().push(connected);
         tracing::info!(number, "a front end has connected");
@@ -328,57 +304,62 @@ impl Shared {
     }
 
     /// Takes over a guest of the previous process, and serves it in a thread of its own.
-    fn go_on(self: Arc<Self>, mut left: Left) -> Result<(), String> {
-        let said = |error: io::Error| error.to_string();
-        let Some(keeper) = &self.keeper else {
-            return Err("no process keeps its state".to_owned());
+    fn take_over(self: Arc<Self>, mut previous: PreviousGuest) -> Result<(), String> {
+        let reported = |error: io::Error| error.to_string();
+        let Some(holder) = &self.holder else {
+            return Err("no other process holds its state".to_owned());
         };
-        if left.inflight.attempts() >= MOST_ATTEMPTS {
-            left.forget(&**keeper);
+        if previous.inflight.attempts() >= MOST_ATTEMPTS {
+            previous.forget(&**holder);
             return Err(format!(
                 "{MOST_ATTEMPTS} processes in a row died before they answered any of its requests"
             ));
         }
-        left.inflight.begins();
-        let record = Record::adopt(keeper.clone(), &left).map_err(said)?;
-        let front = left.front.try_clone().map_err(said)?;
-        let (mut connection, connected) = self.device(front, record).map_err(said)?;
-        if let Some(session) = left.session.take() {
-            connected.guest.resume(session);
+        previous.inflight.begins();
+        let record = GuestRecord::take_over(holder.clone(), &previous).map_err(reported)?;
+        let front = previous.front.try_clone().map_err(reported)?;
+        let (mut connection, connected) = self.device(front, record).map_err(reported)?;
+        if let Some(session) = previous.session.take() {
+            connected.guest.take_over(session);
         }
-        let (number, inflight) = (connected.number, left.inflight.clone());
+        let (number, inflight) = (connected.number, previous.inflight.clone());
         self.guests.lock().push(connected);
-        if let Err(error) = connection.catch_up(left) {
+        if let Err(error) = connection.take_over(previous) {
             self.disconnected(number);
             return Err(error.to_string());
         }
-        inflight.has_caught_up();
+        inflight.taken_over();
         tracing::info!(number, "took over a guest of the previous process");
         self.start(number, connection)
     }
 
-    fn device(&self, front: OwnedFd, record: Arc<Record>) -> io::Result<(Connection, Connected)> {
+    fn device(
+        &self,
+        front: OwnedFd,
+        record: Arc<GuestRecord>,
+    ) -> io::Result<(FrontEndConnection, ConnectedGuest)> {
         let guest = Arc::new(Guest::new(self.shown.clone(), record.clone()));
         let DeviceOptions {
             tag,
             request_queues,
+            ..
         } = self.device.clone();
-        let device = Device::new(guest.clone(), tag, request_queues, record.inflight())?;
-        let connected = Connected {
+        let device = VirtiofsDevice::new(guest.clone(), tag, request_queues, record.inflight())?;
+        let connected = ConnectedGuest {
             number: self.connections.fetch_add(1, Ordering::Relaxed),
             guest,
             rings: device.rings().to_vec(),
             record: record.clone(),
         };
-        Ok((Connection::new(front, device, record)?, connected))
+        Ok((FrontEndConnection::new(front, device, record)?, connected))
     }
 
-    fn start(self: Arc<Self>, number: u64, connection: Connection) -> Result<(), String> {
+    fn start(self: Arc<Self>, number: u64, connection: FrontEndConnection) -> Result<(), String> {
         let shared = self.clone();
         let serve = move || {
             match connection.serve() {
                 Ok(()) => tracing::info!(number, "a front end has disconnected"),
-                Err(CutOff::Protocol(ProtocolError::Disconnected)) => {
+                Err(ConnectionError::Protocol(ProtocolError::Disconnected)) => {
                     tracing::info!(number, "a front end has disconnected");
                 }
                 Err(error) => {

@@ -3,21 +3,23 @@
 //!
 //! An input is one of two kinds of hostile guest. The first writes arbitrary bytes into its memory
 //! and declares them to be rings; it tests the rings, chains and descriptors. The second makes
-//! well-formed chains with arbitrary requests; it tests the code behind them.
+//! well-formed chains with arbitrary requests; it tests the code that reads them.
 
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 
-use super::crew::{self, Crew};
-use super::record::Record;
+use super::queue_events::QueueEvents;
+use super::queue_worker;
+use super::record::GuestRecord;
 use super::ring::Ring;
-use super::session::{Guest, Shown};
+use super::session::{Guest, GuestView};
+use super::{MOST_DIRECTORIES, ROOT_TIMEOUT};
 use crate::castore::{Digest, Directory, Name, Node, Root, SymlinkTarget};
-use crate::fs::{Options, RootListing, Top};
+use crate::fs::FsOptions;
 use crate::store::{MemoryStore, Store};
-use crate::transport::requests::Counters;
+use crate::transport::requests::RequestCounters;
 
 /// The guest's memory: two pieces with a hole between them.
 const LOW: (u64, usize) = (0, 0x2_0000);
@@ -32,18 +34,18 @@ const REQUEST: u64 = 0x1_0000;
 const REPLY: u64 = HIGH.0;
 
 /// The attacked device.
-pub struct Target {
-    shown: Arc<Shown>,
+pub struct FuzzTarget {
+    shown: Arc<GuestView>,
     _runtime: Runtime,
 }
 
-impl Default for Target {
+impl Default for FuzzTarget {
     fn default() -> Self {
         Self::new().expect("a runtime and a small store in memory")
     }
 }
 
-impl Target {
+impl FuzzTarget {
     fn new() -> Result<Self, Box<dyn std::error::Error>> {
         let store = MemoryStore::new();
         let ingest = store.ingest()?;
@@ -74,20 +76,15 @@ impl Target {
         ingest.put_root(&root, None)?;
         ingest.commit()?;
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        let options = Options {
-            top: Top::Roots {
-                list: RootListing::All,
-            },
-            root_timeout: super::ROOT_TIMEOUT,
-            ..Options::default()
-        };
+        let options = FsOptions::default().without_notifications(ROOT_TIMEOUT, MOST_DIRECTORIES);
         Ok(Self {
-            shown: Arc::new(Shown {
+            shown: Arc::new(GuestView {
+                shows: String::new(),
                 store: Arc::new(store),
                 options,
                 runtime: runtime.handle().clone(),
                 span: tracing::Span::none(),
-                counters: Counters::default(),
+                counters: RequestCounters::default(),
             }),
             _runtime: runtime,
         })
@@ -98,7 +95,9 @@ impl Target {
         let Some((kind, input)) = input.split_first() else {
             return;
         };
-        let Ok(record) = Record::own() else { return };
+        let Ok(record) = GuestRecord::own() else {
+            return;
+        };
         let guest = Arc::new(Guest::new(self.shown.clone(), record));
         if kind & 1 == 0 {
             arbitrary_memory(&guest, *kind, input);
@@ -106,7 +105,7 @@ impl Target {
             arbitrary_requests(&guest, *kind, input);
         }
         // In any case, the next session works.
-        let mut driver = Driver::new(&guest, false);
+        let mut driver = GuestDriver::new(&guest, false);
         assert_eq!(driver.errno(&init()), Some(0));
         assert_eq!(driver.errno(&request(1, 1, b"r\0")), Some(0));
     }
@@ -134,15 +133,15 @@ fn arbitrary_memory(guest: &Arc<Guest>, kind: u8, input: &[u8]) {
     ring.set_base(word(6) as u16);
     ring.set_enabled(true);
     start(&ring);
-    crew::serve(&ring, guest);
+    queue_worker::serve(&ring, guest);
     match kind & 8 {
         0 => drop(ring.stop()),
-        _ => ring.break_off(),
+        _ => ring.poison(),
     }
 }
 
 fn arbitrary_requests(guest: &Arc<Guest>, kind: u8, mut input: &[u8]) {
-    let mut driver = Driver::new(guest, kind & 2 != 0);
+    let mut driver = GuestDriver::new(guest, kind & 2 != 0);
     if kind & 4 == 0 {
         driver.errno(&init());
     }
@@ -165,7 +164,7 @@ fn arbitrary_requests(guest: &Arc<Guest>, kind: u8, mut input: &[u8]) {
 
 fn ring(guest: &Guest, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> Option<Ring> {
     let inflight = guest.record().inflight().queue(0);
-    Ring::new(memory, ENTRIES, inflight, Crew::new().ok()?).ok()
+    Ring::new(memory, ENTRIES, inflight, QueueEvents::new().ok()?).ok()
 }
 
 /// Starts a queue, with a kick file that accepts any write.
@@ -175,12 +174,12 @@ fn start(ring: &Ring) {
 }
 
 fn memory() -> GuestMemoryMmap {
-    let pieces = [LOW, HIGH].map(|(start, length)| (GuestAddress(start), length));
-    GuestMemoryMmap::from_ranges(&pieces).expect("little memory")
+    let buffers = [LOW, HIGH].map(|(start, length)| (GuestAddress(start), length));
+    GuestMemoryMmap::from_ranges(&buffers).expect("little memory")
 }
 
 /// A driver that follows the protocol.
-struct Driver<'a> {
+struct GuestDriver<'a> {
     guest: &'a Arc<Guest>,
     ring: Ring,
     memory: GuestMemoryAtomic<GuestMemoryMmap>,
@@ -189,7 +188,7 @@ struct Driver<'a> {
     nodes: Vec<u64>,
 }
 
-impl<'a> Driver<'a> {
+impl<'a> GuestDriver<'a> {
     fn new(guest: &'a Arc<Guest>, event_idx: bool) -> Self {
         let memory = GuestMemoryAtomic::new(memory());
         let ring = ring(guest, memory.clone()).expect("a descriptor to spare");
@@ -247,7 +246,7 @@ impl<'a> Driver<'a> {
                 .write_slice(bytes, GuestAddress(address))
                 .expect("inside of memory");
         }
-        crew::serve(&self.ring, self.guest);
+        queue_worker::serve(&self.ring, self.guest);
         let given_back: u16 = memory.read_obj(GuestAddress(USED + 2)).expect("inside");
         assert_eq!(given_back, self.next, "the request was not given back");
         let [_, length]: [u32; 2] = memory.read_obj(GuestAddress(used)).expect("inside");
@@ -259,8 +258,8 @@ impl<'a> Driver<'a> {
         memory
             .read_slice(&mut reply, GuestAddress(REPLY))
             .expect("inside");
-        let says = u32::from_ne_bytes(reply[..4].try_into().expect("four bytes"));
-        assert_eq!(says, length, "the reply has another length");
+        let reports = u32::from_ne_bytes(reply[..4].try_into().expect("four bytes"));
+        assert_eq!(reports, length, "the reply has another length");
         assert_eq!(reply[8..16], request[8..16], "the reply to another request");
         if let Some(node) = reply.get(16..24) {
             let node = u64::from_ne_bytes(node.try_into().expect("eight bytes"));
@@ -294,7 +293,7 @@ mod tests {
 
     #[test]
     fn no_input_of_a_guest_causes_a_panic() {
-        let target = Target::default();
+        let target = FuzzTarget::default();
         proptest!(ProptestConfig::with_cases(2000), |(
             kind: u8,
             input in proptest::collection::vec(any::<u8>(), 0..600),

@@ -35,10 +35,10 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 /// What every such file starts with.
 const MAGIC: u64 = u64::from_le_bytes(*b"castore\x02");
 /// The version of the layout. Another one is not read.
-pub const VERSION: u64 = 2;
+pub(super) const VERSION: u64 = 2;
 /// Requests of a queue that are in flight at once, at most: as many as its ring can hold, so that
 /// requests that wait for an upstream block no other.
-pub const SLOTS: usize = 1024;
+pub(super) const SLOTS: usize = 1024;
 /// Queues that have room in the file.
 const QUEUES: usize = 64;
 
@@ -46,13 +46,13 @@ const QUEUES: usize = 64;
 const VERSION_AT: usize = 1;
 const HANDLED_AT: usize = 2;
 const ATTEMPTS_AT: usize = 3;
-const CATCHING_UP_AT: usize = 4;
+const TAKING_OVER_AT: usize = 4;
 const QUEUES_AT: usize = 8;
 /// Words of a queue.
 const RUNS_AT: usize = 0;
 const BASE_AT: usize = 1;
 const SETTLING_AT: usize = 2;
-const TOUCHED_AT: usize = 3;
+const PARTIAL_AT: usize = 3;
 const SLOTS_AT: usize = 8;
 const QUEUE_WORDS: usize = SLOTS_AT + SLOTS;
 const BYTES: usize = (QUEUES_AT + QUEUES * QUEUE_WORDS) * size_of::<u64>();
@@ -64,37 +64,39 @@ const FORGETS: u64 = 1 << 62;
 /// In a slot: how many processes began to serve it.
 const TRIES_SHIFT: u32 = 60;
 /// So many processes may die of a request before it is no longer served.
-pub const MOST_TRIES: u8 = 3;
+pub(super) const MOST_TRIES: u8 = 3;
 /// Below the order of taking, the number of the request's first descriptor.
 const HEAD_BITS: u32 = 16;
 const ORDER: u64 = (1 << (TRIES_SHIFT - HEAD_BITS)) - 1;
 
 /// Why the record of the previous process cannot be used.
 #[derive(Debug, Error)]
-pub enum InflightError {
+pub(super) enum InflightError {
     /// A system call failed.
-    #[error("the kept record of requests: {0}")]
+    #[error("the hand-over state of requests in flight: {0}")]
     System(#[from] io::Error),
     /// Written by another version of this program.
-    #[error("the kept record of requests has layout {found}, and this version knows {VERSION}")]
+    #[error(
+        "the hand-over state of requests in flight has layout {found}, and this version knows {VERSION}"
+    )]
     Version {
         /// The version in the file.
         found: u64,
     },
     /// The contents are inconsistent.
-    #[error("the kept record of requests is damaged: {0}")]
+    #[error("the hand-over state of requests in flight is damaged: {0}")]
     Damaged(&'static str),
 }
 
 /// The record of a guest.
-pub struct Inflight {
+pub(super) struct InflightRecord {
     memory: OwnedFd,
     words: MmapRegion,
 }
 
 /// A request that the previous process had taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Again {
+pub(super) struct RecoveredRequest {
     /// Its slot in the record.
     pub slot: u16,
     /// Its first descriptor.
@@ -106,9 +108,9 @@ pub struct Again {
     order: u64,
 }
 
-impl Inflight {
+impl InflightRecord {
     /// An empty one.
-    pub fn create() -> io::Result<Self> {
+    pub(super) fn create() -> io::Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
         let create = |flags| rustix::fs::memfd_create(c"castore-fs-inflight", flags);
         // Kernels before 6.3 do not know NOEXEC_SEAL.
@@ -122,7 +124,7 @@ impl Inflight {
     }
 
     /// The one of the previous process.
-    pub fn open(memory: OwnedFd) -> Result<Self, InflightError> {
+    pub(super) fn open(memory: OwnedFd) -> Result<Self, InflightError> {
         let length = rustix::fs::fstat(&memory).map_err(io::Error::from)?.st_size;
         let seals = rustix::fs::fcntl_get_seals(&memory).map_err(io::Error::from)?;
         // A file that can shrink below its mapping can kill this process.
@@ -141,7 +143,7 @@ impl Inflight {
 
     /// An empty one for a guest whose record is unreadable. Its queues run, and continue where the
     /// used ring is: right for all requests that were served in order.
-    pub fn resumed_blindly() -> io::Result<Self> {
+    pub(super) fn take_over_blindly() -> io::Result<Self> {
         let inflight = Self::create()?;
         for queue in 0..QUEUES {
             inflight.store(QUEUES_AT + queue * QUEUE_WORDS + RUNS_AT, 1);
@@ -157,24 +159,24 @@ impl Inflight {
         })
     }
 
-    /// The memory file, to be kept by the keeper.
-    pub fn memory(&self) -> BorrowedFd<'_> {
+    /// The memory file, for the holder.
+    pub(super) fn memory(&self) -> BorrowedFd<'_> {
         self.memory.as_fd()
     }
 
     /// How many messages of the front end were handled.
-    pub fn handled(&self) -> u64 {
+    pub(super) fn handled(&self) -> u64 {
         self.load(HANDLED_AT)
     }
 
     /// Sets the count: one more, or as many as a new list begins with.
-    pub fn set_handled(&self, count: u64) {
+    pub(super) fn set_handled(&self, count: u64) {
         self.store(HANDLED_AT, count);
     }
 
     /// How many processes in a row have died over this guest without having answered it; to be
     /// called when a process begins to serve it.
-    pub fn attempts(&self) -> u64 {
+    pub(super) fn attempts(&self) -> u64 {
         // An idle guest did not cause the death.
         if !self.was_busy() {
             self.store(ATTEMPTS_AT, 0);
@@ -183,28 +185,28 @@ impl Inflight {
     }
 
     /// Whether the previous process was working for this guest when it died.
-    pub fn was_busy(&self) -> bool {
+    pub(super) fn was_busy(&self) -> bool {
         let queues = (0..QUEUES).map(|queue| QUEUES_AT + queue * QUEUE_WORDS);
         let mut busy = queues.flat_map(|start| {
             let slots = start + SLOTS_AT..start + SLOTS_AT + SLOTS;
-            slots.chain([start + TOUCHED_AT])
+            slots.chain([start + PARTIAL_AT])
         });
-        self.load(CATCHING_UP_AT) != 0 || busy.any(|word| self.load(word) != 0)
+        self.load(TAKING_OVER_AT) != 0 || busy.any(|word| self.load(word) != 0)
     }
 
     /// Another process begins to take the guest over.
-    pub fn begins(&self) {
-        self.store(CATCHING_UP_AT, 1);
+    pub(super) fn begins(&self) {
+        self.store(TAKING_OVER_AT, 1);
         self.store(ATTEMPTS_AT, self.load(ATTEMPTS_AT) + 1);
     }
 
     /// The take-over is complete.
-    pub fn has_caught_up(&self) {
-        self.store(CATCHING_UP_AT, 0);
+    pub(super) fn taken_over(&self) {
+        self.store(TAKING_OVER_AT, 0);
     }
 
     /// The record of a queue; there are 64.
-    pub fn queue(self: &Arc<Self>, number: usize) -> QueueInflight {
+    pub(super) fn queue(self: &Arc<Self>, number: usize) -> QueueInflight {
         assert!(number < QUEUES, "a device has no more queues");
         QueueInflight {
             inflight: self.clone(),
@@ -232,8 +234,8 @@ impl Inflight {
 
 /// The record of one queue.
 #[derive(Clone)]
-pub struct QueueInflight {
-    inflight: Arc<Inflight>,
+pub(super) struct QueueInflight {
+    inflight: Arc<InflightRecord>,
     start: usize,
 }
 
@@ -247,14 +249,14 @@ impl QueueInflight {
     }
 
     /// Whether the queue ran when this was last written.
-    pub fn runs(&self) -> bool {
+    pub(super) fn runs(&self) -> bool {
         self.load(RUNS_AT) != 0
     }
 
     /// Notes that the queue runs from here on, with nothing taken.
-    pub fn starts(&self) {
+    pub(super) fn starts(&self) {
         self.store(SETTLING_AT, 0);
-        self.store(TOUCHED_AT, 0);
+        self.store(PARTIAL_AT, 0);
         for slot in 0..SLOTS {
             self.store(SLOTS_AT + slot, 0);
         }
@@ -262,32 +264,32 @@ impl QueueInflight {
     }
 
     /// Notes that the queue is stopped, and where it is to continue.
-    pub fn stops(&self, base: u16) {
+    pub(super) fn stops(&self, base: u16) {
         self.set_base(base);
         self.store(RUNS_AT, 0);
     }
 
     /// Runs `work`, which accesses the guest's memory. The front end may have removed that.
-    pub fn touch<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.store(TOUCHED_AT, 1);
+    pub(super) fn touch<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.store(PARTIAL_AT, 1);
         let outcome = work();
-        self.store(TOUCHED_AT, 0);
+        self.store(PARTIAL_AT, 0);
         outcome
     }
 
     /// Where the queue is to begin when it starts.
-    pub fn base(&self) -> u16 {
+    pub(super) fn base(&self) -> u16 {
         self.load(BASE_AT) as u16
     }
 
     /// The front end sets where to begin.
-    pub fn set_base(&self, base: u16) {
+    pub(super) fn set_base(&self, base: u16) {
         self.store(BASE_AT, u64::from(base));
     }
 
     /// Records a request, the `order`-th that was taken, which `tries` processes have begun to
     /// serve, this one included.
-    pub fn take(&self, slot: u16, head: u16, forgets: bool, tries: u8, order: u64) {
+    pub(super) fn take(&self, slot: u16, head: u16, forgets: bool, tries: u8, order: u64) {
         let forgets = if forgets { FORGETS } else { 0 };
         let tries = u64::from(tries.min(MOST_TRIES)) << TRIES_SHIFT;
         let order = (order & ORDER) << HEAD_BITS;
@@ -298,7 +300,7 @@ impl QueueInflight {
     }
 
     /// A request is about to be put into the used ring, whose index is `used` so far.
-    pub fn settling(&self, slot: u16, used: u16) {
+    pub(super) fn settling(&self, slot: u16, used: u16) {
         self.store(
             SETTLING_AT,
             USED | u64::from(slot) << HEAD_BITS | u64::from(used),
@@ -306,7 +308,7 @@ impl QueueInflight {
     }
 
     /// The request is in the used ring: the guest can be served.
-    pub fn settled(&self, slot: u16) {
+    pub(super) fn settled(&self, slot: u16) {
         if self.inflight.load(ATTEMPTS_AT) != 0 {
             self.inflight.store(ATTEMPTS_AT, 0);
         }
@@ -316,7 +318,7 @@ impl QueueInflight {
 
     /// The requests that were taken and not returned, oldest first; the used ring's index is
     /// `used`.
-    pub fn recover(&self, used: u16) -> Vec<Again> {
+    pub(super) fn recover(&self, used: u16) -> Vec<RecoveredRequest> {
         let settling = self.load(SETTLING_AT);
         if settling & USED != 0 {
             let slot = (settling >> HEAD_BITS) as u16;
@@ -328,7 +330,7 @@ impl QueueInflight {
         }
         let slots = (0..SLOTS).filter_map(|slot| {
             let word = self.load(SLOTS_AT + slot);
-            (word & USED != 0).then_some(Again {
+            (word & USED != 0).then_some(RecoveredRequest {
                 slot: slot as u16,
                 head: word as u16,
                 forgets: word & FORGETS != 0,
@@ -336,7 +338,7 @@ impl QueueInflight {
                 order: word >> HEAD_BITS & ORDER,
             })
         });
-        let mut again: Vec<Again> = slots.collect();
+        let mut again: Vec<RecoveredRequest> = slots.collect();
         again.sort_by_key(|again| again.order);
         again
     }
@@ -346,8 +348,8 @@ impl QueueInflight {
 mod tests {
     use super::*;
 
-    fn successor(inflight: &Inflight) -> Result<Arc<Inflight>, InflightError> {
-        Inflight::open(inflight.memory().try_clone_to_owned().unwrap()).map(Arc::new)
+    fn next_process(inflight: &InflightRecord) -> Result<Arc<InflightRecord>, InflightError> {
+        InflightRecord::open(inflight.memory().try_clone_to_owned().unwrap()).map(Arc::new)
     }
 
     fn heads(queue: &QueueInflight, used: u16) -> Vec<u16> {
@@ -356,7 +358,7 @@ mod tests {
 
     #[test]
     fn what_was_not_given_back_is_found_again_in_its_order() {
-        let inflight = Arc::new(Inflight::create().unwrap());
+        let inflight = Arc::new(InflightRecord::create().unwrap());
         let queue = inflight.queue(63);
         queue.starts();
         queue.take(7, 100, false, 1, 1);
@@ -364,13 +366,13 @@ mod tests {
         queue.take(5, 102, false, 1, 3);
         queue.settling(7, 0);
         queue.settled(7);
-        let after = successor(&inflight).unwrap().queue(63);
+        let after = next_process(&inflight).unwrap().queue(63);
         assert!(after.runs());
         let again = after.recover(1);
         assert_eq!(heads(&after, 1), [101, 102]);
         assert!(again[0].forgets && !again[1].forgets);
         assert_eq!([again[0].tries, again[1].tries], [3, 1]);
-        assert!(heads(&successor(&inflight).unwrap().queue(0), 0).is_empty());
+        assert!(heads(&next_process(&inflight).unwrap().queue(0), 0).is_empty());
         queue.stops(9);
         assert!(!after.runs());
         assert_eq!(after.base(), 9);
@@ -378,34 +380,34 @@ mod tests {
 
     #[test]
     fn an_idle_guest_is_not_blamed_for_a_death() {
-        let inflight = Arc::new(Inflight::create().unwrap());
+        let inflight = Arc::new(InflightRecord::create().unwrap());
         let queue = inflight.queue(1);
         for begun in 1..4 {
             inflight.begins();
-            inflight.has_caught_up();
+            inflight.taken_over();
             queue.take(0, 1, false, 1, 1);
-            assert_eq!(successor(&inflight).unwrap().attempts(), begun);
+            assert_eq!(next_process(&inflight).unwrap().attempts(), begun);
         }
         queue.settled(0);
-        assert_eq!(successor(&inflight).unwrap().attempts(), 0);
+        assert_eq!(next_process(&inflight).unwrap().attempts(), 0);
         inflight.begins();
-        assert_eq!(successor(&inflight).unwrap().attempts(), 1);
-        inflight.has_caught_up();
-        queue.touch(|| assert_eq!(successor(&inflight).unwrap().attempts(), 1));
-        assert_eq!(successor(&inflight).unwrap().attempts(), 0);
+        assert_eq!(next_process(&inflight).unwrap().attempts(), 1);
+        inflight.taken_over();
+        queue.touch(|| assert_eq!(next_process(&inflight).unwrap().attempts(), 1));
+        assert_eq!(next_process(&inflight).unwrap().attempts(), 0);
     }
 
     /// A death between the used ring and striking out: the ring's index decides.
     #[test]
     fn what_was_on_its_way_is_given_back_once() {
         for (used, expected) in [(41, vec![8]), (42, vec![])] {
-            let inflight = Arc::new(Inflight::create().unwrap());
+            let inflight = Arc::new(InflightRecord::create().unwrap());
             let queue = inflight.queue(0);
             queue.starts();
             queue.take(0, 8, false, 1, 1);
             queue.settling(0, 41);
             assert_eq!(
-                heads(&successor(&inflight).unwrap().queue(0), used),
+                heads(&next_process(&inflight).unwrap().queue(0), used),
                 expected
             );
         }
@@ -413,19 +415,19 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        let inflight = Inflight::create().unwrap();
+        let inflight = InflightRecord::create().unwrap();
         inflight.store(VERSION_AT, VERSION + 1);
-        let error = successor(&inflight).err().unwrap();
+        let error = next_process(&inflight).err().unwrap();
         assert!(matches!(error, InflightError::Version { found } if found == VERSION + 1));
         inflight.store(0, 0);
         assert!(matches!(
-            successor(&inflight),
+            next_process(&inflight),
             Err(InflightError::Damaged(_))
         ));
         let unsealed = rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&unsealed, BYTES as u64).unwrap();
         assert!(matches!(
-            Inflight::open(unsealed),
+            InflightRecord::open(unsealed),
             Err(InflightError::Damaged(_))
         ));
     }

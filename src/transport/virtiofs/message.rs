@@ -1,6 +1,6 @@
 //! vhost-user messages, and the list of those that a front end's setup consists of.
 //!
-//! The next process has no other way to learn the setup. So every message with a lasting effect is
+//! The next process has no other way to know the setup. So every message with a lasting effect is
 //! kept with its descriptors, as it was: of several with the same effect the last one, and none
 //! that a later one cancels. The list stays as short as the setup, whatever a front end does.
 
@@ -16,12 +16,12 @@ use rustix::net::{
 };
 
 /// Bytes of a message's header: request, flags, size of the body.
-pub const HEADER_BYTES: usize = 12;
+pub(super) const HEADER_BYTES: usize = 12;
 /// Bytes of a body, at most.
-pub const BODY_BYTES: usize = 4096;
+pub(super) const BODY_BYTES: usize = 4096;
 /// Descriptors of one message, at most: one for each region of memory that the protocol can share,
 /// and the kernel's own limit.
-pub const MOST_FILES: usize = 253;
+pub(super) const MOST_FILES: usize = 253;
 
 /// Beside a queue's number: there is no kick or call descriptor.
 const NO_FILE: u32 = 1 << 8;
@@ -49,17 +49,17 @@ mod request {
 
 /// A message of a front end. Clones share its descriptors.
 #[derive(Clone, Debug)]
-pub struct Message {
+pub(super) struct FrontEndMessage {
     /// Header and body.
     pub bytes: Vec<u8>,
     /// The descriptors that came with it.
     pub files: Arc<[OwnedFd]>,
 }
 
-impl Message {
+impl FrontEndMessage {
     /// The message `bytes`, with those of `files` that are its own: with MSG_PEEK, the kernel may
     /// also return the next message's.
-    pub fn new(bytes: Vec<u8>, files: Vec<OwnedFd>) -> Self {
+    pub(super) fn new(bytes: Vec<u8>, files: Vec<OwnedFd>) -> Self {
         let mut message = Self {
             bytes,
             files: Arc::new([]),
@@ -81,7 +81,7 @@ impl Message {
     }
 
     /// Bytes of the whole message, by its header.
-    pub fn length(header: &[u8]) -> Option<usize> {
+    pub(super) fn length(header: &[u8]) -> Option<usize> {
         let size = word(header, 8)? as usize;
         (size <= BODY_BYTES).then_some(HEADER_BYTES + size)
     }
@@ -108,15 +108,15 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 
 /// The setup of a front end.
 #[derive(Clone, Debug, Default)]
-pub struct Setup {
+pub(super) struct FrontEndSetup {
     /// In the order of a replay, and by queue.
-    said: BTreeMap<(Stage, u32), Message>,
+    reported: BTreeMap<(SetupStage, u32), FrontEndMessage>,
     /// The table of memory, and what was added and removed since.
-    memory: Vec<Message>,
+    memory: Vec<FrontEndMessage>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
+enum SetupStage {
     Owner,
     OfferedFeatures,
     OfferedProtocol,
@@ -130,23 +130,23 @@ enum Stage {
     Enable,
 }
 
-impl Setup {
+impl FrontEndSetup {
     /// Adds a handled message.
-    pub fn note(&mut self, message: Message) {
+    pub(super) fn note(&mut self, message: FrontEndMessage) {
         let queue = message.queue();
-        // Of KICK and CALL the upper bits say whether a descriptor comes with it.
+        // Of KICK and CALL the upper bits show whether a descriptor comes with it.
         let of_file = queue & 0xff;
         let (stage, queue) = match message.request() {
-            request::SET_OWNER => (Stage::Owner, 0),
-            request::GET_FEATURES => (Stage::OfferedFeatures, 0),
-            request::GET_PROTOCOL_FEATURES => (Stage::OfferedProtocol, 0),
-            request::SET_PROTOCOL_FEATURES => (Stage::Protocol, 0),
-            request::SET_FEATURES => (Stage::Features, 0),
-            request::SET_VRING_NUM => (Stage::Entries, queue),
-            request::SET_VRING_ADDR => (Stage::Places, queue),
-            request::SET_VRING_CALL => (Stage::Call, of_file),
-            request::SET_VRING_KICK => (Stage::Kick, of_file),
-            request::SET_VRING_ENABLE => (Stage::Enable, queue),
+            request::SET_OWNER => (SetupStage::Owner, 0),
+            request::GET_FEATURES => (SetupStage::OfferedFeatures, 0),
+            request::GET_PROTOCOL_FEATURES => (SetupStage::OfferedProtocol, 0),
+            request::SET_PROTOCOL_FEATURES => (SetupStage::Protocol, 0),
+            request::SET_FEATURES => (SetupStage::Features, 0),
+            request::SET_VRING_NUM => (SetupStage::Entries, queue),
+            request::SET_VRING_ADDR => (SetupStage::Places, queue),
+            request::SET_VRING_CALL => (SetupStage::Call, of_file),
+            request::SET_VRING_KICK => (SetupStage::Kick, of_file),
+            request::SET_VRING_ENABLE => (SetupStage::Enable, queue),
             request::SET_MEM_TABLE => {
                 self.memory = vec![message];
                 return;
@@ -154,28 +154,32 @@ impl Setup {
             request::ADD_MEM_REG => return self.memory.push(message),
             request::REM_MEM_REG => return self.remove_memory(message),
             request::GET_VRING_BASE => {
-                self.said.remove(&(Stage::Call, queue));
-                self.said.remove(&(Stage::Kick, queue));
+                self.reported.remove(&(SetupStage::Call, queue));
+                self.reported.remove(&(SetupStage::Kick, queue));
                 return;
             }
             request::RESET_DEVICE => {
-                return self
-                    .said
-                    .retain(|(stage, _), _| !matches!(stage, Stage::Features | Stage::Enable));
+                return self.reported.retain(|(stage, _), _| {
+                    !matches!(stage, SetupStage::Features | SetupStage::Enable)
+                });
             }
             request::RESET_OWNER => {
-                let taken_back = [Stage::Owner, Stage::Features, Stage::Protocol];
+                let taken_back = [
+                    SetupStage::Owner,
+                    SetupStage::Features,
+                    SetupStage::Protocol,
+                ];
                 return self
-                    .said
+                    .reported
                     .retain(|(stage, _), _| !taken_back.contains(stage));
             }
             // No lasting effect, or (SET_VRING_BASE) kept elsewhere.
             _ => return,
         };
-        self.said.insert((stage, queue), message);
+        self.reported.insert((stage, queue), message);
     }
 
-    fn remove_memory(&mut self, message: Message) {
+    fn remove_memory(&mut self, message: FrontEndMessage) {
         let added = self.memory.iter().position(|other| {
             other.request() == request::ADD_MEM_REG && other.region() == message.region()
         });
@@ -186,9 +190,9 @@ impl Setup {
     }
 
     /// The messages whose replay restores the setup.
-    pub fn messages(&self) -> impl Iterator<Item = &Message> {
-        let before = self.said.range(..(Stage::Entries, 0));
-        let after = self.said.range((Stage::Entries, 0)..);
+    pub(super) fn messages(&self) -> impl Iterator<Item = &FrontEndMessage> {
+        let before = self.reported.range(..(SetupStage::Entries, 0));
+        let after = self.reported.range((SetupStage::Entries, 0)..);
         let before = before.map(|(_, message)| message);
         before
             .chain(&self.memory)
@@ -197,7 +201,7 @@ impl Setup {
 }
 
 /// Sends `bytes` with `files`, all at once.
-pub fn send(
+pub(super) fn send(
     socket: impl AsFd,
     bytes: &[u8],
     files: &[BorrowedFd<'_>],
@@ -219,7 +223,7 @@ pub fn send(
 
 /// Receives up to `most` bytes into `bytes`, and the descriptors that came with the first of them.
 /// Receives nothing at the end of the connection.
-pub fn receive(
+pub(super) fn receive(
     socket: impl AsFd,
     bytes: &mut Vec<u8>,
     most: usize,
@@ -254,22 +258,22 @@ pub fn receive(
 mod tests {
     use super::*;
 
-    fn message(request: u32, body: &[u32]) -> Message {
+    fn message(request: u32, body: &[u32]) -> FrontEndMessage {
         let words = [request, 1, body.len() as u32 * 4];
         let words = words.iter().chain(body);
-        Message {
+        FrontEndMessage {
             bytes: words.flat_map(|word| word.to_ne_bytes()).collect(),
             files: Arc::new([]),
         }
     }
 
-    fn said(setup: &Setup) -> Vec<u32> {
-        setup.messages().map(Message::request).collect()
+    fn reported(setup: &FrontEndSetup) -> Vec<u32> {
+        setup.messages().map(FrontEndMessage::request).collect()
     }
 
     #[test]
     fn a_setup_is_replayed_in_an_order_that_works() {
-        let mut setup = Setup::default();
+        let mut setup = FrontEndSetup::default();
         for (request, body) in [
             (request::SET_VRING_KICK, vec![0, 0]),
             (request::SET_VRING_ENABLE, vec![0, 1]),
@@ -280,24 +284,24 @@ mod tests {
         ] {
             setup.note(message(request, &body));
         }
-        assert_eq!(said(&setup), [2, 5, 8, 12, 18]);
+        assert_eq!(reported(&setup), [2, 5, 8, 12, 18]);
         let entries = setup.messages().nth(2).unwrap();
         assert_eq!(word(&entries.bytes, HEADER_BYTES + 4), Some(128));
         setup.note(message(request::GET_VRING_BASE, &[0, 0]));
-        assert_eq!(said(&setup), [2, 5, 8, 18]);
+        assert_eq!(reported(&setup), [2, 5, 8, 18]);
         setup.note(message(request::RESET_DEVICE, &[]));
-        assert_eq!(said(&setup), [5, 8]);
+        assert_eq!(reported(&setup), [5, 8]);
     }
 
     #[test]
     fn memory_that_comes_and_goes_leaves_nothing() {
-        let mut setup = Setup::default();
+        let mut setup = FrontEndSetup::default();
         setup.note(message(request::SET_MEM_TABLE, &[1]));
         for _ in 0..100 {
             setup.note(message(request::ADD_MEM_REG, &[0, 0, 7, 0, 0, 0]));
             setup.note(message(request::REM_MEM_REG, &[0, 0, 7, 0, 0, 0]));
         }
         setup.note(message(request::ADD_MEM_REG, &[0, 0, 8, 0, 0, 0]));
-        assert_eq!(said(&setup), [5, 37]);
+        assert_eq!(reported(&setup), [5, 37]);
     }
 }

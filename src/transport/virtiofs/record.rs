@@ -4,7 +4,7 @@
 //! reconnect under a running guest. So the connection must never close, whichever process reads it.
 //!
 //! **Mechanism.** The connection's descriptor, all messages of the setup (`message`), the requests
-//! in flight (`inflight`) and the node table (`fs::Ledger`) are given to a [`Keeper`], systemd or a
+//! in flight (`inflight`) and the node table (`fs::InodeTable`) are held by a [`DescriptorHolder`], systemd or a
 //! parent process, and the next process takes them over. The guest sees a pause, and then the
 //! replies to its requests.
 //!
@@ -12,7 +12,7 @@
 //! sent as messages with descriptors, and from which no process receives. Its queue survives the
 //! sender, each message whole or not at all, and the next process only peeks (`SO_PEEK_OFF`), so
 //! that it may die meanwhile as well. When the list has become long a new one replaces it: the new
-//! one is kept first, then the old one is dropped. If both are found, the newer one counts.
+//! one is held first, then the old one is dropped. If both are found, the newer one counts.
 //!
 //! **Invariant: no message of the front end is lost or handled twice.** It is recorded before it is
 //! taken from the connection, and counted as handled after its answer was sent. So after a death it
@@ -34,9 +34,10 @@ use parking_lot::Mutex;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use thiserror::Error;
 
-use super::inflight::Inflight;
-use super::message::{self, Message, Setup};
-use crate::fs::{Ledger, LedgerError};
+use super::inflight::InflightRecord;
+use super::message::{self, FrontEndMessage, FrontEndSetup};
+use crate::castore::Digest;
+use crate::fs::{InodeTable, InodeTableError};
 
 /// The version of the entries. Another one is not read.
 const VERSION: u32 = 1;
@@ -48,18 +49,18 @@ const FULL_FILES: usize = 100;
 /// Entries that are added before a new list is made.
 const LONG: usize = 64;
 
-/// Keeps descriptors beyond this process's death.
-pub trait Keeper: Send + Sync {
-    /// Keeps `descriptor` under `name` from now on.
-    fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()>;
+/// Holds descriptors beyond this process's death.
+pub trait DescriptorHolder: Send + Sync {
+    /// Holds `descriptor` under `name` from now on.
+    fn hold(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()>;
 
-    /// Drops what is kept under `name`.
+    /// Drops what is held under `name`.
     fn forget(&self, name: &str);
 }
 
 /// Why a guest of the previous process cannot be taken over.
 #[derive(Debug, Error)]
-pub enum LeftError {
+pub enum PreviousGuestError {
     /// A system call failed.
     #[error("the hand-over state of a guest: {0}")]
     System(#[from] io::Error),
@@ -74,29 +75,29 @@ pub enum LeftError {
     Damaged(&'static str),
 }
 
-/// A guest that the previous process left.
-pub struct Left {
-    name: Name,
+/// A guest that the previous process handed over.
+pub struct PreviousGuest {
+    name: ListName,
     /// The connection of its front end.
     pub(super) front: OwnedFd,
     /// Its requests in flight.
-    pub(super) inflight: Arc<Inflight>,
+    pub(super) inflight: Arc<InflightRecord>,
     /// Its setup.
-    pub(super) setup: Setup,
+    pub(super) setup: FrontEndSetup,
     /// Its node table, if it has mounted.
-    pub(super) session: Option<Result<Arc<Ledger>, LedgerError>>,
+    pub(super) session: Option<Result<Arc<InodeTable>, InodeTableError>>,
     /// A message whose answer may not have been sent.
-    pub(super) pending: Option<Message>,
+    pub(super) pending: Option<FrontEndMessage>,
 }
 
 /// The name of a list: its guest, and its number among the guest's lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Name {
+struct ListName {
     guest: String,
     generation: u64,
 }
 
-impl Name {
+impl ListName {
     fn new() -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| now.as_nanos() as u64);
@@ -126,15 +127,18 @@ impl Name {
     }
 }
 
-impl Left {
-    /// The guests of those `lists` that `keeper` returned, by their names. A guest that cannot be
+impl PreviousGuest {
+    /// The guests of those `lists` that `holder` returned, by their names. A guest that cannot be
     /// taken over is dropped, and the reason is logged.
-    pub fn read(lists: Vec<(String, OwnedFd)>, keeper: &dyn Keeper) -> Vec<Self> {
-        let mut newest: Vec<(Name, OwnedFd)> = Vec::new();
+    pub fn read(lists: Vec<(String, OwnedFd)>, holder: &dyn DescriptorHolder) -> Vec<Self> {
+        let mut newest: Vec<(ListName, OwnedFd)> = Vec::new();
         for (text, list) in lists {
-            let Some(name) = Name::parse(&text) else {
-                tracing::warn!(name = text, "a kept descriptor is not a guest's");
-                keeper.forget(&text);
+            let Some(name) = ListName::parse(&text) else {
+                tracing::warn!(
+                    name = text,
+                    "a descriptor that was handed over is not a guest's"
+                );
+                holder.forget(&text);
                 continue;
             };
             match newest
@@ -142,35 +146,49 @@ impl Left {
                 .find(|(other, _)| other.guest == name.guest)
             {
                 Some(other) if other.0.generation < name.generation => {
-                    keeper.forget(&other.0.text());
+                    holder.forget(&other.0.text());
                     *other = (name, list);
                 }
-                Some(_) => keeper.forget(&name.text()),
+                Some(_) => holder.forget(&name.text()),
                 None => newest.push((name, list)),
             }
         }
-        let read = |(name, list): (Name, OwnedFd)| match Self::of(name.clone(), &list) {
-            Ok(left) => Some(left),
+        let read = |(name, list): (ListName, OwnedFd)| match Self::of(name.clone(), &list) {
+            Ok(previous) => Some(previous),
             Err(error) => {
                 tracing::error!(
                     %error,
                     "cannot take over a guest of the previous process; restart the guest"
                 );
-                keeper.forget(&name.text());
+                holder.forget(&name.text());
                 None
             }
         };
         newest.into_iter().filter_map(read).collect()
     }
 
-    /// Drops its lists at the keeper.
-    pub(super) fn forget(&self, keeper: &dyn Keeper) {
-        keeper.forget(&self.name.text());
+    /// Digest and size of the directory that the sessions of `guests` show, if their device was
+    /// configured to show `shows` ([`DeviceOptions::shows`](super::DeviceOptions)). What a session
+    /// shows is in use, and so is still in the store when its name is gone.
+    pub fn mount_root<'a>(
+        guests: impl IntoIterator<Item = &'a Self>,
+        shows: &str,
+    ) -> Option<(Digest, u64)> {
+        guests.into_iter().find_map(|previous| {
+            let inode_table = previous.session.as_ref()?.as_ref().ok()?;
+            let is_same = inode_table.about().ok()? == shows.as_bytes();
+            is_same.then(|| inode_table.mount_root().ok().flatten())?
+        })
     }
 
-    fn of(name: Name, list: &OwnedFd) -> Result<Self, LeftError> {
+    /// Drops its lists at the holder.
+    pub(super) fn forget(&self, holder: &dyn DescriptorHolder) {
+        holder.forget(&self.name.text());
+    }
+
+    fn of(name: ListName, list: &OwnedFd) -> Result<Self, PreviousGuestError> {
         let mut entries = entries(list)?.into_iter();
-        let damaged = LeftError::Damaged;
+        let damaged = PreviousGuestError::Damaged;
         let (head, files) = entries.next().ok_or(damaged("it is empty"))?;
         let begin = || {
             let rest = head.strip_prefix(b"H")?;
@@ -179,51 +197,53 @@ impl Left {
         };
         let (version, begun) = begin().ok_or(damaged("it has no beginning"))?;
         if version != VERSION {
-            return Err(LeftError::Version { found: version });
+            return Err(PreviousGuestError::Version { found: version });
         }
         let begun = begun.try_into().map(u64::from_ne_bytes);
         let begun = begun.map_err(|_| damaged("its beginning has another length"))?;
         let Ok([front, inflight]) = <[OwnedFd; 2]>::try_from(files) else {
             return Err(damaged("the connection is not there"));
         };
-        let (inflight, handled) = match Inflight::open(inflight) {
+        let (inflight, handled) = match InflightRecord::open(inflight) {
             Ok(inflight) => {
                 let handled = inflight.handled();
                 (inflight, handled)
             }
             Err(error) => {
                 tracing::error!(%error, "the requests in flight of a guest are unreadable");
-                (Inflight::resumed_blindly()?, u64::MAX)
+                (InflightRecord::take_over_blindly()?, u64::MAX)
             }
         };
-        let mut left = Self {
+        let mut previous = Self {
             name,
             front,
             inflight: Arc::new(inflight),
-            setup: Setup::default(),
+            setup: FrontEndSetup::default(),
             session: None,
             pending: None,
         };
         let mut number = begun;
         for (entry, files) in entries {
             match entry.split_first() {
-                Some((b'm', rest)) => left.note_all(rest, files).ok_or(damaged("a setup"))?,
+                Some((b'm', rest)) => previous.note_all(rest, files).ok_or(damaged("a setup"))?,
                 Some((b'M', bytes)) => {
                     number += 1;
-                    let message = Message {
+                    let message = FrontEndMessage {
                         bytes: bytes.to_vec(),
                         files: files.into(),
                     };
                     match number <= handled {
-                        true => left.setup.note(message),
-                        false => left.pending = Some(message),
+                        true => previous.setup.note(message),
+                        false => previous.pending = Some(message),
                     }
                 }
-                Some((b'S', _)) => left.session = files.into_iter().next().map(open_ledger),
+                Some((b'S', _)) => {
+                    previous.session = files.into_iter().next().map(open_inode_table)
+                }
                 _ => return Err(damaged("an entry of no known kind")),
             }
         }
-        Ok(left)
+        Ok(previous)
     }
 
     fn note_all(&mut self, mut rest: &[u8], files: Vec<OwnedFd>) -> Option<()> {
@@ -236,7 +256,7 @@ impl Left {
             if files.len() != usize::from(*count) {
                 return None;
             }
-            self.setup.note(Message {
+            self.setup.note(FrontEndMessage {
                 bytes: bytes.to_vec(),
                 files,
             });
@@ -245,8 +265,8 @@ impl Left {
     }
 }
 
-fn open_ledger(memory: OwnedFd) -> Result<Arc<Ledger>, LedgerError> {
-    Ledger::open(memory).map(Arc::new)
+fn open_inode_table(memory: OwnedFd) -> Result<Arc<InodeTable>, InodeTableError> {
+    InodeTable::open(memory).map(Arc::new)
 }
 
 /// All entries of a list, which remain in it.
@@ -279,177 +299,190 @@ fn entries(list: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<OwnedFd>)>> {
 }
 
 /// The record of a guest that is being served.
-pub struct Record {
-    inflight: Arc<Inflight>,
-    /// Nothing without a keeper.
-    kept: Mutex<Option<Kept>>,
+pub(super) struct GuestRecord {
+    inflight: Arc<InflightRecord>,
+    /// Nothing without a holder.
+    held: Mutex<Option<HeldRecord>>,
 }
 
-struct Kept {
-    keeper: Arc<dyn Keeper>,
-    name: Name,
+struct HeldRecord {
+    holder: Arc<dyn DescriptorHolder>,
+    name: ListName,
     /// The sending end of the list.
     list: OwnedFd,
     /// Entries that were added to it.
     added: usize,
     front: OwnedFd,
-    setup: Setup,
-    session: Option<Arc<Ledger>>,
+    setup: FrontEndSetup,
+    session: Option<Arc<InodeTable>>,
 }
 
-impl Record {
-    /// A record without a keeper.
-    pub fn own() -> io::Result<Arc<Self>> {
+impl GuestRecord {
+    /// A record without a holder.
+    pub(super) fn own() -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            inflight: Arc::new(Inflight::create()?),
-            kept: Mutex::new(None),
+            inflight: Arc::new(InflightRecord::create()?),
+            held: Mutex::new(None),
         }))
     }
 
     /// The record of a guest whose front end has just connected.
-    pub fn new(keeper: Arc<dyn Keeper>, front: BorrowedFd<'_>) -> io::Result<Arc<Self>> {
-        let inflight = Arc::new(Inflight::create()?);
-        let kept = Kept {
-            keeper,
-            name: Name::new(),
+    pub(super) fn new(
+        holder: Arc<dyn DescriptorHolder>,
+        front: BorrowedFd<'_>,
+    ) -> io::Result<Arc<Self>> {
+        let inflight = Arc::new(InflightRecord::create()?);
+        let held = HeldRecord {
+            holder,
+            name: ListName::new(),
             list: front.try_clone_to_owned()?,
             added: 0,
             front: front.try_clone_to_owned()?,
-            setup: Setup::default(),
+            setup: FrontEndSetup::default(),
             session: None,
         };
         let record = Self {
             inflight,
-            kept: Mutex::new(Some(kept)),
+            held: Mutex::new(Some(held)),
         };
-        record.begin_list(&mut record.kept.lock(), None, None);
+        record.begin_list(&mut record.held.lock(), None, None);
         Ok(Arc::new(record))
     }
 
-    /// The record of a guest that the previous process left; returns also its unanswered message.
-    pub fn adopt(keeper: Arc<dyn Keeper>, left: &Left) -> io::Result<Arc<Self>> {
-        let before = left.name.text();
-        let kept = Kept {
-            keeper,
-            name: left.name.next(),
-            list: left.front.try_clone()?,
+    /// The record of a guest that the previous process handed over; returns also its unanswered message.
+    pub(super) fn take_over(
+        holder: Arc<dyn DescriptorHolder>,
+        previous: &PreviousGuest,
+    ) -> io::Result<Arc<Self>> {
+        let before = previous.name.text();
+        let held = HeldRecord {
+            holder,
+            name: previous.name.next(),
+            list: previous.front.try_clone()?,
             added: 0,
-            front: left.front.try_clone()?,
-            setup: left.setup.clone(),
-            session: left
+            front: previous.front.try_clone()?,
+            setup: previous.setup.clone(),
+            session: previous
                 .session
                 .as_ref()
                 .and_then(|session| session.as_ref().ok().cloned()),
         };
         let record = Self {
-            inflight: left.inflight.clone(),
-            kept: Mutex::new(Some(kept)),
+            inflight: previous.inflight.clone(),
+            held: Mutex::new(Some(held)),
         };
-        let pending = left.pending.as_ref();
-        record.begin_list(&mut record.kept.lock(), Some(before), pending);
+        let pending = previous.pending.as_ref();
+        record.begin_list(&mut record.held.lock(), Some(before), pending);
         Ok(Arc::new(record))
     }
 
     /// The guest's requests in flight.
-    pub fn inflight(&self) -> &Arc<Inflight> {
+    pub(super) fn inflight(&self) -> &Arc<InflightRecord> {
         &self.inflight
     }
 
-    /// Whether a keeper holds it.
-    pub fn is_kept(&self) -> bool {
-        self.kept.lock().is_some()
+    /// Whether a holder has it.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.lock().is_some()
     }
 
     /// Records a message of the front end.
-    pub fn arrived(&self, message: &Message) {
-        let mut kept = self.kept.lock();
-        if let Some(open) = kept.as_mut() {
+    pub(super) fn arrived(&self, message: &FrontEndMessage) {
+        let mut held = self.held.lock();
+        if let Some(open) = held.as_mut() {
             let entry = [b"M", message.bytes.as_slice()].concat();
             let added = open.add(&entry, &message.files);
-            self.unless_failed(&mut kept, added);
+            self.unless_failed(&mut held, added);
         }
     }
 
     /// The message was handled, and its answer sent.
-    pub fn handled(&self, message: Message) {
-        let mut kept = self.kept.lock();
-        if let Some(open) = kept.as_mut() {
+    pub(super) fn handled(&self, message: FrontEndMessage) {
+        let mut held = self.held.lock();
+        if let Some(open) = held.as_mut() {
             open.setup.note(message);
             self.inflight.set_handled(self.inflight.handled() + 1);
-            self.keep_short(&mut kept);
+            self.shorten(&mut held);
         }
     }
 
     /// Records that the guest has a session with this node table from here on, or none.
-    pub fn session(&self, session: Option<&Arc<Ledger>>) {
-        let mut kept = self.kept.lock();
-        if let Some(open) = kept.as_mut() {
-            let files: Vec<_> = session.iter().map(|ledger| ledger.memory()).collect();
+    pub(super) fn session(&self, session: Option<&Arc<InodeTable>>) {
+        let mut held = self.held.lock();
+        if let Some(open) = held.as_mut() {
+            let files: Vec<_> = session
+                .iter()
+                .map(|inode_table| inode_table.memory())
+                .collect();
             let added = message::send(&open.list, b"S", &files, SendFlags::DONTWAIT);
             open.added += 1;
             open.session = session.cloned();
-            self.unless_failed(&mut kept, added);
-            self.keep_short(&mut kept);
+            self.unless_failed(&mut held, added);
+            self.shorten(&mut held);
         }
     }
 
     /// The guest has disconnected.
-    pub fn end(&self) {
-        if let Some(kept) = self.kept.lock().take() {
-            kept.keeper.forget(&kept.name.text());
+    pub(super) fn end(&self) {
+        if let Some(held) = self.held.lock().take() {
+            held.holder.forget(&held.name.text());
         }
     }
 
-    /// Makes a list with the whole state, gives it to the keeper, and drops the one before.
+    /// Makes a list with the whole state, gives it to the holder, and drops the one before.
     fn begin_list(
         &self,
-        kept: &mut Option<Kept>,
+        held: &mut Option<HeldRecord>,
         before: Option<String>,
-        pending: Option<&Message>,
+        pending: Option<&FrontEndMessage>,
     ) {
-        let Some(open) = kept.as_mut() else { return };
-        let keeper = open.keeper.clone();
+        let Some(open) = held.as_mut() else { return };
+        let holder = open.holder.clone();
         let begun = open.begin(&self.inflight, pending);
-        self.unless_failed(kept, begun);
+        self.unless_failed(held, begun);
         if let Some(before) = before {
-            keeper.forget(&before);
+            holder.forget(&before);
         }
     }
 
-    fn keep_short(&self, kept: &mut Option<Kept>) {
-        if let Some(open) = kept.as_mut()
+    fn shorten(&self, held: &mut Option<HeldRecord>) {
+        if let Some(open) = held.as_mut()
             && open.added > LONG
         {
             let before = open.name.text();
             open.name = open.name.next();
-            self.begin_list(kept, Some(before), None);
+            self.begin_list(held, Some(before), None);
         }
     }
 
     /// An incomplete record is worse than none.
-    fn unless_failed(&self, kept: &mut Option<Kept>, outcome: io::Result<()>) {
+    fn unless_failed(&self, held: &mut Option<HeldRecord>, outcome: io::Result<()>) {
         if let Err(error) = outcome {
             tracing::error!(
                 %error,
                 "cannot record the setup of a guest; it will not outlive this process"
             );
-            if let Some(kept) = kept.take() {
-                kept.keeper.forget(&kept.name.text());
+            if let Some(held) = held.take() {
+                held.holder.forget(&held.name.text());
             }
         }
     }
 }
 
-impl Kept {
+impl HeldRecord {
     fn add(&mut self, entry: &[u8], files: &[OwnedFd]) -> io::Result<()> {
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         self.added += 1;
         message::send(&self.list, entry, &files, SendFlags::DONTWAIT)
     }
 
-    fn begin(&mut self, inflight: &Inflight, pending: Option<&Message>) -> io::Result<()> {
+    fn begin(
+        &mut self,
+        inflight: &InflightRecord,
+        pending: Option<&FrontEndMessage>,
+    ) -> io::Result<()> {
         let flags = SocketFlags::CLOEXEC;
-        let (list, kept) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let (list, held) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         self.list = list;
         let mut head = vec![b'H'];
         head.extend(VERSION.to_ne_bytes());
@@ -477,7 +510,7 @@ impl Kept {
             let files = message.files.clone();
             self.add(&entry, &files)?;
         }
-        self.keeper.keep(&self.name.text(), kept.as_fd())
+        self.holder.hold(&self.name.text(), held.as_fd())
     }
 }
 
@@ -489,10 +522,10 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Memory(Mutex<BTreeMap<String, OwnedFd>>);
+    struct MemoryHolder(Mutex<BTreeMap<String, OwnedFd>>);
 
-    impl Keeper for Memory {
-        fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    impl DescriptorHolder for MemoryHolder {
+        fn hold(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
             let descriptor = descriptor.try_clone_to_owned()?;
             self.0.lock().insert(name.to_owned(), descriptor);
             Ok(())
@@ -503,77 +536,77 @@ mod tests {
         }
     }
 
-    impl Memory {
+    impl MemoryHolder {
         fn lists(&self) -> Vec<(String, OwnedFd)> {
-            let kept = self.0.lock();
-            let lists = kept.iter();
+            let held = self.0.lock();
+            let lists = held.iter();
             lists
                 .map(|(name, list)| (name.clone(), list.try_clone().unwrap()))
                 .collect()
         }
     }
 
-    fn message(request: u32, body: &[u32]) -> Message {
+    fn message(request: u32, body: &[u32]) -> FrontEndMessage {
         let words = [request, 1, body.len() as u32 * 4];
         let words = words.iter().chain(body);
-        Message::new(words.flat_map(|word| word.to_ne_bytes()).collect(), vec![])
+        FrontEndMessage::new(words.flat_map(|word| word.to_ne_bytes()).collect(), vec![])
     }
 
-    fn said(left: &Left) -> usize {
-        left.setup.messages().count()
+    fn reported(previous: &PreviousGuest) -> usize {
+        previous.setup.messages().count()
     }
 
     #[test]
     fn the_next_process_finds_the_setup_and_the_unanswered_message() {
-        let keeper = Arc::new(Memory::default());
+        let holder = Arc::new(MemoryHolder::default());
         let (front, _other) = UnixStream::pair().unwrap();
-        let record = Record::new(keeper.clone(), front.as_fd()).unwrap();
+        let record = GuestRecord::new(holder.clone(), front.as_fd()).unwrap();
         // Number of entries, of queue after queue; often enough for several lists.
         for round in 0..3 * LONG as u32 {
             let message = message(8, &[round % 5, 1 << (round % 9)]);
             record.arrived(&message);
             record.handled(message);
         }
-        record.session(Some(&Arc::new(Ledger::create().unwrap())));
+        record.session(Some(&Arc::new(InodeTable::create().unwrap())));
         record.arrived(&message(11, &[0, 0]));
-        assert_eq!(keeper.0.lock().len(), 1, "one list at a time");
+        assert_eq!(holder.0.lock().len(), 1, "one list at a time");
         // A reader that dies takes nothing away from the next one.
         for _ in 0..2 {
-            let left = Left::read(keeper.lists(), &*keeper).pop().unwrap();
-            assert_eq!(said(&left), 5);
-            assert!(matches!(left.session, Some(Ok(_))));
-            assert_eq!(left.pending.unwrap().bytes, message(11, &[0, 0]).bytes);
+            let previous = PreviousGuest::read(holder.lists(), &*holder).pop().unwrap();
+            assert_eq!(reported(&previous), 5);
+            assert!(matches!(previous.session, Some(Ok(_))));
+            assert_eq!(previous.pending.unwrap().bytes, message(11, &[0, 0]).bytes);
         }
-        let left = Left::read(keeper.lists(), &*keeper).pop().unwrap();
-        let record = Record::adopt(keeper.clone(), &left).unwrap();
-        record.handled(left.pending.unwrap());
-        let next = Left::read(keeper.lists(), &*keeper).pop().unwrap();
-        assert_eq!(said(&next), 5);
+        let previous = PreviousGuest::read(holder.lists(), &*holder).pop().unwrap();
+        let record = GuestRecord::take_over(holder.clone(), &previous).unwrap();
+        record.handled(previous.pending.unwrap());
+        let next = PreviousGuest::read(holder.lists(), &*holder).pop().unwrap();
+        assert_eq!(reported(&next), 5);
         assert!(next.pending.is_none());
         record.end();
-        assert!(keeper.0.lock().is_empty());
+        assert!(holder.0.lock().is_empty());
     }
 
-    /// A death after the new list was kept and before the old one was dropped.
+    /// A death after the new list was held and before the old one was dropped.
     #[test]
     fn of_two_lists_the_newer_counts() {
-        let keeper = Arc::new(Memory::default());
+        let holder = Arc::new(MemoryHolder::default());
         let (front, _other) = UnixStream::pair().unwrap();
-        let record = Record::new(keeper.clone(), front.as_fd()).unwrap();
-        let (old, list) = keeper.lists().pop().unwrap();
-        let left = Left::read(keeper.lists(), &*keeper).pop().unwrap();
-        let _next = Record::adopt(keeper.clone(), &left).unwrap();
-        keeper.keep(&old, list.as_fd()).unwrap();
-        let left = Left::read(keeper.lists(), &*keeper);
-        assert_eq!(left.len(), 1);
-        assert_eq!(left[0].name.generation, 1);
-        assert_eq!(keeper.0.lock().len(), 1);
+        let record = GuestRecord::new(holder.clone(), front.as_fd()).unwrap();
+        let (old, list) = holder.lists().pop().unwrap();
+        let previous = PreviousGuest::read(holder.lists(), &*holder).pop().unwrap();
+        let _next = GuestRecord::take_over(holder.clone(), &previous).unwrap();
+        holder.hold(&old, list.as_fd()).unwrap();
+        let previous = PreviousGuest::read(holder.lists(), &*holder);
+        assert_eq!(previous.len(), 1);
+        assert_eq!(previous[0].name.generation, 1);
+        assert_eq!(holder.0.lock().len(), 1);
         drop(record);
     }
 
     #[test]
     fn an_unreadable_list_is_dropped_and_logged() {
-        let keeper = Memory::default();
+        let holder = MemoryHolder::default();
         let flags = SocketFlags::CLOEXEC;
         for entry in [
             &b"H\xff\xff\xff\xff01234567"[..],
@@ -584,14 +617,14 @@ mod tests {
             let kind = SocketType::SEQPACKET;
             let (send, list) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
             message::send(&send, entry, &[], SendFlags::DONTWAIT).unwrap();
-            keeper.keep("1-0", list.as_fd()).unwrap();
-            assert!(Left::read(keeper.lists(), &keeper).is_empty());
-            assert!(keeper.0.lock().is_empty());
+            holder.hold("1-0", list.as_fd()).unwrap();
+            assert!(PreviousGuest::read(holder.lists(), &holder).is_empty());
+            assert!(holder.0.lock().is_empty());
         }
-        keeper
-            .keep("what", UnixStream::pair().unwrap().0.as_fd())
+        holder
+            .hold("what", UnixStream::pair().unwrap().0.as_fd())
             .unwrap();
-        assert!(Left::read(keeper.lists(), &keeper).is_empty());
-        assert!(keeper.0.lock().is_empty());
+        assert!(PreviousGuest::read(holder.lists(), &holder).is_empty());
+        assert!(holder.0.lock().is_empty());
     }
 }

@@ -27,13 +27,13 @@ use vm_memory::{
     GuestMemoryMmap, GuestRegionMmap, MmapRegion,
 };
 
-use super::chain::{Chain, Malformed, Room};
-use super::crew::Crew;
-use super::inflight::{Again, MOST_TRIES, QueueInflight, SLOTS};
+use super::chain::{MalformedChain, ReplyBuffers, RequestChain};
+use super::inflight::{MOST_TRIES, QueueInflight, RecoveredRequest, SLOTS};
+use super::queue_events::QueueEvents;
 use super::session::failure;
 
 /// The memory of a guest, which its front end may exchange.
-pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+pub(super) type MappedGuestMemory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// How long the stop of a queue waits for the requests in flight. The whole VM may stand still for
 /// so long, since QEMU waits with its big lock held.
@@ -46,33 +46,33 @@ const OPCODE: std::ops::Range<usize> = 4..8;
 /// The queue's places in memory are not aligned as the protocol wants.
 #[derive(Debug, Error)]
 #[error("the queue cannot be there: {0}")]
-pub struct Misplaced(String);
+pub(super) struct MisalignedQueue(String);
 
 /// A virtqueue. Clones are the same queue.
 #[derive(Clone)]
-pub struct Ring(Arc<Inner>);
+pub(super) struct Ring(Arc<VringInner>);
 
-struct Inner {
-    memory: Memory,
+struct VringInner {
+    memory: MappedGuestMemory,
     inflight: QueueInflight,
-    state: Mutex<State>,
+    state: Mutex<VringState>,
     /// Notified when the last request is returned, and the last reply copied.
     settled: Condvar,
-    crew: Crew,
+    queue_events: QueueEvents,
 }
 
-struct State {
+struct VringState {
     queue: Queue,
     enabled: bool,
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
-    taken: HashMap<Ticket, Outstanding>,
+    taken: HashMap<RequestTicket, OutstandingReply>,
     /// How many requests were ever taken.
     last: u64,
     /// Free slots of the record.
     free: Vec<u16>,
     /// Requests that the previous process had taken, not served again yet.
-    again: VecDeque<Again>,
+    again: VecDeque<RecoveredRequest>,
     /// Replies that are being copied to the guest.
     copying: usize,
     /// No request is to be taken for now.
@@ -83,28 +83,28 @@ struct State {
 
 /// Identifies a request in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ticket(u64);
+pub(super) struct RequestTicket(u64);
 
 /// Where the reply to a request goes.
-struct Outstanding {
+struct OutstandingReply {
     head: u16,
     slot: u16,
-    room: Room,
+    room: ReplyBuffers,
     /// From the header, once it was read.
     unique: u64,
 }
 
 /// The result of taking a request.
-pub enum Took {
+pub(super) enum TakenRequest {
     /// A request: its bytes are in the buffer.
     Request {
         /// Needed to return it.
-        ticket: Ticket,
+        ticket: RequestTicket,
         /// Bytes that the guest leaves for the reply.
         room: usize,
     },
     /// A chain of descriptors that is no request. It was returned already.
-    Malformed(Malformed),
+    Malformed(MalformedChain),
     /// Nothing, for now.
     Nothing,
     /// The queue does not run.
@@ -117,14 +117,14 @@ pub enum Took {
 impl Ring {
     /// A queue of up to `entries` in `memory` that does not run yet; what is taken from it is
     /// recorded in `inflight`.
-    pub fn new(
-        memory: Memory,
+    pub(super) fn new(
+        memory: MappedGuestMemory,
         entries: u16,
         inflight: QueueInflight,
-        crew: Crew,
+        queue_events: QueueEvents,
     ) -> Result<Self, QueueError> {
-        Ok(Self(Arc::new(Inner {
-            state: Mutex::new(State {
+        Ok(Self(Arc::new(VringInner {
+            state: Mutex::new(VringState {
                 queue: Queue::new(entries)?,
                 enabled: false,
                 kick: None,
@@ -140,7 +140,7 @@ impl Ring {
             memory,
             inflight,
             settled: Condvar::new(),
-            crew,
+            queue_events,
         })))
     }
 
@@ -149,17 +149,17 @@ impl Ring {
     }
 
     /// Takes the next request into `request`.
-    pub fn take(&self, request: &mut Vec<u8>) -> Took {
+    pub(super) fn take(&self, request: &mut Vec<u8>) -> TakenRequest {
         let mut state = self.0.state.lock();
         let stopping = state.stopping && state.again.is_empty();
         if stopping || state.abandoned || !state.enabled || !state.queue.ready() {
-            return Took::Stopped;
+            return TakenRequest::Stopped;
         }
         let inflight = &self.0.inflight;
         inflight.touch(|| self.next(&mut state, request))
     }
 
-    fn next(&self, state: &mut State, request: &mut Vec<u8>) -> Took {
+    fn next(&self, state: &mut VringState, request: &mut Vec<u8>) -> TakenRequest {
         let memory = self.memory();
         while let Some(again) = state.again.pop_front() {
             let chain = chain_at(&state.queue, &memory, again.head);
@@ -176,7 +176,7 @@ impl Ring {
                 memory.clone(),
             );
             match begun {
-                Took::Request { ticket, .. } if again.tries >= MOST_TRIES => {
+                TakenRequest::Request { ticket, .. } if again.tries >= MOST_TRIES => {
                     tracing::error!(
                         "a request crashed {MOST_TRIES} processes in a row; it gets EIO"
                     );
@@ -188,18 +188,18 @@ impl Ring {
             }
         }
         if state.stopping {
-            return Took::Stopped;
+            return TakenRequest::Stopped;
         }
         // There is one for each descriptor of the ring.
         let Some(slot) = state.free.last().copied() else {
-            return Took::Nothing;
+            return TakenRequest::Nothing;
         };
         let chain = match state.queue.iter(memory.clone()) {
             Ok(mut chains) => chains.next(),
-            Err(_) => return Took::Broken,
+            Err(_) => return TakenRequest::Broken,
         };
         let Some(chain) = chain else {
-            return Took::Nothing;
+            return TakenRequest::Nothing;
         };
         state.free.pop();
         self.begin(state, slot, 0, chain, request, memory)
@@ -208,29 +208,29 @@ impl Ring {
     /// Begins a request that `tries` processes have begun before.
     fn begin(
         &self,
-        state: &mut State,
+        state: &mut VringState,
         slot: u16,
         tries: u8,
         chain: DescriptorChain<Arc<GuestMemoryMmap>>,
         request: &mut Vec<u8>,
         memory: Arc<GuestMemoryMmap>,
-    ) -> Took {
+    ) -> TakenRequest {
         let head = chain.head_index();
         state.last += 1;
-        match Chain::read(chain, request, memory) {
-            Ok(Chain { room, unique }) => {
-                let ticket = Ticket(state.last);
+        match RequestChain::read(chain, request, memory) {
+            Ok(RequestChain { room, unique }) => {
+                let ticket = RequestTicket(state.last);
                 let inflight = &self.0.inflight;
                 inflight.take(slot, head, is_forget(request), tries + 1, state.last);
                 let bytes = room.len();
-                let outstanding = Outstanding {
+                let outstanding = OutstandingReply {
                     head,
                     slot,
                     room,
                     unique,
                 };
                 state.taken.insert(ticket, outstanding);
-                Took::Request {
+                TakenRequest::Request {
                     ticket,
                     room: bytes,
                 }
@@ -240,14 +240,14 @@ impl Ring {
                     .inflight
                     .take(slot, head, false, tries + 1, state.last);
                 self.give_back(state, slot, head, 0);
-                Took::Malformed(malformed)
+                TakenRequest::Malformed(malformed)
             }
         }
     }
 
     /// Returns a request with its reply; FORGET has none. Does nothing if the queue was stopped
     /// meanwhile.
-    pub fn reply(&self, ticket: Ticket, reply: &[u8]) {
+    pub(super) fn reply(&self, ticket: RequestTicket, reply: &[u8]) {
         let mut state = self.0.state.lock();
         let Some(outstanding) = state.taken.remove(&ticket) else {
             return;
@@ -265,7 +265,7 @@ impl Ring {
     }
 
     /// Puts a chain into the used ring, and notifies the guest if it wants notifications.
-    fn give_back(&self, state: &mut State, slot: u16, head: u16, written: u32) {
+    fn give_back(&self, state: &mut VringState, slot: u16, head: u16, written: u32) {
         if state.abandoned {
             return;
         }
@@ -281,7 +281,7 @@ impl Ring {
 
     /// Waits until all requests in flight are returned, up to a limit, and lets no more be taken;
     /// those that remain are answered with EIO.
-    fn settle(&self, patience: Duration) -> MutexGuard<'_, State> {
+    fn settle(&self, patience: Duration) -> MutexGuard<'_, VringState> {
         let mut state = self.0.state.lock();
         state.stopping = true;
         let deadline = Instant::now() + patience;
@@ -308,35 +308,35 @@ impl Ring {
 
     /// Answers EIO to the requests that the previous process had taken, and, unless the queue is
     /// being stopped, to those in the ring.
-    fn fail_all(&self, state: &mut State) {
+    fn fail_all(&self, state: &mut VringState) {
         let mut request = Vec::new();
         loop {
             match self.next(state, &mut request) {
-                Took::Request { ticket, .. } => {
+                TakenRequest::Request { ticket, .. } => {
                     if let Some(outstanding) = state.taken.remove(&ticket) {
                         self.fail(state, &outstanding);
                     }
                 }
-                Took::Malformed(_) => {}
-                Took::Nothing | Took::Stopped | Took::Broken => return,
+                TakenRequest::Malformed(_) => {}
+                TakenRequest::Nothing | TakenRequest::Stopped | TakenRequest::Broken => return,
             }
         }
     }
 
-    fn fail(&self, state: &mut State, outstanding: &Outstanding) {
+    fn fail(&self, state: &mut VringState, outstanding: &OutstandingReply) {
         let reply = failure(outstanding.unique, libc::EIO);
         let written = outstanding.room.write(&reply).unwrap_or(0);
         self.give_back(state, outstanding.slot, outstanding.head, written);
     }
 
     /// Drops the requests in flight: their guest is gone.
-    pub fn abandon(&self) {
+    pub(super) fn abandon(&self) {
         let mut state = self.0.state.lock();
         state.abandoned = true;
         state.taken.clear();
         self.0.settled.notify_all();
         drop(state);
-        self.0.crew.dismiss();
+        self.0.queue_events.dismiss();
     }
 
     /// Ends the queue for a guest that lives on, because the process ends and no other takes over:
@@ -345,8 +345,8 @@ impl Ring {
     /// For that the used ring gets an invalid entry. A driver that finds one considers the device
     /// broken until it is reset, and fails all requests (Linux: `BAD_RING` in virtio_ring.c).
     /// Otherwise requests would wait for ever, since no front end notifies its guest that the
-    /// process behind the device has ended.
-    pub fn break_off(&self) {
+    /// process of the device has ended.
+    pub(super) fn poison(&self) {
         let mut state = self.settle(END_PATIENCE);
         let memory = self.memory();
         if state.abandoned || !state.queue.ready() {
@@ -371,7 +371,7 @@ impl Ring {
 
     /// Notifies the guest whether to kick. Returns whether there is a request that may have had no
     /// kick.
-    pub fn want_kicks(&self, wanted: bool) -> bool {
+    pub(super) fn want_kicks(&self, wanted: bool) -> bool {
         let memory = self.memory();
         let queue = &mut self.0.state.lock().queue;
         let outcome = self.0.inflight.touch(|| match wanted {
@@ -383,20 +383,25 @@ impl Ring {
     }
 
     /// The threads that serve this queue.
-    pub fn crew(&self) -> &Crew {
-        &self.0.crew
+    pub(super) fn queue_events(&self) -> &QueueEvents {
+        &self.0.queue_events
     }
 
     /// How many entries the queue has.
-    pub fn set_entries(&self, entries: u16) {
+    pub(super) fn set_entries(&self, entries: u16) {
         self.0.state.lock().queue.set_size(entries);
     }
 
     /// Where the queue lies in the guest's memory. The number of returned requests is read there.
-    pub fn set_places(&self, table: u64, available: u64, used: u64) -> Result<(), Misplaced> {
+    pub(super) fn set_places(
+        &self,
+        table: u64,
+        available: u64,
+        used: u64,
+    ) -> Result<(), MisalignedQueue> {
         let memory = self.memory();
         let queue = &mut self.0.state.lock().queue;
-        let place = |error: QueueError| Misplaced(error.to_string());
+        let place = |error: QueueError| MisalignedQueue(error.to_string());
         queue
             .try_set_desc_table_address(GuestAddress(table))
             .map_err(place)?;
@@ -414,21 +419,21 @@ impl Ring {
     }
 
     /// Whether the guest states at which index it wants kicks and notifications.
-    pub fn set_event_idx(&self, agreed: bool) {
+    pub(super) fn set_event_idx(&self, agreed: bool) {
         self.0.state.lock().queue.set_event_idx(agreed);
     }
 
     /// Where the queue begins when it is started.
-    pub fn set_base(&self, base: u16) {
+    pub(super) fn set_base(&self, base: u16) {
         self.0.inflight.set_base(base);
         self.0.state.lock().queue.set_next_avail(base);
     }
 
     /// The descriptor for the guest's kicks. The queue starts with it.
-    pub fn set_kick(&self, kick: Option<File>) {
+    pub(super) fn set_kick(&self, kick: Option<File>) {
         let mut state = self.0.state.lock();
         let new = kick.map(OwnedFd::from);
-        self.0.crew.kick_changes(
+        self.0.queue_events.kick_changes(
             state.kick.as_ref().map(AsFd::as_fd),
             new.as_ref().map(AsFd::as_fd),
         );
@@ -440,7 +445,7 @@ impl Ring {
     }
 
     /// Starts the queue where it is to begin; or, if the previous process ran it, where that stood.
-    fn start(&self, state: &mut State) {
+    fn start(&self, state: &mut VringState) {
         let inflight = &self.0.inflight;
         if inflight.runs() {
             let used = state.queue.next_used();
@@ -462,12 +467,12 @@ impl Ring {
     }
 
     /// The descriptor for notifications of the guest.
-    pub fn set_call(&self, call: Option<File>) {
+    pub(super) fn set_call(&self, call: Option<File>) {
         self.0.state.lock().call = call.map(OwnedFd::from);
     }
 
     /// Whether the queue is to be served.
-    pub fn set_enabled(&self, enabled: bool) {
+    pub(super) fn set_enabled(&self, enabled: bool) {
         if enabled {
             let mut state = self.0.state.lock();
             state.enabled = true;
@@ -480,13 +485,13 @@ impl Ring {
     }
 
     /// Stops the queue; returns where it is to continue.
-    pub fn stop(&self) -> u16 {
+    pub(super) fn stop(&self) -> u16 {
         let mut state = self.settle(STOP_PATIENCE);
         let base = state.queue.next_avail();
         self.0.inflight.stops(base);
         state.queue.set_ready(false);
         self.0
-            .crew
+            .queue_events
             .kick_changes(state.kick.as_ref().map(AsFd::as_fd), None);
         (state.kick, state.call) = (None, None);
         state.stopping = false;
@@ -494,7 +499,7 @@ impl Ring {
     }
 }
 
-impl State {
+impl VringState {
     /// Whether all requests in flight are returned. Those of the previous process count as long as
     /// the queue can be served.
     fn is_settled(&self) -> bool {
@@ -535,7 +540,7 @@ fn is_forget(request: &[u8]) -> bool {
 /// The chain that begins at `head`, wherever the available ring stands.
 ///
 /// The crate makes chains only from rings, so this one gets a ring of its own, with that head in
-/// it, behind the end of the guest's memory.
+/// it, beyond the end of the guest's memory.
 fn chain_at(
     queue: &Queue,
     memory: &GuestMemoryMmap,

@@ -6,7 +6,6 @@
 //! happens to a guest whose mount was served by a process that has since died: node ids are places
 //! in that process's table, and invalid in any other, unless the table was handed over.
 
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,42 +18,45 @@ use tokio::runtime::Handle;
 use vm_memory::ByteValued;
 
 use super::chain::HEADER_BYTES;
-use super::record::Record;
-use super::warm_up::WarmUp;
-use crate::fs::{CastoreFs, Ledger, LedgerError, NodeCount, Options, Parked, Paused, Waiting};
+use super::record::GuestRecord;
+use super::warm_up::GuestWarmUp;
+use crate::fs::{
+    CastoreFs, FsOptions, InodeTable, InodeTableError, NodeCount, ParkedState, ParkedWait,
+    WaitingRequests,
+};
 use crate::store::Store;
-use crate::transport::init::{self, Peer};
+use crate::transport::init::{self, KernelPeer};
 use crate::transport::reply::ReplyBuffer;
-use crate::transport::requests::{self, Counters};
+use crate::transport::requests::{self, RequestCounters};
 
-/// Where `struct fuse_in_header` has the request's number.
-pub const UNIQUE: Range<usize> = 8..16;
 /// Buffers that are kept for later requests.
 const SPARE_BUFFERS: usize = 16;
 
 /// What guests see.
-pub struct Shown {
+pub(super) struct GuestView {
     /// The store.
     pub store: Arc<dyn Store>,
     /// How the store is presented.
-    pub options: Options,
+    pub options: FsOptions,
     /// Where requests wait for the store.
     pub runtime: Handle,
+    /// What the configuration names as shown, for the next process.
+    pub shows: String,
     /// The tracing span of everything that is logged for a request.
     pub span: tracing::Span,
     /// Requests of all guests, including those that have disconnected.
-    pub counters: Counters,
+    pub counters: RequestCounters,
 }
 
 /// A guest, for the length of a connection.
-pub struct Guest {
-    shown: Arc<Shown>,
+pub(super) struct Guest {
+    shown: Arc<GuestView>,
     /// Where the next process finds it.
-    record: Arc<Record>,
-    session: RwLock<Option<Session>>,
+    record: Arc<GuestRecord>,
+    session: RwLock<Option<GuestSession>>,
     /// The warm-up of its sessions, if the options enable it.
-    warm_up: Arc<WarmUp>,
-    buffers: Mutex<Vec<Buffers>>,
+    warm_up: Arc<GuestWarmUp>,
+    buffers: Mutex<Vec<GuestBuffers>>,
     /// The guest is no longer served.
     dismissed: AtomicBool,
     /// Whether a malformed request of this guest has been logged.
@@ -62,12 +64,12 @@ pub struct Guest {
 }
 
 #[derive(Clone)]
-struct Session {
+struct GuestSession {
     server: Arc<Server<Arc<CastoreFs>>>,
     fs: Arc<CastoreFs>,
 }
 
-impl Session {
+impl GuestSession {
     fn new(fs: CastoreFs) -> Self {
         let fs = Arc::new(fs);
         let server = Arc::new(Server::new(fs.clone()));
@@ -75,14 +77,21 @@ impl Session {
     }
 }
 
-impl Shown {
-    fn waiting(&self) -> Waiting {
-        Waiting::new(self.runtime.clone())
+impl GuestView {
+    /// Notes in `inode_table` what is shown.
+    fn describe(&self, inode_table: &InodeTable) {
+        if let Err(error) = inode_table.set_about(self.shows.as_bytes()) {
+            tracing::warn!(%error, "the next process cannot see what a guest was shown");
+        }
+    }
+
+    fn waiting(&self) -> WaitingRequests {
+        WaitingRequests::new(self.runtime.clone())
     }
 }
 
 /// The buffers of a request.
-pub struct Buffers {
+pub(super) struct GuestBuffers {
     /// The request, copied out of the guest.
     pub request: Vec<u8>,
     /// The reply, not yet copied into the guest.
@@ -91,7 +100,7 @@ pub struct Buffers {
 
 impl Guest {
     /// A guest that has not mounted yet.
-    pub fn new(shown: Arc<Shown>, record: Arc<Record>) -> Self {
+    pub(super) fn new(shown: Arc<GuestView>, record: Arc<GuestRecord>) -> Self {
         Self {
             shown,
             record,
@@ -105,26 +114,28 @@ impl Guest {
 
     /// Where the next process finds the guest.
     #[cfg(any(test, feature = "fuzzing"))]
-    pub fn record(&self) -> &Arc<Record> {
+    pub(super) fn record(&self) -> &Arc<GuestRecord> {
         &self.record
     }
 
     /// Takes over the session of the previous process, or begins with none if that is impossible.
-    pub fn resume(&self, session: Result<Arc<Ledger>, LedgerError>) {
-        let Shown { store, options, .. } = &*self.shown;
-        let adopt = |ledger| {
-            CastoreFs::adopt(
+    pub(super) fn take_over(&self, session: Result<Arc<InodeTable>, InodeTableError>) {
+        let GuestView { store, options, .. } = &*self.shown;
+        let take_over = |inode_table: Arc<InodeTable>| {
+            let fs = CastoreFs::take_over(
                 store.clone(),
                 options.clone(),
                 self.shown.waiting(),
                 None,
-                ledger,
-            )
+                inode_table.clone(),
+            )?;
+            self.shown.describe(&inode_table);
+            Ok(fs)
         };
-        match session.and_then(adopt) {
+        match session.and_then(take_over) {
             Ok(fs) => {
                 fs.hold_in_use(None);
-                self.begin(Session::new(fs));
+                self.begin(GuestSession::new(fs));
             }
             Err(error) => {
                 tracing::error!(
@@ -137,31 +148,31 @@ impl Guest {
     }
 
     /// From here on the guest's requests are for `session`.
-    fn begin(&self, session: Session) {
+    fn begin(&self, session: GuestSession) {
         let mut current = self.session.write();
         self.warm_up.begin(&session.fs, &self.shown.span);
         *current = Some(session);
     }
 
     /// The tracing span of everything that is logged for a request.
-    pub fn span(&self) -> &tracing::Span {
+    pub(super) fn span(&self) -> &tracing::Span {
         &self.shown.span
     }
 
     /// Buffers for a request; to be returned to [`keep`](Self::keep).
-    pub fn buffers(&self) -> Option<Buffers> {
+    pub(super) fn buffers(&self) -> Option<GuestBuffers> {
         if let Some(buffers) = self.buffers.lock().pop() {
             return Some(buffers);
         }
         let reply = ReplyBuffer::new().inspect_err(|error| tracing::error!(%error, "no memory"));
-        Some(Buffers {
+        Some(GuestBuffers {
             request: Vec::new(),
             reply: reply.ok()?,
         })
     }
 
     /// Takes buffers back.
-    pub fn keep(&self, buffers: Buffers) {
+    pub(super) fn keep(&self, buffers: GuestBuffers) {
         let mut kept = self.buffers.lock();
         if kept.len() < SPARE_BUFFERS {
             kept.push(buffers);
@@ -171,26 +182,26 @@ impl Guest {
     /// Answers the request in `buffers`, which leaves `room` bytes for the reply; then passes the
     /// reply to `send`, later if the request has to wait. The reply to FORGET is empty. Catches
     /// every panic.
-    pub fn answer(
+    pub(super) fn answer(
         self: &Arc<Self>,
-        buffers: &mut Buffers,
+        buffers: &mut GuestBuffers,
         room: usize,
         send: impl FnOnce(&[u8]) + Send + 'static,
     ) {
-        let Buffers { request, reply } = buffers;
+        let GuestBuffers { request, reply } = buffers;
         let Some(header) = header(request) else {
             return send(&[]);
         };
         let answering = self.shown.counters.begin(&header);
         let session = self.session.read().clone();
-        let may_block = |session: &Session| session.fs.may_block(header.nodeid);
+        let may_block = |session: &GuestSession| session.fs.may_block(header.nodeid);
         if session.as_ref().is_some_and(may_block) {
-            let mut waits = Waits {
+            let mut waits = ParkedGuestRequest {
                 header,
                 session,
                 request: request.clone(),
                 room,
-                paused: Paused::default(),
+                paused: ParkedState::default(),
             };
             let (guest, began) = (self.clone(), answering.pause());
             self.shown.runtime.spawn_blocking(move || {
@@ -199,12 +210,12 @@ impl Guest {
             });
             return;
         }
-        let mut paused = Paused::default();
+        let mut paused = ParkedState::default();
         let outcome = self.checked(&header, request).and_then(|request| {
             self.handle(&header, session.as_ref(), request, reply, room, &mut paused)
         });
-        if let Ok(Reply::Later(parked)) = outcome {
-            let waits = Waits {
+        if let Ok(GuestReply::Later(parked)) = outcome {
+            let waits = ParkedGuestRequest {
                 header,
                 session,
                 request: request.clone(),
@@ -222,14 +233,14 @@ impl Guest {
     }
 
     /// Answers a request on a thread that may wait for it.
-    fn answer_blocking(&self, waits: &mut Waits, send: impl FnOnce(&[u8])) {
+    fn answer_blocking(&self, waits: &mut ParkedGuestRequest, send: impl FnOnce(&[u8])) {
         let Some(mut buffers) = self.buffers() else {
             return send(&failure(waits.header.unique, libc::ENOMEM));
         };
         let _in_span = self.shown.span.enter();
         loop {
             let outcome = self.again(waits, &mut buffers.reply);
-            if let Ok(Reply::Later(parked)) = outcome {
+            if let Ok(GuestReply::Later(parked)) = outcome {
                 let arrival = self.shown.runtime.block_on(parked.arrival());
                 waits.paused.arrived(arrival);
                 continue;
@@ -241,7 +252,11 @@ impl Guest {
     }
 
     /// Makes the reply to a request that may have waited.
-    fn again(&self, waits: &mut Waits, reply: &mut ReplyBuffer) -> Result<Reply, i32> {
+    fn again(
+        &self,
+        waits: &mut ParkedGuestRequest,
+        reply: &mut ReplyBuffer,
+    ) -> Result<GuestReply, i32> {
         let request = self.checked(&waits.header, &mut waits.request)?;
         let session = waits.session.as_ref();
         self.handle(
@@ -255,7 +270,12 @@ impl Guest {
     }
 
     /// Waits for what a request needs, answers it, and passes the reply to `send`.
-    async fn wait_parked(&self, mut waits: Waits, parked: Parked, send: impl FnOnce(&[u8])) {
+    async fn wait_parked(
+        &self,
+        mut waits: ParkedGuestRequest,
+        parked: ParkedWait,
+        send: impl FnOnce(&[u8]),
+    ) {
         let mut parked = parked;
         loop {
             let arrival = parked.arrival().await;
@@ -265,7 +285,7 @@ impl Guest {
             };
             let span = &self.shown.span;
             let outcome = span.in_scope(|| self.again(&mut waits, &mut buffers.reply));
-            if let Ok(Reply::Later(again)) = outcome {
+            if let Ok(GuestReply::Later(again)) = outcome {
                 self.keep(buffers);
                 parked = *again;
                 continue;
@@ -281,7 +301,7 @@ impl Guest {
         let length = header.len as usize;
         if length < HEADER_BYTES || length > request.len() {
             self.complain(&format!(
-                "its header says {length} bytes and there are {}",
+                "its header has the length {length}, and there are {} bytes",
                 request.len()
             ));
             return Err(libc::EIO);
@@ -293,12 +313,12 @@ impl Guest {
     fn handle(
         &self,
         header: &InHeader,
-        session: Option<&Session>,
+        session: Option<&GuestSession>,
         request: &mut [u8],
         reply: &mut ReplyBuffer,
         room: usize,
-        paused: &mut Paused,
-    ) -> Result<Reply, i32> {
+        paused: &mut ParkedState,
+    ) -> Result<GuestReply, i32> {
         catch_unwind(AssertUnwindSafe(|| {
             self.handle_now(header, session, request, reply, room, paused)
         }))
@@ -313,21 +333,23 @@ impl Guest {
     fn handle_now(
         &self,
         header: &InHeader,
-        session: Option<&Session>,
+        session: Option<&GuestSession>,
         request: &mut [u8],
         reply: &mut ReplyBuffer,
         room: usize,
-        paused: &mut Paused,
-    ) -> Result<Reply, i32> {
+        paused: &mut ParkedState,
+    ) -> Result<GuestReply, i32> {
         if self.dismissed.load(Ordering::Relaxed) {
             return Err(libc::EIO);
         }
         if init::is_init(header) {
-            return self.start_session(header, request, room).map(Reply::Own);
+            return self
+                .start_session(header, request, room)
+                .map(GuestReply::Own);
         }
         if header.opcode == Opcode::Destroy as u32 {
             self.end_session();
-            return Ok(Reply::Own(failure(header.unique, 0)));
+            return Ok(GuestReply::Own(failure(header.unique, 0)));
         }
         let session = session.ok_or(libc::EIO)?;
         let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(request));
@@ -341,10 +363,10 @@ impl Guest {
             || session.server.handle_message(reader, writer, None, None),
         );
         if let Some(parked) = parked {
-            return Ok(Reply::Later(Box::new(parked)));
+            return Ok(GuestReply::Later(Box::new(parked)));
         }
         match handled {
-            Ok(_) => Ok(Reply::Made),
+            Ok(_) => Ok(GuestReply::Made),
             Err(error) => {
                 self.complain(&format!("opcode {}: {error}", header.opcode));
                 Err(libc::EIO)
@@ -360,7 +382,7 @@ impl Guest {
         room: usize,
     ) -> Result<Vec<u8>, i32> {
         let body = request.get(size_of::<InHeader>()..).unwrap_or_default();
-        let agreement = init::answer(body, Peer::Guest).map_err(|why| {
+        let agreement = init::answer(body, KernelPeer::Guest).map_err(|why| {
             tracing::warn!(why, "a guest cannot mount");
             libc::EPROTO
         })?;
@@ -377,31 +399,34 @@ impl Guest {
         if reply.len() > room {
             return Err(libc::EIO);
         }
-        let Shown { store, options, .. } = &*self.shown;
-        let ledger = match self.record.is_kept() {
-            true => Some(Arc::new(Ledger::create().map_err(|error| {
+        let GuestView { store, options, .. } = &*self.shown;
+        let inode_table = match self.record.is_held() {
+            true => Some(Arc::new(InodeTable::create().map_err(|error| {
                 tracing::error!(%error, "cannot make a node table that outlives this process");
                 libc::ENOMEM
             })?)),
             false => None,
         };
+        if let Some(inode_table) = &inode_table {
+            self.shown.describe(inode_table);
+        }
         let waiting = self.shown.waiting();
-        let fs = CastoreFs::with_ledger(
+        let fs = CastoreFs::with_inode_table(
             store.clone(),
             options.clone(),
             waiting,
             None,
-            ledger.clone(),
+            inode_table.clone(),
         );
         fs.hold_in_use(None);
         // Before the guest gets the reply.
-        self.record.session(ledger.as_ref());
-        self.begin(Session::new(fs));
+        self.record.session(inode_table.as_ref());
+        self.begin(GuestSession::new(fs));
         Ok(reply)
     }
 
     /// Drops the guest's session. Requests that are being served finish with what they have.
-    pub fn end_session(&self) {
+    pub(super) fn end_session(&self) {
         let mut session = self.session.write();
         if let Some(session) = session.take() {
             session.fs.end_use();
@@ -412,19 +437,19 @@ impl Guest {
     }
 
     /// Answers every request with EIO from here on.
-    pub fn dismiss(&self) {
+    pub(super) fn dismiss(&self) {
         self.dismissed.store(true, Ordering::Relaxed);
         self.end_session();
         self.warm_up.dismiss();
     }
 
     /// Writes what was recorded of its sessions so far.
-    pub fn remember(&self) {
+    pub(super) fn remember(&self) {
         self.warm_up.remember();
     }
 
     /// Nodes that the guest knows.
-    pub fn nodes(&self) -> NodeCount {
+    pub(super) fn nodes(&self) -> NodeCount {
         let session = self.session.read();
         session
             .as_ref()
@@ -433,7 +458,7 @@ impl Guest {
     }
 
     /// Logs that a request is malformed: once at a high level, because a guest could fill the log.
-    pub fn complain(&self, why: &str) {
+    pub(super) fn complain(&self, why: &str) {
         if self.complained.swap(true, Ordering::Relaxed) {
             tracing::debug!(why, "a guest sent a malformed request");
         } else {
@@ -446,44 +471,44 @@ impl Guest {
 }
 
 /// Where the reply is.
-enum Reply {
+enum GuestReply {
     /// In the buffer.
     Made,
     /// Here.
     Own(Vec<u8>),
     /// Nowhere yet: the request has to wait.
-    Later(Box<Parked>),
+    Later(Box<ParkedWait>),
 }
 
 /// A request that waits.
-struct Waits {
+struct ParkedGuestRequest {
     header: InHeader,
     /// Node ids are places in its table, whatever the guest mounts meanwhile.
-    session: Option<Session>,
+    session: Option<GuestSession>,
     request: Vec<u8>,
     room: usize,
-    paused: Paused,
+    paused: ParkedState,
 }
 
 /// Passes a reply to `send`.
 fn give(
     header: &InHeader,
-    outcome: Result<Reply, i32>,
+    outcome: Result<GuestReply, i32>,
     reply: &ReplyBuffer,
     room: usize,
     send: impl FnOnce(&[u8]),
 ) {
     match outcome {
-        Ok(Reply::Made) => send(reply.reply()),
-        Ok(Reply::Own(bytes)) => send(&bytes),
-        Ok(Reply::Later(_)) => send(&failure(header.unique, libc::EIO)),
+        Ok(GuestReply::Made) => send(reply.reply()),
+        Ok(GuestReply::Own(bytes)) => send(&bytes),
+        Ok(GuestReply::Later(_)) => send(&failure(header.unique, libc::EIO)),
         Err(_) if wants_no_reply(header) || room < size_of::<OutHeader>() => send(&[]),
         Err(errno) => send(&failure(header.unique, errno)),
     }
 }
 
 /// A reply without a body: an errno, or 0 for success.
-pub fn failure(unique: u64, errno: i32) -> Vec<u8> {
+pub(super) fn failure(unique: u64, errno: i32) -> Vec<u8> {
     let header = OutHeader {
         len: size_of::<OutHeader>() as u32,
         error: -errno,

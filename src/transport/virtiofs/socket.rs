@@ -18,7 +18,7 @@ const LONGEST_PATH: usize = 107;
 
 /// Why the socket cannot be made.
 #[derive(Debug, Error)]
-pub enum SocketError {
+pub enum DeviceSocketError {
     /// Another process listens there.
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
@@ -30,9 +30,9 @@ pub enum SocketError {
         "the path of a socket can have {LONGEST_PATH} bytes, and {} has more", .0.display()
     )]
     TooLong(PathBuf),
-    /// The descriptor that was inherited is no listening stream socket.
-    #[error("the inherited descriptor is not a listening socket: {0}")]
-    Inherited(io::Error),
+    /// The descriptor that was passed on is no listening stream socket.
+    #[error("the descriptor that was passed on is not a listening socket: {0}")]
+    PreviousState(io::Error),
     /// A system call failed.
     #[error("cannot {action} the socket {}: {source}", path.display())]
     System {
@@ -47,14 +47,14 @@ pub enum SocketError {
 
 /// The permissions of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
+pub struct SocketAccess {
     /// Its permissions: write permission allows connecting.
     pub mode: u32,
     /// Its group, if not the process's own.
     pub gid: Option<u32>,
 }
 
-impl Default for Access {
+impl Default for SocketAccess {
     /// Only the process's own user.
     fn default() -> Self {
         Self {
@@ -70,9 +70,9 @@ pub struct Socket(UnixListener);
 
 impl Socket {
     /// Listens at `path`.
-    pub fn bind(path: &Path, access: Access) -> Result<Self, SocketError> {
+    pub fn bind(path: &Path, access: SocketAccess) -> Result<Self, DeviceSocketError> {
         let failed = |action| {
-            move |source: io::Error| SocketError::System {
+            move |source: io::Error| DeviceSocketError::System {
                 action,
                 path: path.to_owned(),
                 source,
@@ -81,14 +81,14 @@ impl Socket {
         let unfinished = unfinished(path);
         let longest = path.as_os_str().len().max(unfinished.as_os_str().len());
         if longest > LONGEST_PATH {
-            return Err(SocketError::TooLong(path.to_owned()));
+            return Err(DeviceSocketError::TooLong(path.to_owned()));
         }
         match fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => {
-                return Err(SocketError::NotASocket(path.to_owned()));
+                return Err(DeviceSocketError::NotASocket(path.to_owned()));
             }
             Ok(_) if UnixStream::connect(path).is_ok() => {
-                return Err(SocketError::InUse(path.to_owned()));
+                return Err(DeviceSocketError::InUse(path.to_owned()));
             }
             _ => {}
         }
@@ -109,19 +109,25 @@ impl Socket {
     }
 
     /// Takes over a socket on which another process, such as systemd, has called listen.
-    pub fn inherited(descriptor: OwnedFd) -> Result<Self, SocketError> {
+    pub fn from_descriptor(descriptor: OwnedFd) -> Result<Self, DeviceSocketError> {
         let listens = rustix::net::sockopt::socket_acceptconn(&descriptor);
         match listens {
             Ok(true) => {}
-            Ok(false) => return Err(SocketError::Inherited(io::ErrorKind::NotConnected.into())),
-            Err(errno) => return Err(SocketError::Inherited(errno.into())),
+            Ok(false) => {
+                return Err(DeviceSocketError::PreviousState(
+                    io::ErrorKind::NotConnected.into(),
+                ));
+            }
+            Err(errno) => return Err(DeviceSocketError::PreviousState(errno.into())),
         }
         let listener = UnixListener::from(descriptor);
         // Fails for a socket of another family.
-        listener.local_addr().map_err(SocketError::Inherited)?;
+        listener
+            .local_addr()
+            .map_err(DeviceSocketError::PreviousState)?;
         listener
             .set_nonblocking(false)
-            .map_err(SocketError::Inherited)?;
+            .map_err(DeviceSocketError::PreviousState)?;
         Ok(Self(listener))
     }
 
@@ -139,8 +145,8 @@ impl AsFd for Socket {
 
 /// The name under which a socket is made, short because its path's length is limited.
 fn unfinished(path: &Path) -> PathBuf {
-    let folder = path.parent().unwrap_or(Path::new(""));
-    folder.join(format!(".{}.new", std::process::id()))
+    let dir = path.parent().unwrap_or(Path::new(""));
+    dir.join(format!(".{}.new", std::process::id()))
 }
 
 #[cfg(test)]
@@ -149,9 +155,9 @@ mod tests {
 
     #[test]
     fn a_socket_has_its_mode_from_the_start_and_replaces_a_dead_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let access = Access {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let access = SocketAccess {
             mode: 0o660,
             gid: None,
         };
@@ -159,33 +165,39 @@ mod tests {
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o660);
         let in_use = Socket::bind(&path, access).unwrap_err();
-        assert!(matches!(in_use, SocketError::InUse(_)), "{in_use}");
+        assert!(matches!(in_use, DeviceSocketError::InUse(_)), "{in_use}");
         drop(first);
         Socket::bind(&path, access).unwrap();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
     fn what_is_no_socket_is_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("precious");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("precious");
         fs::write(&path, "data").unwrap();
-        let refused = Socket::bind(&path, Access::default()).unwrap_err();
-        assert!(matches!(refused, SocketError::NotASocket(_)), "{refused}");
+        let refused = Socket::bind(&path, SocketAccess::default()).unwrap_err();
+        assert!(
+            matches!(refused, DeviceSocketError::NotASocket(_)),
+            "{refused}"
+        );
         assert_eq!(fs::read(&path).unwrap(), b"data");
-        let long = folder.path().join("x".repeat(200));
-        let refused = Socket::bind(&long, Access::default()).unwrap_err();
-        assert!(matches!(refused, SocketError::TooLong(_)), "{refused}");
+        let long = dir.path().join("x".repeat(200));
+        let refused = Socket::bind(&long, SocketAccess::default()).unwrap_err();
+        assert!(
+            matches!(refused, DeviceSocketError::TooLong(_)),
+            "{refused}"
+        );
     }
 
     #[test]
-    fn only_a_listening_socket_is_inherited() {
+    fn only_a_listening_socket_is_taken_over() {
         let file = tempfile::tempfile().unwrap();
-        Socket::inherited(file.into()).unwrap_err();
+        Socket::from_descriptor(file.into()).unwrap_err();
         let (one, _other) = UnixStream::pair().unwrap();
-        Socket::inherited(one.into()).unwrap_err();
-        let folder = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
-        Socket::inherited(listener.into()).unwrap();
+        Socket::from_descriptor(one.into()).unwrap_err();
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
+        Socket::from_descriptor(listener.into()).unwrap();
     }
 }

@@ -17,8 +17,8 @@ use crate::fs::CastoreFs;
 
 /// The sessions of a guest, as the thread sees them.
 #[derive(Default)]
-pub struct WarmUp {
-    state: Mutex<State>,
+pub(super) struct GuestWarmUp {
+    state: Mutex<GuestWarmUpState>,
     /// Notified when there is another session, and when there will be no more.
     changed: Condvar,
     /// The number of the current session, or another number if there is none.
@@ -26,7 +26,7 @@ pub struct WarmUp {
 }
 
 #[derive(Default)]
-struct State {
+struct GuestWarmUpState {
     has_thread: bool,
     dismissed: bool,
     /// A session that is to be recorded, and its number.
@@ -35,13 +35,13 @@ struct State {
     current: Option<Arc<CastoreFs>>,
 }
 
-impl WarmUp {
+impl GuestWarmUp {
     /// Records the reads from `fs` from here on, if they are to be recorded, and no longer any
     /// others.
-    pub fn begin(self: &Arc<Self>, fs: &Arc<CastoreFs>, span: &tracing::Span) {
+    pub(super) fn begin(self: &Arc<Self>, fs: &Arc<CastoreFs>, span: &tracing::Span) {
         let mut state = self.state.lock();
         let number = self.end_session(&state);
-        if !fs.learns() || state.dismissed {
+        if !fs.records_accesses() || state.dismissed {
             return;
         }
         state.next = Some((fs.clone(), number));
@@ -58,12 +58,12 @@ impl WarmUp {
     }
 
     /// There is no session any more.
-    pub fn end(&self) {
+    pub(super) fn end(&self) {
         self.end_session(&self.state.lock());
     }
 
     /// There will be none any more.
-    pub fn dismiss(&self) {
+    pub(super) fn dismiss(&self) {
         let mut state = self.state.lock();
         state.dismissed = true;
         self.end_session(&state);
@@ -71,16 +71,16 @@ impl WarmUp {
     }
 
     /// Writes what was recorded so far, also of a session that has just ended.
-    pub fn remember(&self) {
+    pub(super) fn remember(&self) {
         let state = self.state.lock();
         let next = state.next.as_ref().map(|(fs, _)| fs);
-        let learned: Vec<_> = state.current.iter().chain(next).cloned().collect();
+        let recorded: Vec<_> = state.current.iter().chain(next).cloned().collect();
         drop(state);
-        learned.iter().for_each(|fs| fs.remember());
+        recorded.iter().for_each(|fs| fs.remember());
     }
 
     /// Makes the thread leave its session; returns the next one's number.
-    fn end_session(&self, state: &State) -> u64 {
+    fn end_session(&self, state: &GuestWarmUpState) -> u64 {
         let number = self.session.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(current) = &state.current {
             current.stir();
@@ -89,16 +89,16 @@ impl WarmUp {
     }
 
     fn start(self: &Arc<Self>, span: &tracing::Span) -> io::Result<()> {
-        let (learning, span) = (self.clone(), span.clone());
-        let learn = move || {
+        let (recordings, span) = (self.clone(), span.clone());
+        let record = move || {
             let _in_span = span.enter();
-            while let Some((fs, number)) = learning.next() {
-                fs.warm_up(|| learning.session.load(Ordering::Relaxed) != number);
-                learning.state.lock().current = None;
+            while let Some((fs, number)) = recordings.next() {
+                fs.warm_up(|| recordings.session.load(Ordering::Relaxed) != number);
+                recordings.state.lock().current = None;
             }
         };
         let thread = std::thread::Builder::new().name("warm-up".into());
-        thread.spawn(learn).map(drop)
+        thread.spawn(record).map(drop)
     }
 
     /// Waits for a session to record.

@@ -8,12 +8,12 @@ use std::path::Path;
 use super::ImageFile;
 use crate::image::BLOCK;
 use crate::store::Blocking;
-use crate::tree::Error;
-use crate::tree::export::Progress;
+use crate::tree::TreeError;
+use crate::tree::export::ExportProgress;
 
 /// Bytes that are read at once.
 const READ: usize = 1 << 20;
-/// Bytes behind them whose blobs are prefetched meanwhile.
+/// Bytes after them whose blobs are prefetched meanwhile.
 const AHEAD: u64 = 16 << 20;
 
 /// Writes `image`, of a tree in `store`, to `out`, every byte of it.
@@ -21,12 +21,12 @@ pub fn write_image(
     image: &ImageFile,
     store: &Blocking,
     out: &mut dyn Write,
-    progress: &Progress,
-) -> Result<(), Error> {
+    progress: &ExportProgress,
+) -> Result<(), TreeError> {
     copy(image, store, progress, |_, bytes| {
-        out.write_all(bytes).map_err(Error::Output)
+        out.write_all(bytes).map_err(TreeError::Output)
     })?;
-    out.flush().map_err(Error::Output)
+    out.flush().map_err(TreeError::Output)
 }
 
 /// Writes `image`, of a tree in `store`, to `file`, which is new and at `path`. Blocks of zeros become
@@ -36,9 +36,9 @@ pub fn image_to_file(
     store: &Blocking,
     file: &File,
     path: &Path,
-    progress: &Progress,
-) -> Result<(), Error> {
-    let failed = |source| Error::Io {
+    progress: &ExportProgress,
+) -> Result<(), TreeError> {
+    let failed = |source| TreeError::Io {
         action: "write",
         path: path.to_owned(),
         source,
@@ -65,9 +65,9 @@ pub fn image_to_file(
 fn copy(
     image: &ImageFile,
     store: &Blocking,
-    progress: &Progress,
-    mut sink: impl FnMut(u64, &[u8]) -> Result<(), Error>,
-) -> Result<(), Error> {
+    progress: &ExportProgress,
+    mut sink: impl FnMut(u64, &[u8]) -> Result<(), TreeError>,
+) -> Result<(), TreeError> {
     let mut buffer = vec![0; READ];
     let mut offset = 0;
     while offset < image.size() {

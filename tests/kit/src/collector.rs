@@ -71,12 +71,12 @@ impl Collector {
     pub fn resource(&self) -> BTreeMap<String, String> {
         let kept = self.kept.0.lock().unwrap();
         let resource = kept[0].resource_spans[0].resource.as_ref().unwrap();
-        said(&resource.attributes)
+        reported(&resource.attributes)
     }
 }
 
 /// Attributes as text.
-pub fn said(attributes: &[KeyValue]) -> BTreeMap<String, String> {
+pub fn reported(attributes: &[KeyValue]) -> BTreeMap<String, String> {
     let text = |pair: &KeyValue| {
         let value = match pair.value.clone().unwrap().value.unwrap() {
             Value::StringValue(text) => text,

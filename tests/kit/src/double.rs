@@ -15,7 +15,7 @@ use castore_fs::castore::{Digest, Directory, DirectoryError, GroupTable, Root};
 use castore_fs::nix::PathInfo;
 use castore_fs::store::{
     Answer, BackingFile, Damage, Error, Health, Ingest, LocalStore, MemoryStore, Object, Store,
-    Usage,
+    StoreUsage,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
@@ -39,7 +39,7 @@ pub enum Trouble {
     /// Answers come after this long.
     Slow(Duration),
     /// Objects are others than those of their digests.
-    Lies,
+    SendsCorruptBytes,
     /// Blobs are shorter than they are.
     Truncates,
 }
@@ -59,7 +59,7 @@ pub struct Double {
     pub inner: RwLock<Arc<dyn Store>>,
     pub url: &'static str,
     /// Nothing is available in place: every `…_now` returns [`Answer::Wait`].
-    pub far: bool,
+    pub upstream: bool,
     pub trouble: watch::Sender<Trouble>,
     pub fates: HashMap<Digest, Fate>,
     /// Flips a bit in every part of a blob that holds this offset, and does not notice.
@@ -91,17 +91,17 @@ pub struct Double {
 impl Default for Double {
     /// Empty, and an upstream.
     fn default() -> Self {
-        Self::far("double:", MemoryStore::new())
+        Self::upstream("double:", MemoryStore::new())
     }
 }
 
 impl Double {
     /// Answers in place what `inner` does.
-    pub fn near(url: &'static str, inner: impl Store + 'static) -> Self {
+    pub fn local_store(url: &'static str, inner: impl Store + 'static) -> Self {
         Self {
             inner: RwLock::new(Arc::new(inner)),
             url,
-            far: false,
+            upstream: false,
             trouble: watch::Sender::default(),
             fates: HashMap::new(),
             flip_at: None,
@@ -121,11 +121,11 @@ impl Double {
     }
 
     /// Answers nothing in place.
-    pub fn far(url: &'static str, inner: impl Store + 'static) -> Self {
-        let far = true;
+    pub fn upstream(url: &'static str, inner: impl Store + 'static) -> Self {
+        let upstream = true;
         Self {
-            far,
-            ..Self::near(url, inner)
+            upstream,
+            ..Self::local_store(url, inner)
         }
     }
 
@@ -278,7 +278,7 @@ impl Store for Double {
     }
 
     fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
-        if self.far {
+        if self.upstream {
             return Ok(Answer::Wait);
         }
         match self.fate(Object::Directory, digest)? {
@@ -294,7 +294,7 @@ impl Store for Double {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<Answer<usize>, Error> {
-        if self.far {
+        if self.upstream {
             return Ok(Answer::Wait);
         }
         match self.fate(Object::Blob, digest)? {
@@ -309,7 +309,7 @@ impl Store for Double {
     }
 
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
-        match self.far {
+        match self.upstream {
             true => Ok(Answer::Wait),
             false => self.inner().root_now(name),
         }
@@ -320,7 +320,7 @@ impl Store for Double {
     }
 
     async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
-        if self.before().await? == Trouble::Lies {
+        if self.before().await? == Trouble::SendsCorruptBytes {
             return Err(self.another(Object::Directory, digest));
         }
         if let Some(other) = &self.swap_directories {
@@ -342,7 +342,7 @@ impl Store for Double {
         self.reads.fetch_add(1, Ordering::Relaxed);
         self.read.lock().push(*digest);
         match self.before().await? {
-            Trouble::Lies => return Err(self.another(Object::Blob, digest)),
+            Trouble::SendsCorruptBytes => return Err(self.another(Object::Blob, digest)),
             Trouble::Truncates => {
                 let (expected, actual) = (size, size - 1);
                 let shorter = Damage::WrongSize { expected, actual };
@@ -417,7 +417,7 @@ impl Store for Double {
         self.inner().group_table(digest, size).await
     }
 
-    fn usage(&self) -> Result<Option<Usage>, Error> {
+    fn usage(&self) -> Result<Option<StoreUsage>, Error> {
         self.inner().usage()
     }
 

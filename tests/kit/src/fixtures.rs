@@ -4,17 +4,17 @@ use std::path::PathBuf;
 
 use crate::skip::skip;
 
-/// The fixture `name`: in the folder that `CASTORE_FS_FIXTURES` names, or beside the repository.
+/// The fixture `name`: in the directory that `CASTORE_FS_FIXTURES` names, or beside the repository.
 /// Without it the test is skipped.
 pub fn fixture(name: &str) -> Option<PathBuf> {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/fixtures");
-    let folder = std::env::var_os("CASTORE_FS_FIXTURES").unwrap_or_else(|| beside.into());
-    let path = PathBuf::from(folder).join(name);
+    let dir = std::env::var_os("CASTORE_FS_FIXTURES").unwrap_or_else(|| beside.into());
+    let path = PathBuf::from(dir).join(name);
     match path.exists() {
         true => Some(path),
         false => {
             skip(&format!(
-                "the fixture {} is not there (CASTORE_FS_FIXTURES can name the folder)",
+                "the fixture {} is not there (CASTORE_FS_FIXTURES can name the directory)",
                 path.display()
             ));
             None

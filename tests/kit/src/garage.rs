@@ -1,7 +1,7 @@
 //! A Garage cluster of three nodes on this machine, each object on every one of them.
 //!
 //! Garage is a program of its own, under a licence of its own: `tests/run` builds it once with cargo
-//! into a cache folder (`CASTORE_FS_GARAGE` names another one's binary).
+//! into a cache directory (`CASTORE_FS_GARAGE` names another one's binary).
 
 use std::fs;
 use std::io::Write;
@@ -41,7 +41,7 @@ fn program() -> Option<PathBuf> {
 pub struct Cluster {
     program: PathBuf,
     nodes: Vec<Node>,
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 struct Node {
@@ -54,13 +54,13 @@ impl Cluster {
     /// Starts one and makes it ready; nothing if Garage is not here.
     pub fn start() -> Option<Self> {
         let program = program()?;
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let ports = free_ports(6);
         let nodes = ports
             .chunks(2)
             .enumerate()
             .map(|(index, ports)| Node {
-                config: write_config(&folder.path().join(index.to_string()), ports),
+                config: write_config(&dir.path().join(index.to_string()), ports),
                 s3_port: ports[1],
                 process: None,
             })
@@ -68,7 +68,7 @@ impl Cluster {
         let mut cluster = Self {
             program,
             nodes,
-            folder,
+            dir,
         };
         (0..3).for_each(|node| cluster.revive(node));
         let ids: Vec<String> = (0..3)
@@ -108,7 +108,7 @@ impl Cluster {
 
     /// The file that holds the key.
     pub fn credentials(&self) -> PathBuf {
-        self.folder.path().join("credentials")
+        self.dir.path().join("credentials")
     }
 
     /// The URL of a store in the bucket, below `path`, by way of one of the nodes.
@@ -187,16 +187,16 @@ fn free_ports(count: usize) -> Vec<u16> {
         .collect()
 }
 
-fn write_config(folder: &Path, ports: &[u16]) -> PathBuf {
-    fs::create_dir(folder).unwrap();
-    let config = folder.with_extension("toml");
-    let folder = folder.display();
+fn write_config(dir: &Path, ports: &[u16]) -> PathBuf {
+    fs::create_dir(dir).unwrap();
+    let config = dir.with_extension("toml");
+    let dir = dir.display();
     let [rpc, s3] = ports else {
         panic!("two ports a node");
     };
     let text = format!(
-        "metadata_dir = \"{folder}/meta\"\n\
-         data_dir = \"{folder}/data\"\n\
+        "metadata_dir = \"{dir}/meta\"\n\
+         data_dir = \"{dir}/data\"\n\
          db_engine = \"lmdb\"\n\
          replication_factor = 3\n\
          rpc_bind_addr = \"127.0.0.1:{rpc}\"\n\

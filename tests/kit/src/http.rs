@@ -1,4 +1,4 @@
-//! A folder of objects behind plain HTTP: GET and HEAD, many requests on a connection.
+//! A directory of objects over plain HTTP: GET and HEAD, many requests on a connection.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,14 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
-/// Serves a folder for as long as it lives.
-pub struct HttpFolder {
+/// Serves a directory for as long as it lives.
+pub struct HttpDir {
     pub address: SocketAddr,
     runtime: Option<Runtime>,
 }
 
-impl HttpFolder {
-    pub fn serve(folder: &Path) -> Self {
+impl HttpDir {
+    pub fn serve(dir: &Path) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -23,14 +23,14 @@ impl HttpFolder {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let folder = folder.to_owned();
+        let dir = dir.to_owned();
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).unwrap();
             while let Ok((connection, _)) = listener.accept().await {
                 connection.set_nodelay(true).unwrap();
-                let folder = folder.clone();
+                let dir = dir.clone();
                 // The client may disconnect.
-                tokio::spawn(async move { answer_all(connection, folder).await.ok() });
+                tokio::spawn(async move { answer_all(connection, dir).await.ok() });
             }
         });
         Self {
@@ -40,7 +40,7 @@ impl HttpFolder {
     }
 }
 
-impl Drop for HttpFolder {
+impl Drop for HttpDir {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -48,7 +48,7 @@ impl Drop for HttpFolder {
     }
 }
 
-async fn answer_all(connection: TcpStream, folder: PathBuf) -> std::io::Result<()> {
+async fn answer_all(connection: TcpStream, dir: PathBuf) -> std::io::Result<()> {
     let (reads, mut writes) = connection.into_split();
     let mut lines = BufReader::new(reads).lines();
     while let Some(request) = lines.next_line().await? {
@@ -59,7 +59,7 @@ async fn answer_all(connection: TcpStream, folder: PathBuf) -> std::io::Result<(
         {}
         let mut words = request.split(' ');
         let (method, path) = (words.next().unwrap(), words.next().unwrap());
-        let found = std::fs::read(folder.join(path.trim_start_matches('/')));
+        let found = std::fs::read(dir.join(path.trim_start_matches('/')));
         let status = if found.is_ok() {
             "200 OK"
         } else {

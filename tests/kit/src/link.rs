@@ -62,23 +62,23 @@ impl Link {
         let (there, back) = (up.clone(), down.clone());
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).unwrap();
-            while let Ok((near, _)) = listener.accept().await {
+            while let Ok((local_store, _)) = listener.accept().await {
                 if *is_cut.borrow() {
                     continue;
                 }
-                let Ok(far) = TcpStream::connect(target).await else {
+                let Ok(upstream) = TcpStream::connect(target).await else {
                     continue;
                 };
-                near.set_nodelay(true).unwrap();
-                far.set_nodelay(true).unwrap();
-                let (near_reads, near_writes) = near.into_split();
-                let (far_reads, far_writes) = far.into_split();
+                local_store.set_nodelay(true).unwrap();
+                upstream.set_nodelay(true).unwrap();
+                let (local_store_reads, local_store_writes) = local_store.into_split();
+                let (upstream_reads, upstream_writes) = upstream.into_split();
                 let mut is_cut = is_cut.clone();
                 let (there, back) = (there.clone(), back.clone());
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = there.carry(near_reads, far_writes) => {}
-                        () = back.carry(far_reads, near_writes) => {}
+                        () = there.carry(local_store_reads, upstream_writes) => {}
+                        () = back.carry(upstream_reads, local_store_writes) => {}
                         _ = is_cut.wait_for(|cut| *cut) => {}
                     }
                 });

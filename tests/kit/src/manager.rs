@@ -29,31 +29,31 @@ struct Received {
 
 /// A service manager with one service.
 pub struct Manager {
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
     received: Arc<(Mutex<Received>, Condvar)>,
     config: PathBuf,
     child: Option<Child>,
     watchdog: Option<Duration>,
     /// Passed on at the first start, beside what is kept.
-    given: Vec<(String, OwnedFd)>,
+    passed_descriptors: Vec<(String, OwnedFd)>,
     user: Option<u32>,
 }
 
 impl Manager {
-    /// The service with this configuration; `@` stands for the test's folder.
+    /// The service with this configuration; `@` stands for the test's directory.
     pub fn new(config: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
         let received = Arc::new((Mutex::default(), Condvar::new()));
         let sender = received.clone();
         std::thread::spawn(move || listen(&socket, &sender));
         let manager = Self {
-            config: folder.path().join("config.toml"),
-            folder,
+            config: dir.path().join("config.toml"),
+            dir,
             received,
             child: None,
             watchdog: None,
-            given: Vec::new(),
+            passed_descriptors: Vec::new(),
             user: None,
         };
         manager.configure(config);
@@ -67,40 +67,40 @@ impl Manager {
 
     /// Passes `descriptor` on as `name`, at the next start only.
     pub fn give(&mut self, name: &str, descriptor: OwnedFd) {
-        self.given.push((name.to_owned(), descriptor));
+        self.passed_descriptors.push((name.to_owned(), descriptor));
     }
 
     /// Runs the service as this user, which becomes the owner of the directory.
     pub fn become_user(&mut self, user: u32) {
-        let folder = self.folder.path();
+        let dir = self.dir.path();
         let owned = Command::new("chown")
             .args(["-R", &format!("{user}:{user}")])
-            .arg(folder)
+            .arg(dir)
             .status();
         assert!(owned.unwrap().success());
         self.user = Some(user);
     }
 
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        self.dir.path()
     }
 
     pub fn join(&self, path: &str) -> PathBuf {
-        self.folder.path().join(path)
+        self.dir.path().join(path)
     }
 
     pub fn configure(&self, config: &str) {
-        let folder = self.folder.path().to_str().unwrap();
-        let control = format!("[control]\nsocket = '{folder}/control'\n");
-        std::fs::write(&self.config, config.replace('@', folder) + &control).unwrap();
+        let dir = self.dir.path().to_str().unwrap();
+        let control = format!("[control]\nsocket = '{dir}/control'\n");
+        std::fs::write(&self.config, config.replace('@', dir) + &control).unwrap();
     }
 
-    /// Puts `folder` into the store at `store`, by another process, as `name`.
-    pub fn import(&self, folder: &Path, name: &str) {
+    /// Puts `dir` into the store at `store`, by another process, as `name`.
+    pub fn import(&self, dir: &Path, name: &str) {
         let store = format!("local:{}", self.join("store").display());
         let imported = Command::new(program())
             .args(["import", "--store", &store, "--name", name])
-            .arg(folder)
+            .arg(dir)
             .output()
             .unwrap();
         assert!(imported.status.success(), "{imported:?}");
@@ -114,9 +114,9 @@ impl Manager {
             .arg(program())
             .args(["daemon", "--config"])
             .arg(&self.config)
-            .env("NOTIFY_SOCKET", self.folder.path().join("notify"))
-            .env("RUNTIME_DIRECTORY", self.folder.path())
-            .env("STATE_DIRECTORY", self.folder.path().join("state"))
+            .env("NOTIFY_SOCKET", self.dir.path().join("notify"))
+            .env("RUNTIME_DIRECTORY", self.dir.path())
+            .env("STATE_DIRECTORY", self.dir.path().join("state"))
             .stdout(Stdio::null());
         if let Ok(log) = std::fs::File::options()
             .create(true)
@@ -132,11 +132,12 @@ impl Manager {
             command.uid(user).gid(user);
         }
         let received = self.received.0.lock().unwrap();
-        let given = std::mem::take(&mut self.given);
-        let kept = received
-            .kept
-            .iter()
-            .chain(given.iter().map(|(name, given)| (name, given)));
+        let passed_descriptors = std::mem::take(&mut self.passed_descriptors);
+        let kept = received.kept.iter().chain(
+            passed_descriptors
+                .iter()
+                .map(|(name, passed_descriptors)| (name, passed_descriptors)),
+        );
         let (names, numbers): (Vec<&str>, Vec<i32>) = kept
             .map(|(name, kept)| (name.as_str(), kept.as_raw_fd()))
             .unzip();
@@ -222,7 +223,7 @@ impl Manager {
     }
 
     /// A duplicate of a kept descriptor.
-    pub fn kept_descriptor(&self, name: &str) -> OwnedFd {
+    pub fn held_descriptor(&self, name: &str) -> OwnedFd {
         let received = self.received.0.lock().unwrap();
         received.kept[name].try_clone().unwrap()
     }
@@ -274,9 +275,9 @@ impl Drop for Manager {
         // Without its descriptors a mount is dead, and access to it fails instead of hanging.
         self.received.0.lock().unwrap().kept.clear();
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let folder = self.folder.path().to_str().unwrap();
+        let dir = self.dir.path().to_str().unwrap();
         for place in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
-            if place.starts_with(folder) {
+            if place.starts_with(dir) {
                 let _ = Command::new("umount").args(["--lazy", place]).status();
             }
         }

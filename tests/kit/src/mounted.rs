@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use castore_fs::castore::Node;
-use castore_fs::fs::{Options, Top};
+use castore_fs::fs::{FsOptions, MountRoot};
 use castore_fs::store::Store;
-use castore_fs::transport::fuse::{MountOptions, RequestCounts, Session};
+use castore_fs::transport::fuse::{FuseSession, MountOptions, RequestCounts};
 
 static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread()
@@ -29,40 +29,40 @@ pub fn can_mount() -> bool {
 
 /// A mount that goes when it is dropped.
 pub struct Mounted {
-    pub session: Session,
-    folder: tempfile::TempDir,
+    pub session: FuseSession,
+    dir: tempfile::TempDir,
 }
 
 impl Mounted {
     /// Mounts `store` with `options`.
-    pub fn new(store: Arc<dyn Store>, options: Options) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    pub fn new(store: Arc<dyn Store>, options: FsOptions) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let mount = MountOptions {
             threads: 3,
             ..MountOptions::default()
         };
         let runtime = RUNTIME.handle().clone();
-        let session = Session::mount(store, folder.path(), options, &mount, runtime).unwrap();
-        Self { session, folder }
+        let session = FuseSession::mount(store, dir.path(), options, &mount, runtime).unwrap();
+        Self { session, dir }
     }
 
     /// Mounts the directory `node` as the top.
-    pub fn top(store: Arc<dyn Store>, node: &Node) -> Self {
+    pub fn mount_root(store: Arc<dyn Store>, node: &Node) -> Self {
         Self::new(
             store,
-            Options {
-                top: top_of(node),
-                ..Options::default()
+            FsOptions {
+                mount_root: mount_root_of(node),
+                ..FsOptions::default()
             },
         )
     }
 
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        self.dir.path()
     }
 
     pub fn join(&self, path: impl AsRef<Path>) -> PathBuf {
-        self.folder.path().join(path)
+        self.dir.path().join(path)
     }
 
     /// The requests that `work` makes, and what it gives.
@@ -73,9 +73,9 @@ impl Mounted {
     }
 }
 
-pub fn top_of(node: &Node) -> Top {
+pub fn mount_root_of(node: &Node) -> MountRoot {
     match node {
-        Node::Directory { digest, size } => Top::Directory {
+        Node::Directory { digest, size } => MountRoot::Directory {
             digest: *digest,
             size: *size,
         },

@@ -6,10 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use castore_fs::castore::Node;
-use castore_fs::fs::{CastoreFs, Options, Parked, Paused, Top, Waiting, WarmUp};
+use castore_fs::fs::{
+    CastoreFs, FsOptions, MountRoot, ParkedState, ParkedWait, WaitingRequests, WarmUpOptions,
+};
 use castore_fs::profile::Profiles;
 use castore_fs::store::LocalStore;
-use castore_fs::transport::fuse::Answerer;
+use castore_fs::transport::fuse::FuseAnswerer;
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode};
 use vm_memory::ByteValued;
 
@@ -24,10 +26,10 @@ pub const LARGE_BYTES: u64 = 4 << 20;
 
 /// Answers requests about a directory of files of 4 KiB (`file-0000` and so on) and a large one.
 pub struct Requests {
-    answerer: Answerer,
+    answerer: FuseAnswerer,
     reply: Vec<u8>,
     nowhere: OwnedFd,
-    _folder: Option<tempfile::TempDir>,
+    _dir: Option<tempfile::TempDir>,
 }
 
 impl Default for Requests {
@@ -40,14 +42,14 @@ impl Requests {
     /// To `fs`, with nodes of its own.
     pub fn to(fs: CastoreFs) -> Self {
         Self {
-            answerer: Answerer::new(Arc::new(fs)),
+            answerer: FuseAnswerer::new(Arc::new(fs)),
             reply: vec![0; (1 << 20) + 4096],
             nowhere: File::options()
                 .write(true)
                 .open("/dev/null")
                 .unwrap()
                 .into(),
-            _folder: None,
+            _dir: None,
         }
     }
 
@@ -55,17 +57,17 @@ impl Requests {
         Self::with(|_| None)
     }
 
-    /// As [`new`](Self::new), in a mount that learns what is touched first.
-    pub fn learning() -> Self {
-        Self::with(|folder| {
-            let profiles = Arc::new(Profiles::new(folder.join("profiles")));
-            Some(WarmUp::new(profiles, None, 0))
+    /// As [`new`](Self::new), in a mount that records what is read first.
+    pub fn recording() -> Self {
+        Self::with(|dir| {
+            let profiles = Arc::new(Profiles::new(dir.join("profiles")));
+            Some(WarmUpOptions::new(profiles, None, 0))
         })
     }
 
-    fn with(warm_up: impl FnOnce(&Path) -> Option<WarmUp>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let store = LocalStore::open(&folder.path().join("store")).unwrap();
+    fn with(warm_up: impl FnOnce(&Path) -> Option<WarmUpOptions>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(&dir.path().join("store")).unwrap();
         let small = (0..FILES).map(|number| {
             let content = format!("{number:04}").repeat(1024);
             (format!("file-{number:04}"), file(content))
@@ -75,28 +77,28 @@ impl Requests {
         let Node::Directory { digest, size } = tree.put_root(&store, "tree") else {
             unreachable!("a directory was put");
         };
-        let options = Options {
-            top: Top::Directory { digest, size },
-            warm_up: warm_up(folder.path()),
-            ..Options::default()
+        let options = FsOptions {
+            mount_root: MountRoot::Directory { digest, size },
+            warm_up: warm_up(dir.path()),
+            ..FsOptions::default()
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let waiting = Waiting::new(runtime.handle().clone());
+        let waiting = WaitingRequests::new(runtime.handle().clone());
         let fs = CastoreFs::new(Arc::new(store), options, waiting, None);
         Self {
-            _folder: Some(folder),
+            _dir: Some(dir),
             ..Self::to(fs)
         }
     }
 
     /// Makes a request; gives the bytes of its answer, 0 if that is an error or none.
     pub fn request(&mut self, opcode: Opcode, node: u64, body: &[u8]) -> usize {
-        let parked = self.ask(&mut Paused::default(), opcode, node, body);
+        let parked = self.ask(&mut ParkedState::default(), opcode, node, body);
         assert!(
             parked.is_none(),
-            "a request waited, and all it needed was here"
+            "a request waited, and all it needed was cached"
         );
         self.answer().len()
     }
@@ -104,11 +106,11 @@ impl Requests {
     /// Makes a request; gives what it waits for, if it does.
     pub fn ask(
         &mut self,
-        paused: &mut Paused,
+        paused: &mut ParkedState,
         opcode: Opcode,
         node: u64,
         body: &[u8],
-    ) -> Option<Parked> {
+    ) -> Option<ParkedWait> {
         let header = InHeader {
             len: (size_of::<InHeader>() + body.len()) as u32,
             opcode: opcode as u32,

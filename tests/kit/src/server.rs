@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use castore_fs::server::{Listener, Options, serve};
+use castore_fs::server::{Listener, ServerOptions, serve};
 use castore_fs::store::{GrpcStore, Store};
 use tokio::sync::oneshot;
 use tonic::transport::server::TcpIncoming;
@@ -26,17 +26,17 @@ impl Server {
     }
 
     pub fn start(store: Arc<dyn Store>, address: &str, writable: bool) -> Self {
-        let options = Options {
+        let options = ServerOptions {
             writable,
             allow_replace: writable,
             drain: Duration::from_secs(2),
-            ..Options::default()
+            ..ServerOptions::default()
         };
         Self::with(store, address, options)
     }
 
     /// A server with these options.
-    pub fn with(store: Arc<dyn Store>, address: &str, options: Options) -> Self {
+    pub fn with(store: Arc<dyn Store>, address: &str, options: ServerOptions) -> Self {
         let listeners = Listener::bind(address).unwrap();
         let url = match &listeners[0] {
             Listener::Tcp(listener) if options.tls.is_some() => {

@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 
-/// Says why the test that calls this cannot run. It has to return then. Under `CI=true` nothing
+/// Prints why the test that calls this cannot run. It has to return then. Under `CI=true` nothing
 /// may be skipped: this fails.
 ///
 /// cargo shows nothing of a test that passes, so the reason also goes to the file that

@@ -1,4 +1,4 @@
-//! A directory behind HTTP as binary caches are: GET and HEAD with ranges, a list of what was asked
+//! A directory over HTTP as binary caches are: GET and HEAD with ranges, a list of what was asked
 //! for, and faults that a test switches on.
 
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 /// What goes wrong with answers.
 #[derive(Clone, Debug, Default)]
 pub struct WebFaults {
-    /// Every answer longer than this breaks off after so many bytes of its body.
+    /// Every answer longer than this is cut after so many bytes of its body.
     pub break_after: Option<usize>,
     /// `Range` is ignored.
     pub no_ranges: bool,
@@ -21,6 +21,8 @@ pub struct WebFaults {
     pub status: Option<(&'static str, u16)>,
     /// Wait before each answer.
     pub delay: Duration,
+    /// Each file is reached by so many redirects, one after the other.
+    pub redirects: usize,
     /// The value that `Authorization` must have.
     pub authorization: Option<String>,
 }
@@ -113,7 +115,19 @@ impl State {
             };
             self.requests.lock().unwrap().push(logged);
             tokio::time::sleep(faults.delay).await;
-            let found = std::fs::read(self.directory.join(path.trim_start_matches('/')));
+            let hop = path.strip_prefix("/hop-");
+            let hop = hop.and_then(|path| path.split_once('/'));
+            let (hops, path) = match hop {
+                Some((hops, path)) => (hops.parse().unwrap(), path),
+                None => (0, path.trim_start_matches('/')),
+            };
+            if hops < faults.redirects {
+                let next = format!("Location: /hop-{}/{path}\r\n", hops + 1);
+                let answer = format!("HTTP/1.1 302 x\r\nContent-Length: 0\r\n{next}\r\n");
+                writes.write_all(answer.as_bytes()).await?;
+                continue;
+            }
+            let found = std::fs::read(self.directory.join(path));
             let fault = faults.status.filter(|(text, _)| path.contains(text));
             let from = range.filter(|_| !faults.no_ranges).and_then(|range| {
                 range

@@ -49,16 +49,16 @@ substituteInPlace() {
     done
 }
 installShellCompletion() {
-    local folder name
+    local directory name
     case $1 in
-        --bash) folder=bash-completion/completions ;;
-        --fish) folder=fish/vendor_completions.d ;;
-        --zsh) folder=zsh/site-functions ;;
+        --bash) directory=bash-completion/completions ;;
+        --fish) directory=fish/vendor_completions.d ;;
+        --zsh) directory=zsh/site-functions ;;
         *) echo "installShellCompletion --bash|--fish|--zsh FILE, and nothing else here" >&2; return 1 ;;
     esac
     name=$(basename "$2")
     [ -s "$2" ] || { echo "the completions $2 are empty" >&2; return 1; }
-    install -Dm644 "$2" "$out/share/$folder/$name"
+    install -Dm644 "$2" "$out/share/$directory/$name"
 }
 installManPage() {
     local page
@@ -69,7 +69,7 @@ installManPage() {
 }
 
 phase unpack
-# The same folder each time: what did not change is not built again.
+# The same directory each time: what did not change is not built again.
 source=$CARGO_TARGET_DIR/package/source
 rm -rf "$source"
 mkdir -p "$CARGO_TARGET_DIR/package"
@@ -96,5 +96,5 @@ eval "$postInstall"
 phase fixup
 # A program that NixOS would not find, or that this build left behind.
 ! grep -r /usr/bin/ "$out/lib" || { echo "this runs what NixOS has not got" >&2; exit 1; }
-! grep -rI "$source" "$out" || { echo "this refers to the build's own folder" >&2; exit 1; }
+! grep -rI "$source" "$out" || { echo "this refers to the build's own directory" >&2; exit 1; }
 gzip -n "$out"/share/man/man*/*

@@ -5,9 +5,9 @@
 #   checked   by name, what nixos/checked-config.nix makes of each file in `configurations`
 #
 # What nixpkgs' `rustPlatform.buildRustPackage` does otherwise is in docs/nixos.md. What nixos/package.nix
-# says and this does not know is an error here: each argument has its phase in ./builder.sh.
+# has and this does not know is an error here: each argument has its phase in ./builder.sh.
 {
-  # A folder of TOML files.
+  # A directory of TOML files.
   configurations ? ../../nixos/evaluation/expected,
 }:
 

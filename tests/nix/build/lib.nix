@@ -9,7 +9,7 @@ let
     in
     before >= 0 && substring before (stringLength end) text == end;
 
-  # Of a file set: whether a file is in it, and whether it is worth to look into a folder.
+  # Of a file set: whether a file is in it, and whether it is worth to look into a directory.
   ofPath =
     path:
     if !builtins.pathExists path then
@@ -20,7 +20,7 @@ let
       in
       rec {
         has = file: file == text || hasPrefix "${text}/" file;
-        reaches = folder: has folder || hasPrefix "${folder}/" text;
+        reaches = directory: has directory || hasPrefix "${directory}/" text;
       };
   fileSet = value: if builtins.isAttrs value then value else ofPath value;
 in
@@ -36,7 +36,7 @@ in
   fileset = {
     unions = sets: {
       has = file: builtins.any (set: (fileSet set).has file) sets;
-      reaches = folder: builtins.any (set: (fileSet set).reaches folder) sets;
+      reaches = directory: builtins.any (set: (fileSet set).reaches directory) sets;
     };
     difference =
       from: without:
@@ -46,7 +46,7 @@ in
       in
       {
         has = file: all.has file && !less.has file;
-        reaches = folder: all.reaches folder && !less.has folder;
+        reaches = directory: all.reaches directory && !less.has directory;
       };
     toSource =
       { root, fileset }:

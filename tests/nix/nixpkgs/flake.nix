@@ -2,7 +2,7 @@
 # repository's flake to be evaluated, down to every derivation. Nothing of it can be built, and the
 # machines are as much of NixOS as tests/nixos/evaluation/stand-in.nix.
 #
-# tests/nix/evaluate puts this into a folder of its own, beside `lib`, `packages` (a function like
+# tests/nix/evaluate puts this into a directory of its own, beside `lib`, `packages` (a function like
 # nixpkgs' default.nix) and `stand-in.nix`.
 {
   outputs =

@@ -15,7 +15,14 @@ let
     match
     ;
   # Whether `words` are in `text`. (A pattern may refer to no store path.)
-  has = words: text: length (builtins.split (builtins.unsafeDiscardStringContext words) text) > 1;
+  has =
+    words: text:
+    let
+      bare = builtins.unsafeDiscardStringContext;
+    in
+    length (builtins.split (bare words) (bare text)) > 1;
+  # Whether a file whose name ends so comes with `text` to the machine.
+  hasContextOf = name: text: builtins.any (has name) (builtins.attrNames (builtins.getContext text));
 in
 {
   enabled-alone = {
@@ -315,6 +322,120 @@ in
     ];
   };
 
+  # What is set for a store in `settings`, or in a store's `settings`, applies to an isolated guest's process too.
+  isolated-guests-of-stores-with-further-keys = {
+    services = {
+      stores.upstream = {
+        url = "grpc+https://castore.example.org";
+        credential = "token";
+        settings.verify = "chunks";
+      };
+      settings.stores.other = {
+        url = "grpc+https://other.example.org?wait-connect=1";
+        token-file = "/run/credentials/castore-fs.service/other";
+        tls-ca-cert-path = "/etc/other.pem";
+      };
+      virtiofs.one = {
+        store = "upstream";
+        isolated = true;
+      };
+      virtiofs.two = {
+        store = "other";
+        isolated = true;
+      };
+      credentials = {
+        token = "/run/keys/token";
+        oth = "/run/keys/oth";
+        other = "/run/keys/100%other";
+      };
+    };
+    check =
+      config:
+      let
+        one = config.systemd.services.castore-fs-virtiofs-one.serviceConfig;
+        two = config.systemd.services.castore-fs-virtiofs-two.serviceConfig;
+      in
+      [
+        (has "[?]token-file=/run/credentials/castore-fs-virtiofs-one.service/token&verify=chunks$" one.ExecStart)
+        (one.LoadCredential == [ "token:/run/keys/token" ])
+        (has "[?]wait-connect=1&tls-ca-cert-path=/etc/other.pem&token-file=/run/credentials/castore-fs-virtiofs-two.service/other$" two.ExecStart)
+        # And nothing that is another's.
+        (two.LoadCredential == [ "other:/run/keys/100%%other" ])
+      ];
+  };
+
+  refuses-an-isolated-guest-of-a-hidden-store = {
+    services.stores.disk.url = "local:/home/castore/store";
+    services.virtiofs.guest.isolated = true;
+    fires = [
+      "its store is in /home/castore/store"
+      "Leave out `virtiofs.guest.isolated`"
+    ];
+  };
+
+  refuses-an-isolated-guest-of-a-hidden-socket = {
+    services.stores.disk.url = "grpc+unix:///tmp/castore.sock?wait-connect=1";
+    services.virtiofs.guest.isolated = true;
+    fires = [ "its store is in /tmp/castore.sock" ];
+  };
+
+  # systemd expands % and $, in quotes too, and splits at spaces.
+  paths-that-systemd-would-expand = {
+    verified = true;
+    services = {
+      mounts.store = {
+        path = "/run/my lower/100%/\${HOME}'s";
+        overNixStore = true;
+      };
+      extraFlags = [ "100% \${HOME} 'a\\b' \"c\"" ];
+      virtiofs.guest = {
+        isolated = true;
+        socket = "/run/100%.sock";
+        tag = "a b\${HOME}";
+      };
+      credentials.token = "/run/keys/100%";
+    };
+    unit = [
+      ''/bin/castore-fs daemon --config /etc/castore-fs/config.toml "100%% $''${HOME} 'a\\b' \"c\""''
+      ''nix-store-overlay.sh stopped "/run/my lower/100%%/$''${HOME}'s"''
+      ''stale '/run/my lower/100%%/$''${HOME}'\\'''s' && ''
+      "LoadCredential=token:/run/keys/100%%"
+    ];
+    check =
+      config:
+      let
+        unit = config.systemd.services.castore-fs-nix-store;
+        guest = config.systemd.services.castore-fs-virtiofs-guest.serviceConfig;
+        path = ''"/run/my lower/100%%/$''${HOME}'s"'';
+        ends = words: text: builtins.substring (lengthOf text - lengthOf words) (-1) text == words;
+        lengthOf = builtins.stringLength;
+      in
+      [
+        (ends "nix-store-overlay.sh up ${path}" unit.serviceConfig.ExecStart)
+        (ends ''--tag "a b$''${HOME}"'' guest.ExecStart)
+        (config.systemd.sockets.castore-fs-virtiofs-guest.socketConfig.ListenStream == "/run/100%%.sock")
+      ];
+  };
+
+  paths-that-systemd-would-expand-of-a-user = {
+    verified = true;
+    services = {
+      user = "castore-fs";
+      mountWith = "fusermount";
+      stores.disk.url = "local:/srv/100% 'of'";
+      mounts.tree = {
+        path = "/srv/my tree/100%/\${HOME}\\";
+        allowOther = false;
+      };
+    };
+    unit = [
+      ''-c "cut -d ' ' -f 5 /proc/self/mountinfo | grep -qxF '/srv/my\\040tree/100%%/$''${HOME}\\134' || install -d --owner castore-fs --group castore-fs '/srv/my tree/100%%/$''${HOME}\\'"''
+    ];
+    check = config: [
+      (hasAttr "/srv/100%% \\'of\\'" config.systemd.tmpfiles.settings."10-castore-fs")
+    ];
+  };
+
   a-guest-of-the-only-store = {
     services.virtiofs.guest.isolated = true;
     check = config: [
@@ -374,12 +495,12 @@ in
     check =
       config:
       let
-        folders = config.systemd.tmpfiles.settings."10-castore-fs";
+        directories = config.systemd.tmpfiles.settings."10-castore-fs";
       in
       [
-        (folders."/var/cache/castore-fs".d.user == "castore-fs")
+        (directories."/var/cache/castore-fs".d.user == "castore-fs")
         # systemd makes it.
-        (!(hasAttr "/var/lib/castore-fs/store" folders))
+        (!(hasAttr "/var/lib/castore-fs/store" directories))
       ];
   };
 
@@ -415,9 +536,9 @@ in
         config.programs.fuse.enable
         (elem "/run/wrappers" (map toString unit.path))
         # At the first switch as at boot, and while nothing is mounted there.
-        (has "/proc/self/mountinfo .. install -d --owner castore-fs --group castore-fs /srv/tree" unit.serviceConfig.ExecStartPre)
+        (has "cut -d ' ' -f 5 /proc/self/mountinfo [|] grep -qxF /srv/tree [|][|] install -d --owner castore-fs --group castore-fs /srv/tree" unit.serviceConfig.ExecStartPre)
         (!(hasAttr "/srv/tree" (config.systemd.tmpfiles.settings."10-castore-fs" or { })))
-        # A mount more finds its folder.
+        # A mount more finds its directory.
         (length unit.restartTriggers == 1 && unit.reloadTriggers == [ ])
       ];
   };
@@ -445,13 +566,23 @@ in
         (unit.wantedBy == [ "multi-user.target" ])
         (!(elem "network-online.target" (unit.after ++ unit.wants)))
         (!unit.restartIfChanged)
-        (match ".*nix-store-overlay.sh refresh /run/castore-fs/store" unit.serviceConfig.ExecReload != null)
+        # A reload of the daemon makes the mount anew whose store or options are others.
+        (has "nix-store-overlay.sh reload /run/castore-fs/store .*/systemctl --no-block try-restart nix-daemon.service$" unit.serviceConfig.ExecReload)
+        (unit.unitConfig.ReloadPropagatedFrom or null == "castore-fs.service")
         (!(hasAttr "ExecStartPost" config.systemd.services.nix-gc.serviceConfig))
         # For findmnt and umount.
         (elem "util-linux" (
           map (package: package.pname or package.name) config.systemd.services.castore-fs.path
         ))
       ];
+  };
+
+  refuses-a-path-below-the-nix-store-that-overlayfs-would-split = {
+    services.mounts.store = {
+      path = "/run/castore-fs:store";
+      overNixStore = true;
+    };
+    fires = [ "a comma, a colon" ];
   };
 
   below-nix-store-with-a-collector = {
@@ -477,7 +608,10 @@ in
       size = "50GiB";
     };
     rendered = "nix-store";
-    also.nix.gc.automatic = true;
+    also.nix = {
+      gc.automatic = true;
+      settings.experimental-features = "nix-command flakes";
+    };
     check =
       config:
       let
@@ -485,22 +619,43 @@ in
         socket = config.systemd.sockets.castore-fs-nix-store;
       in
       [
-        # Nix compares the folders with the kernel's table of mounts; systemd reads %% as %.
+        # Nix compares the directories with the kernel's table of mounts; systemd reads %% as %.
         (
           match (
             "local-overlay://[?]lower-store=unix%%3A%%2F%%2F%%2Frun%%2Fcastore-fs-nix-store[.]sock%%3Freal%%3D%%2Frun%%2Fcastore-fs-nix-store-lower"
             + "&remount-hook=.*&upper-layer=%%2Frun%%2Fcastore-fs-nix-store%%2Fstore"
           ) daemon.environment.NIX_REMOTE != null
         )
-        (config.systemd.globalEnvironment.NIX_REMOTE == "daemon")
+        # Services, sessions (sudo's too) and shells ask the daemon, and no unit changes by that.
+        (config.systemd.settings.Manager.DefaultEnvironment == [ "NIX_REMOTE=daemon" ])
+        (config.environment.sessionVariables.NIX_REMOTE == "daemon")
         (config.environment.variables.NIX_REMOTE == "daemon")
-        (elem "local-overlay-store" config.nix.settings.experimental-features)
+        # In one string or a list, features that a machine has of its own stay.
+        (elem "local-overlay-store" config.nix.settings.extra-experimental-features)
+        (config.nix.settings.experimental-features == "nix-command flakes")
+        # A daemon that runs without the socket is started anew with it.
+        (elem "castore-fs-nix-store.socket" config.systemd.services.castore-fs.wants)
+        (elem "castore-fs-nix-store.socket" config.systemd.services.castore-fs.after)
+        # Nix starts after the overlay, and without it if it fails.
+        (elem "castore-fs-nix-store.service" daemon.wants)
+        (elem "castore-fs-nix-store.service" daemon.after)
+        (!(elem "castore-fs-nix-store.service" daemon.requires))
+        # What is booted is the machine's own.
+        (has "nix-store-overlay.sh keep /run/castore-fs-nix-store-lower " config.system.preSwitchChecks.castore-fs-nix-store)
         (socket.listenStreams == [ "/run/castore-fs-nix-store.sock" ])
         (socket.socketConfig.Service == "castore-fs.service")
         (socket.socketConfig.SocketMode == "0600")
         # It boots without a network.
         (!(elem "network-online.target" config.systemd.services.castore-fs-nix-store.after))
       ];
+  };
+
+  # A system without castore-fs may have been fetched by a Nix for which it is below.
+  disabled-keeps-what-is-switched-to = {
+    services.enable = false;
+    check = config: [
+      (has "nix-store-overlay.sh keep /run/castore-fs-nix-store-lower " config.system.preSwitchChecks.castore-fs-nix-store)
+    ];
   };
 
   nix-store-of-another-store = {
@@ -523,6 +678,61 @@ in
       (config.services.castore-fs.rendered.listen.nix-store.store == "main")
       (!(hasAttr "nix-store" config.services.castore-fs.rendered.stores))
     ];
+  };
+
+  # The stores of the option are not those that other entries mean.
+  nix-store-beside-a-mount = {
+    services = {
+      nixStore.enable = true;
+      mounts.castore.path = "/srv/castore";
+      settings.listen.network.address = "[::]:7740";
+      virtiofs.guest = {
+        closure = [ "${builtins.storeDir}/00000000000000000000000000000000-nixos-system" ];
+      };
+      virtiofs.alone.isolated = true;
+      gc.automatic = true;
+    };
+    check =
+      config:
+      let
+        inherit (config.services.castore-fs) rendered;
+        services = config.systemd.services;
+      in
+      [
+        (rendered.stores.default.url or null == "local:/var/lib/castore-fs")
+        (rendered.mounts.castore.store or null == "default")
+        (rendered.mounts.nix-store.store == "nix-store")
+        (rendered.listen.network.store or null == "default")
+        (rendered.virtiofs.guest.store or null == "default")
+        (has " --store local:/var/lib/castore-fs$" services.castore-fs-virtiofs-alone.serviceConfig.ExecStart)
+        (has " local:/var/lib/castore-fs /nix" services.castore-fs-closure-guest.script)
+        # One that fails keeps no other from being collected, and fails the service.
+        (has "/nix-store --grace 1h [|][|] failed=1" services.castore-fs-gc.serviceConfig.ExecStart)
+        (has " local:/var/lib/castore-fs --grace 1h [|][|] failed=1" services.castore-fs-gc.serviceConfig.ExecStart)
+        (has "exit [$]{2}failed" services.castore-fs-gc.serviceConfig.ExecStart)
+      ];
+  };
+
+  nix-store-beside-a-mount-of-the-only-other-store = {
+    services = {
+      nixStore.enable = true;
+      settings.stores.upstream.url = "grpc+https://castore.example.org";
+      mounts.castore.path = "/srv/castore";
+    };
+    check = config: [
+      (config.services.castore-fs.rendered.mounts.castore.store or null == "upstream")
+      (!(hasAttr "default" config.services.castore-fs.rendered.stores))
+    ];
+  };
+
+  refuses-a-mount-beside-a-nix-store-that-does-not-say-which-store = {
+    services = {
+      nixStore.enable = true;
+      stores.one.url = "memory:";
+      stores.two.url = "memory:";
+      mounts.castore.path = "/srv/castore";
+    };
+    refused = "there are several stores (nix-store, nix-store-disk, one, two)";
   };
 
   refuses-a-nix-store-that-keeps-nothing = {
@@ -555,11 +765,10 @@ in
         unit = config.systemd.services.castore-fs-gc;
       in
       [
-        (length unit.serviceConfig.ExecStart == 1)
-        (
-          match ".* gc --store local:/srv/castore --grace 1d" (builtins.head unit.serviceConfig.ExecStart)
-          != null
-        )
+        (has "castore-fs gc --store local:/srv/castore --grace 1d" unit.serviceConfig.ExecStart)
+        (!(has "upstream" unit.serviceConfig.ExecStart))
+        # A store in /home or /tmp is the one that the daemon has there.
+        (!(hasAttr "ProtectHome" unit.serviceConfig) && !(hasAttr "PrivateTmp" unit.serviceConfig))
         (config.systemd.timers.castore-fs-gc.timerConfig.OnCalendar == "daily")
         (config.systemd.timers.castore-fs-gc.wantedBy == [ "timers.target" ])
       ];
@@ -568,12 +777,169 @@ in
   collects-garbage-of-the-daemons-own-store = {
     services.gc.automatic = true;
     check = config: [
-      (
-        match ".*--store local:/var/lib/castore-fs --grace 1h" (
-          builtins.head config.systemd.services.castore-fs-gc.serviceConfig.ExecStart
-        ) != null
-      )
+      (has "--store local:/var/lib/castore-fs --grace 1h" config.systemd.services.castore-fs-gc.serviceConfig.ExecStart)
     ];
+  };
+
+  collects-garbage-in-each-store = {
+    verified = true;
+    services = {
+      stores.broken.url = "local:/srv/broken";
+      stores.disk.url = "local:/srv/disk";
+      gc = {
+        automatic = true;
+        grace = "0s";
+      };
+    };
+  };
+
+  collects-garbage-by-every-unit-of-time = {
+    services.gc = {
+      automatic = true;
+      grace = "1h 30min20s1ms";
+      dates = "Mon..Fri *-*-01/2 03:15:00 Europe/Vienna";
+    };
+  };
+
+  refuses-a-grace-that-the-command-does-not-read = {
+    services.gc = {
+      automatic = true;
+      grace = "forever";
+    };
+    fires = [ "`gc.grace` is \"forever\"" ];
+  };
+
+  refuses-a-grace-without-a-unit = {
+    services.gc = {
+      automatic = true;
+      grace = "60";
+    };
+    fires = [ "numbers with the units ms, s, m or min, h and d" ];
+  };
+
+  refuses-a-grace-that-no-store-remembers = {
+    services.gc = {
+      automatic = true;
+      grace = "23h60m1s";
+    };
+    fires = [ "at most one day" ];
+  };
+
+  refuses-to-collect-at-no-time = {
+    services.gc = {
+      automatic = true;
+      dates = "whenever";
+    };
+    fires = [ "`gc.dates` is \"whenever\"" ];
+  };
+
+  # The Nix daemon does not notify a unit of what it collects by itself.
+  below-nix-store-with-min-free = {
+    verified = true;
+    services.mounts.store = {
+      path = "/run/castore-fs/store";
+      overNixStore = true;
+    };
+    also.nix.settings.min-free = 1073741824;
+    check = config: [
+      (has "reload castore-fs-nix-store.service" config.systemd.services.castore-fs-nix-store-refresh.serviceConfig.ExecStart)
+      (config.systemd.timers.castore-fs-nix-store-refresh.timerConfig.OnCalendar == "hourly")
+    ];
+  };
+
+  a-port-of-the-superuser = {
+    verified = true;
+    services.settings.listen.network.address = "127.0.0.1:443";
+    unit = [ "CapabilityBoundingSet=CAP_NET_BIND_SERVICE" ];
+    notUnit = [ "AmbientCapabilities=" ];
+  };
+
+  a-port-of-the-superuser-for-another-user = {
+    services = {
+      user = "castore-fs";
+      settings.metrics.address = "localhost:80";
+    };
+    unit = [
+      "CapabilityBoundingSet=CAP_NET_BIND_SERVICE"
+      "AmbientCapabilities=CAP_NET_BIND_SERVICE"
+    ];
+  };
+
+  a-port-with-zeros = {
+    services = {
+      settings.listen.network.address = "0.0.0.0:07740";
+      openFirewall = true;
+    };
+    check = config: [ (config.networking.firewall.allowedTCPPorts == [ 7740 ]) ];
+    notUnit = [ "CapabilityBoundingSet=" ];
+  };
+
+  fstab-by-its-other-name = {
+    services.enable = false;
+    also.fileSystems."/srv/castore" = {
+      device = "local:/var/lib/castore-fs";
+      fsType = "fuse.castore-fs";
+      noCheck = true;
+    };
+    check = config: [ (elem config.services.castore-fs.package config.system.fsPackages) ];
+  };
+
+  refuses-an-encoded-token-in-the-nix-store = {
+    services.stores.upstream.url = "grpc+https://castore.example.org?token-file=%2Fni%78%2fstore%2F00000000000000000000000000000000-token";
+    fires = [ "a secret of the store \"upstream\" is in the Nix store" ];
+  };
+
+  refuses-an-undeclared-credential-of-a-listener = {
+    services.settings.listen.network = {
+      address = "[::]:7740";
+      token-file = "/run/credentials/castore-fs.service/tokens";
+    };
+    fires = [ "`settings` names the credential \"tokens\"" ];
+  };
+
+  refuses-a-user-that-there-is-not = {
+    services.user = "alice";
+    also.users.groups.alice = { };
+    fires = [ "the user \"alice\" is not declared" ];
+  };
+
+  refuses-a-group-that-there-is-not = {
+    services = {
+      user = "castore-fs";
+      group = "users-of-it";
+    };
+    fires = [ "the group \"users-of-it\" is not declared" ];
+  };
+
+  refuses-a-guest-whose-name-is-no-units = {
+    services.virtiofs."a b%".isolated = true;
+    fires = [ "the guest \"a b%\" has units of its own" ];
+  };
+
+  refuses-a-nix-store-without-the-daemon = {
+    services = {
+      enable = false;
+      nixStore.enable = true;
+    };
+    fires = [ "`nixStore.enable` is set, and there is no daemon" ];
+  };
+
+  refuses-a-nix-store-with-an-old-nix = {
+    services.nixStore.enable = true;
+    also =
+      { pkgs, ... }:
+      {
+        nix.package = pkgs.nix // {
+          version = "2.18.9";
+        };
+      };
+    fires = [ "takes Nix 2.24 or later, and `nix.package` is Nix 2.18.9" ];
+  };
+
+  refuses-a-nix-store-that-is-optimised = {
+    services.nixStore.enable = true;
+    also.nix.optimise.automatic = true;
+    fires = [ "Leave `nix.optimise.automatic` out" ];
   };
 
   refuses-to-collect-in-a-store-far-away = {
@@ -600,9 +966,54 @@ in
         registration = toString config.services.castore-fs.virtiofs.guest.registration;
       in
       [
-        (has "local:/var/lib/castore-fs ${registration} /run/castore-fs-closures/guest" unit.script)
+        (has "local:/var/lib/castore-fs ${registration} /run/castore-fs-closures/guest /var/lib/castore-fs-closures ${registration}$" unit.script)
+        # A file of its own in the Nix store: the module's source is on no machine.
+        (has "${builtins.storeDir}/[0-9a-z]{32}-import-closure.sh " unit.script)
+        (hasContextOf "-import-closure.sh" unit.script)
+        # What is ordered after it finds the closure.
+        (unit.serviceConfig.Type == "oneshot" && unit.serviceConfig.RemainAfterExit)
         (unit.after == [ "castore-fs.service" ])
       ];
+  };
+
+  closures-of-stores-in-settings = {
+    services = {
+      settings.stores = {
+        disk.url = "local:/srv/castore";
+        other.url = "local:/srv/other";
+      };
+      virtiofs = {
+        one = {
+          store = "disk";
+          closure = [ "${builtins.storeDir}/00000000000000000000000000000000-nixos-system" ];
+        };
+        two = {
+          store = "other";
+          closure = [ "${builtins.storeDir}/00000000000000000000000000000000-nixos-system" ];
+        };
+      };
+    };
+    check =
+      config:
+      let
+        inherit (config.systemd) services;
+      in
+      [
+        (has "import-closure.sh local:/srv/castore /" services.castore-fs-closure-one.script)
+        (has "import-closure.sh local:/srv/other /" services.castore-fs-closure-two.script)
+      ];
+  };
+
+  a-closure-of-the-only-store = {
+    services = {
+      settings.stores.disk.url = "local:/srv/castore";
+      virtiofs.guest.closure = [
+        "${builtins.storeDir}/00000000000000000000000000000000-nixos-system"
+      ];
+    };
+    check = config: [
+      (has "import-closure.sh local:/srv/castore /" config.systemd.services.castore-fs-closure-guest.script)
+    ];
   };
 
   refuses-a-closure-for-an-isolated-guest = {
@@ -953,7 +1364,7 @@ in
     refused = ''a cache needs a local store, and "near" is none'';
   };
 
-  refuses-two-caches-in-one-folder = {
+  refuses-two-caches-in-one-directory = {
     services.stores = {
       upstream.url = "grpc+unix:/run/upstream.sock";
       cached.url = "local:/var/cache/castore-fs";
@@ -999,7 +1410,7 @@ in
     refused = "a token would be sent unencrypted";
   };
 
-  refuses-a-credential-for-a-folder = {
+  refuses-a-credential-for-a-directory = {
     services.stores.disk = {
       url = "local:/var/lib/castore-fs";
       credential = "disk";
@@ -1043,6 +1454,56 @@ in
     fires = [ "where every user can read it" ];
   };
 
+  # Each key of a listener that names a secret.
+  refuses-a-listeners-key-in-the-nix-store = {
+    services.settings.listen.network = {
+      address = "[::]:7740";
+      tls-cert-path = "/etc/castore-cert.pem";
+      tls-key-path = "${builtins.storeDir}/00000000000000000000000000000000-key.pem";
+    };
+    fires = [
+      "`settings.listen.network.tls-key-path` is in the Nix store, where every user can read it"
+      "/run/credentials/castore-fs.service/network"
+    ];
+  };
+
+  refuses-a-listeners-tokens-in-the-nix-store = {
+    services.settings.listen.network = {
+      address = "unix:/run/castore-fs/castore.sock";
+      token-file = "${builtins.storeDir}/00000000000000000000000000000000-tokens";
+    };
+    fires = [ "`settings.listen.network.token-file` is in the Nix store" ];
+  };
+
+  refuses-a-listeners-signing-key-in-the-nix-store = {
+    services.settings.listen.cache = {
+      address = "[::]:7740";
+      protocol = "binary-cache";
+      secret-key-file = "${builtins.storeDir}/00000000000000000000000000000000-secret-key";
+    };
+    fires = [ "`settings.listen.cache.secret-key-file` is in the Nix store" ];
+  };
+
+  # The machine has the file, wherever the module was evaluated.
+  authorities-by-a-path-of-nix = {
+    services.stores.upstream = {
+      url = "grpc+https://castore.example.org";
+      tls.authorities = ./expected/one-mount.toml;
+    };
+    services.virtiofs.guest.isolated = true;
+    check =
+      config:
+      let
+        inherit (config.services.castore-fs.rendered.stores.upstream) tls-ca-cert-path;
+        command = config.systemd.services.castore-fs-virtiofs-guest.serviceConfig.ExecStart;
+      in
+      [
+        (has "^${builtins.storeDir}/[0-9a-z]{32}-one-mount.toml$" tls-ca-cert-path)
+        (hasContextOf "-one-mount.toml" tls-ca-cert-path)
+        (hasContextOf "-one-mount.toml" command)
+      ];
+  };
+
   allows-authorities-in-the-nix-store = {
     services.settings.stores.upstream.url =
       "grpc+https://castore.example.org?token-file=/run/token&tls-ca-cert-path=${builtins.storeDir}/00000000000000000000000000000000-ca.pem";
@@ -1073,7 +1534,7 @@ in
 
   refuses-flags-without-effect = {
     services.virtiofs.guest.extraFlags = [ "--xattr" ];
-    fires = [ "Say it in `virtiofs.guest.settings`" ];
+    fires = [ "Set it in `virtiofs.guest.settings`" ];
   };
 
   an-image-needs-its-file-system = {
@@ -1100,7 +1561,7 @@ in
       isolated = true;
       settings.xattr = true;
     };
-    fires = [ "Say it in `virtiofs.guest.extraFlags`" ];
+    fires = [ "Set it in `virtiofs.guest.extraFlags`" ];
   };
 
   refuses-an-isolated-guest-that-learns = {

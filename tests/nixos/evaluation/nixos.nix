@@ -1,6 +1,7 @@
 # The options of NixOS that the modules set, with the types, defaults and merges that they have there
 # (transcribed from nixos-26.05: nixos/modules/{system/boot/systemd*,system/boot/tmpfiles,tasks/filesystems*,
-# system/etc/etc,config/users-groups,programs/fuse,services/networking/firewall,misc/assertions}.nix and
+# system/etc/etc,system/activation/pre-switch-check,config/{nix,shells-environment,system-environment},
+# config/users-groups,programs/fuse,services/networking/firewall,misc/assertions}.nix and
 # nixos/lib/systemd-{lib,types,unit-options}.nix); and how NixOS writes units. What the modules would set
 # beside these is an error, as an unknown option is in NixOS.
 { lib, pkgs }:
@@ -38,6 +39,34 @@ let
         lib.mergeEqualOption loc kept;
   };
   section = option (types.attrsOf unitOption) { };
+
+  # A value of nix.conf; null is an empty one.
+  nixValue = types.nullOr (
+    types.oneOf [
+      types.bool
+      types.int
+      types.float
+      types.str
+      types.path
+      types.package
+    ]
+  );
+
+  # The value of a variable; of a list, the parts of a search path.
+  variables = option (types.attrsOf (
+    types.oneOf [
+      (types.listOf (
+        types.oneOf [
+          types.int
+          types.str
+          types.path
+        ]
+      ))
+      types.int
+      types.str
+      types.path
+    ]
+  )) { };
 
   unitName = types.strMatching "[a-zA-Z0-9@%:_.\\-]+[.](service|socket|device|mount|automount|swap|target|path|timer|scope|slice)";
   units = option (types.listOf unitName) [ ];
@@ -138,7 +167,7 @@ let
       "/etc"
     ];
   initrd = fileSystem: lib.optionalString (isForBoot fileSystem) "/sysroot";
-  overlayFolders =
+  overlayDirectories =
     fileSystem:
     fileSystem.overlay.lowerdir
     ++ lib.optionals (fileSystem.overlay.upperdir != null) [
@@ -160,8 +189,8 @@ let
           "2"
       )
     ];
-  # The name of a mount unit, of folders that need no escape.
-  unitOf = folder: lib.replaceStrings [ "/" ] [ "-" ] (lib.removePrefix "/" folder);
+  # The name of a mount unit, of directories that need no escape.
+  unitOf = directory: lib.replaceStrings [ "/" ] [ "-" ] (lib.removePrefix "/" directory);
 
   # systemd.nix's way with values: no key for null, a line for each of a list.
   keys =
@@ -211,6 +240,12 @@ let
       ++ lib.optional (unit.path != [ ]) (
         "Environment=\"PATH=" + lib.concatMapStringsSep ":" (package: "${package}/bin") unit.path + "\""
       )
+      ++ lib.concatLists (
+        lib.mapAttrsToList (
+          name: value:
+          lib.optional (value != null) "Environment=${builtins.toJSON "${name}=${toString value}"}"
+        ) unit.environment
+      )
       ++ lib.optional (!unit.restartIfChanged) "X-RestartIfChanged=false"
       ++ lib.optional (!unit.stopIfChanged) "X-StopIfChanged=false"
       ++ keys unit.serviceConfig
@@ -235,7 +270,8 @@ in
     boot.kernelModules = strings;
 
     environment.systemPackages = packages;
-    environment.variables = option (types.attrsOf types.str) { };
+    environment.sessionVariables = variables;
+    environment.variables = variables;
     environment.etc = option (types.attrsOf (
       types.submodule (
         { name, config, ... }:
@@ -286,9 +322,9 @@ in
             (lib.mkIf (config.overlay.lowerdir != null) {
               fsType = "overlay";
               device = lib.mkDefault "overlay";
-              depends = overlayFolders config;
+              depends = overlayDirectories config;
               options = [
-                "lowerdir=${lib.concatMapStringsSep ":" (folder: initrd config + folder) config.overlay.lowerdir}"
+                "lowerdir=${lib.concatMapStringsSep ":" (dir: initrd config + dir) config.overlay.lowerdir}"
               ]
               ++ lib.optionals (config.overlay.upperdir != null) [
                 "upperdir=${initrd config}${config.overlay.upperdir}"
@@ -299,7 +335,7 @@ in
               options = lib.mkMerge [
                 (lib.mkIf (isForBoot config) [ "x-initrd.mount" ])
                 (lib.mkIf (config.depends != [ ]) (
-                  map (folder: "x-systemd.requires-mounts-for=${initrd config}${folder}") config.depends
+                  map (dir: "x-systemd.requires-mounts-for=${initrd config}${dir}") config.depends
                 ))
               ];
             }
@@ -308,12 +344,16 @@ in
       )
     )) { };
 
+    # Chapters of the manual.
+    meta.doc = option types.raw null;
+
     networking.firewall.allowedTCPPorts = option (types.listOf types.port) [ ];
 
     nix.package = option types.package pkgs.nix;
     nix.gc.automatic = flag false;
+    nix.optimise.automatic = flag false;
     nix.settings = option (types.submodule {
-      freeformType = types.attrsOf (types.listOf types.str);
+      freeformType = types.attrsOf (types.either nixValue (types.listOf nixValue));
     }) { };
 
     programs.fuse = {
@@ -323,12 +363,13 @@ in
     };
 
     system.fsPackages = packages;
+    system.preSwitchChecks = option (types.attrsOf types.str) { };
     system.stateVersion = option types.str "26.05";
 
     systemd = {
       package = option types.package pkgs.systemd;
       inherit packages;
-      globalEnvironment = option (types.attrsOf types.str) { };
+      settings.Manager = section;
       services = unitsOf service;
       sockets = withSection "socketConfig";
       timers = withSection "timerConfig";
@@ -412,7 +453,7 @@ in
       serviceConfig.Type = "oneshot";
     };
   }
-  # The folders of overlays, outside of the initial ramdisk.
+  # The directories of overlays, outside of the initial ramdisk.
   // lib.mapAttrs' (
     _: fileSystem:
     lib.nameValuePair "rw-${unitOf fileSystem.mountPoint}" rec {

@@ -38,6 +38,7 @@ rec {
     coreutils = package "coreutils";
     findutils = package "findutils";
     gnugrep = package "gnugrep";
+    gnused = package "gnused";
     nix = package "nix";
     util-linux = package "util-linux";
     systemd = package "systemd";

@@ -6,7 +6,7 @@ mount_id() { sed -n "s#^\([0-9]*\) .* $1 .*fuse.castore-fs.*#\1#p" /proc/self/mo
 before=$(mount_id /srv/tree)
 [ -n "$before" ] || fail "it is not mounted"
 printf '[mounts.more]\npath = "/srv/more"\nallow-other = false\n' >>/etc/castore-fs/config.toml
-sed -i "s#'\$#; grep -qF \" /srv/more \" /proc/self/mountinfo || install -d --owner castore-fs --group castore-fs /srv/more'#" \
+sed -i "/^ExecStartPre=/s#\"\$#; grep -qF ' /srv/more ' /proc/self/mountinfo || install -d --owner castore-fs --group castore-fs /srv/more\"#" \
     /etc/systemd/system/castore-fs.service.d/scenario.conf
 systemctl daemon-reload
 systemctl restart castore-fs.service

@@ -23,17 +23,24 @@ info=$work/00000000000000000000000000000000-closure-info
 mkdir "$info"
 xargs nix-store --dump-db <"$work/closure" >"$info/registration"
 cp "$work/closure" "$info/store-paths"
-import_closure() { sh "$SCENARIOS/guest-collects/files/import-closure.sh" "$host" "$1" "$work/shown"; }
+mkdir "$work/shown" "$work/records"
+import_closure() {
+    sh "$SCENARIOS/guest-collects/files/import-closure.sh" "$host" "$1" "$work/shown/guest" "$work/records"
+}
+has_root() { castore-fs ls --store "$host" | grep -qx "${1##*/}"; }
+# A root that is there before the import is not the closure's to remove, though the closure has it too.
+castore-fs import --store "$host" "$program"
 import_closure "$info"
 # What the guest is shown is its closure and the registration, and after a switch the other closure too.
 { cat "$work/closure" && echo "$info"; } | sort >"$work/expected"
-cmp "$work/expected" "$work/shown" || fail "the guest is shown $(cat "$work/shown")"
+cmp "$work/expected" "$work/shown/guest" || fail "the guest is shown $(cat "$work/shown/guest")"
 other=$work/11111111111111111111111111111111-closure-info
 mkdir "$other"
 printf '%s\n' "$program" >"$other/store-paths"
 import_closure "$other"
+has_root "$system" || fail "a root is gone that the running guest is shown"
 { cat "$work/expected" && echo "$other"; } | sort >"$work/expected.other"
-cmp "$work/expected.other" "$work/shown" || fail "after a switch the guest is shown $(cat "$work/shown")"
+cmp "$work/expected.other" "$work/shown/guest" || fail "after a switch the guest is shown $(cat "$work/shown/guest")"
 castore-fs mount --store "$host" --allow-other "$work/guest/lower" &
 within 30 test -e "$work/guest/lower/${system##*/}"
 

@@ -1,13 +1,20 @@
-# On NixOS all of it is there, by services.castore-fs.nixStore. Elsewhere it is arranged here.
+# On NixOS all of it is there, by services.castore-fs.nixStore. Elsewhere it is arranged here, from the units as the
+# module writes them, as a switch does it where the daemon runs already.
 . "$SCENARIOS/nix-store/files/kit.sh"
 install -m 600 "$SCENARIOS/nix-store/files/secret-key" "$work/secret-key"
 if ! test -e /run/current-system; then
+    systemctl start castore-fs.service
+    before=$(pid)
     cp "$SCENARIOS/nix-store/files/config.toml" /etc/castore-fs/config.toml
-    cp "$SCENARIOS/nix-store/files/castore-fs-nix-store.socket" /run/systemd/system/
+    units=/run/systemd/system
+    mkdir -p "$units/castore-fs.service.d"
+    as_here "$SCENARIOS/nix-store/files/castore-fs.service" >"$units/castore-fs.service.d/nix-store.conf"
+    as_here "$SCENARIOS/nix-store/files/castore-fs-nix-store.socket" >"$units/castore-fs-nix-store.socket"
     systemctl daemon-reload
-    systemctl restart castore-fs-nix-store.socket
     systemctl restart castore-fs.service
-    make_nix_store
+    another_than "$before" || fail "the daemon that ran does not run with the socket"
+    systemctl is-active castore-fs-nix-store.socket
+    unit=$SCENARIOS/nix-store/files/castore-fs-nix-store.service make_nix_store
 fi
 start_far
 dep=$(publish dep 'echo dep >$out')
@@ -20,7 +27,7 @@ let
 in
 make "tool" "echo \${dep} >\$out"
 NIX
-tool=$(NIX_REMOTE=$source in_sandbox nix-build --no-out-link "$work/closure.nix")
+tool=$(build_elsewhere "$work/closure.nix")
 $nix copy --from "$source" --to "$cache" "$tool"
 printf '%s\n' "$dep" >"$work/dep"
 printf '%s\n' "$tool" >"$work/tool"

@@ -31,6 +31,6 @@ $nix path-info -r "$tool"
 if ! test -e /run/current-system; then
     drop_nix_store
     systemctl stop castore-fs-nix-store.socket
-    rm /run/systemd/system/castore-fs-nix-store.socket
+    rm /run/systemd/system/castore-fs-nix-store.socket /run/systemd/system/castore-fs.service.d/nix-store.conf
     systemctl daemon-reload
 fi

@@ -2,7 +2,7 @@
 //!
 //! It takes commands from the second serial port, one a line, and answers each with a line: `ok`
 //! and what was found, or `err` and why not. Linked statically and built by bare rustc, so that an
-//! initramfs needs nothing else. With arguments it does what they say, on any machine. Times are in microseconds and taken here, around the work alone.
+//! initramfs needs nothing else. With arguments it does what they name, on any machine. Times are in microseconds and taken here, around the work alone.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString, c_char, c_int, c_ulong, c_void};
@@ -153,13 +153,13 @@ fn run(words: &[&str]) -> Outcome {
             mount_with("erofs", device, place, MS_RDONLY, "dax=always").map(|()| String::new())
         }
         ["insmod", file] => {
-            let module = File::open(file).map_err(said)?;
+            let module = File::open(file).map_err(reported)?;
             // SAFETY: a descriptor and a C string that live through the call, and a number.
             let outcome = unsafe { syscall(FINIT_MODULE, module.as_raw_fd(), c"".as_ptr(), 0) };
             check(outcome as c_int, file).map(|()| String::new())
         }
         ["memory"] => {
-            let all = fs::read_to_string("/proc/meminfo").map_err(said)?;
+            let all = fs::read_to_string("/proc/meminfo").map_err(reported)?;
             let lines = all.lines().filter_map(|line| line.split_once(':'));
             let lines = lines
                 .map(|(name, rest)| format!("{name}={} ", rest.trim().trim_end_matches(" kB")));
@@ -180,7 +180,7 @@ fn run(words: &[&str]) -> Outcome {
         }
         ["drop"] => fs::write("/proc/sys/vm/drop_caches", "3")
             .map(|()| String::new())
-            .map_err(said),
+            .map_err(reported),
         ["compare", reference, actual] => {
             let mut seen = BTreeMap::new();
             compare(Path::new(reference), Path::new(actual), &mut seen)?;
@@ -193,11 +193,11 @@ fn run(words: &[&str]) -> Outcome {
             walk(Path::new(place)).map(|(files, rest)| format!("files={files} rest={rest}"))
         }),
         ["ls", place] => {
-            let listed = fs::read_dir(place).map_err(said)?;
+            let listed = fs::read_dir(place).map_err(reported)?;
             let mut names: Vec<_> = listed
                 .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
                 .collect::<Result<_, _>>()
-                .map_err(said)?;
+                .map_err(reported)?;
             names.sort();
             Ok(names.join(" "))
         }
@@ -209,13 +209,13 @@ fn run(words: &[&str]) -> Outcome {
         ["stream", file] => timed(|| {
             stream(Path::new(file)).map(|(bytes, hash)| format!("bytes={bytes} hash={hash:016x}"))
         }),
-        ["random", file, count] => random(Path::new(file), count.parse().map_err(said)?),
-        ["storm", place, threads] => storm(Path::new(place), threads.parse().map_err(said)?),
+        ["random", file, count] => random(Path::new(file), count.parse().map_err(reported)?),
+        ["storm", place, threads] => storm(Path::new(place), threads.parse().map_err(reported)?),
         ["exec", program, ref arguments @ ..] => {
             let output = Command::new(program)
                 .args(arguments)
                 .output()
-                .map_err(said)?;
+                .map_err(reported)?;
             let out = String::from_utf8_lossy(&output.stdout);
             Ok(format!(
                 "status={} {}",
@@ -223,7 +223,7 @@ fn run(words: &[&str]) -> Outcome {
                 out.trim_end()
             ))
         }
-        ["read", file, seconds] => patiently(file, seconds.parse().map_err(said)?),
+        ["read", file, seconds] => patiently(file, seconds.parse().map_err(reported)?),
         ["interrupts"] => interrupts(),
         ["switch_root", place, init] => {
             switch_root(place, init)?;
@@ -241,7 +241,7 @@ fn run(words: &[&str]) -> Outcome {
     }
 }
 
-fn said(error: impl std::fmt::Display) -> String {
+fn reported(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -301,22 +301,22 @@ fn compare(
     Ok(())
 }
 
-fn names(folder: &Path) -> Result<Vec<OsString>, String> {
-    let listed = fs::read_dir(folder).map_err(at(folder))?;
+fn names(dir: &Path) -> Result<Vec<OsString>, String> {
+    let listed = fs::read_dir(dir).map_err(at(dir))?;
     let mut names: Vec<_> = listed
         .map(|entry| Ok(entry?.file_name().into_vec()))
         .collect::<io::Result<_>>()
-        .map_err(at(folder))?;
+        .map_err(at(dir))?;
     names.sort();
     Ok(names.into_iter().map(OsString::from_vec).collect())
 }
 
 /// Counts files and the rest, asking for the attributes of each.
-fn walk(folder: &Path) -> Result<(u64, u64), String> {
+fn walk(dir: &Path) -> Result<(u64, u64), String> {
     let mut sum = (0, 1);
-    for entry in fs::read_dir(folder).map_err(at(folder))? {
-        let entry = entry.map_err(at(folder))?;
-        let found = entry.metadata().map_err(at(folder))?;
+    for entry in fs::read_dir(dir).map_err(at(dir))? {
+        let entry = entry.map_err(at(dir))?;
+        let found = entry.metadata().map_err(at(dir))?;
         if found.is_dir() {
             let (files, rest) = walk(&entry.path())?;
             sum = (sum.0 + files, sum.1 + rest);
@@ -329,10 +329,10 @@ fn walk(folder: &Path) -> Result<(u64, u64), String> {
     Ok(sum)
 }
 
-fn read_all(folder: &Path, sum: &mut (u64, u64)) -> Result<(), String> {
-    for entry in fs::read_dir(folder).map_err(at(folder))? {
-        let entry = entry.map_err(at(folder))?;
-        let kind = entry.file_type().map_err(at(folder))?;
+fn read_all(dir: &Path, sum: &mut (u64, u64)) -> Result<(), String> {
+    for entry in fs::read_dir(dir).map_err(at(dir))? {
+        let entry = entry.map_err(at(dir))?;
+        let kind = entry.file_type().map_err(at(dir))?;
         let path = entry.path();
         if kind.is_dir() {
             read_all(&path, sum)?;
@@ -409,11 +409,11 @@ fn random(path: &Path, count: u64) -> Outcome {
 
 /// Every thread reads every file, each beginning elsewhere, around the page cache where that can
 /// be had, so that requests of all are under way at once.
-fn storm(folder: &Path, threads: usize) -> Outcome {
+fn storm(dir: &Path, threads: usize) -> Outcome {
     let mut files = Vec::new();
-    fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), String> {
-        for name in names(folder)? {
-            let path = folder.join(name);
+    fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<(), String> {
+        for name in names(dir)? {
+            let path = dir.join(name);
             let found = fs::symlink_metadata(&path).map_err(at(&path))?;
             if found.is_dir() {
                 collect(&path, files)?;
@@ -423,7 +423,7 @@ fn storm(folder: &Path, threads: usize) -> Outcome {
         }
         Ok(())
     }
-    collect(folder, &mut files)?;
+    collect(dir, &mut files)?;
     let hashes = Mutex::new(BTreeMap::new());
     let reads = AtomicUsize::new(0);
     let start = Instant::now();
@@ -487,7 +487,7 @@ fn patiently(file: &str, seconds: u64) -> Outcome {
 
 /// Interrupts of each virtiofs queue so far.
 fn interrupts() -> Outcome {
-    let all = fs::read_to_string("/proc/interrupts").map_err(said)?;
+    let all = fs::read_to_string("/proc/interrupts").map_err(reported)?;
     let queues = all
         .lines()
         .filter(|line| line.contains("virtio") && line.contains("request"));
@@ -508,10 +508,10 @@ fn switch_root(place: &str, init: &str) -> Result<(), String> {
         // SAFETY: a C string that lives through the call.
         let _ = unsafe { umount2(text(old).as_ptr(), MNT_DETACH) };
     }
-    std::env::set_current_dir(place).map_err(said)?;
+    std::env::set_current_dir(place).map_err(reported)?;
     mount_at("", ".", "/", MS_MOVE)?;
     // SAFETY: a C string that lives through the call.
     check(unsafe { chroot(c".".as_ptr()) }, "chroot")?;
-    std::env::set_current_dir("/").map_err(said)?;
+    std::env::set_current_dir("/").map_err(reported)?;
     Err(format!("exec {init}: {}", Command::new(init).exec()))
 }

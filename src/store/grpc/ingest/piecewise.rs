@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use super::{AHEAD, MESSAGE, Server};
+use super::{AHEAD, GrpcServer, MESSAGE};
 use crate::castore::{BlobHasher, Digest, Directory, Name, Root};
 use crate::nix::{self, PathInfo};
 use crate::proto::castore::services::blob_service_client::BlobServiceClient;
@@ -19,34 +19,34 @@ use crate::proto::castore::v1::{BlobChunk, Entry};
 use crate::proto::store::services::path_info_service_client::PathInfoServiceClient;
 use crate::proto::store::v1::NarInfo;
 use crate::proto::{MAX_MESSAGE_BYTES, RawDirectory};
-use crate::store::failure::Failure;
+use crate::store::failure::CallFailure;
 use crate::store::missing::{missing, not_put};
 use crate::store::root_change::{RootChange, admit};
 use crate::store::staged_directories::{StagedDirectories, leaves_first};
-use crate::store::{Added, BlobWriter, Error, Ingest};
+use crate::store::{AddedTotals, BlobWriter, Error, Ingest};
 
 /// Blobs in flight at once.
 const AT_ONCE: usize = 32;
 
 /// An addition by the common methods.
-pub(super) struct Piecewise {
-    store: Arc<Server>,
-    state: Arc<Mutex<Staged>>,
+pub(super) struct PiecewiseIngest {
+    store: Arc<GrpcServer>,
+    state: Arc<Mutex<PiecewiseStaged>>,
     slots: Arc<tokio::sync::Semaphore>,
 }
 
 #[derive(Default)]
-struct Staged {
+struct PiecewiseStaged {
     blobs: HashSet<Digest>,
     directories: StagedDirectories,
     roots: Vec<RootChange>,
-    added: Added,
+    added: AddedTotals,
     /// The first put of a blob that failed.
-    failure: Option<Failure>,
+    failure: Option<CallFailure>,
 }
 
-impl Piecewise {
-    pub(super) fn new(store: Arc<Server>) -> Self {
+impl PiecewiseIngest {
+    pub(super) fn new(store: Arc<GrpcServer>) -> Self {
         Self {
             store,
             state: Arc::default(),
@@ -54,14 +54,14 @@ impl Piecewise {
         }
     }
 
-    fn error(&self, failure: Failure) -> Error {
+    fn error(&self, failure: CallFailure) -> Error {
         self.store.endpoint.error("the addition", failure)
     }
 
     /// Waits for a free slot.
     fn slot(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
         let permit = self.slots.clone().acquire_owned();
-        let permit = async move { permit.await.map_err(|_| Failure::crashed()) };
+        let permit = async move { permit.await.map_err(|_| CallFailure::crashed()) };
         self.store
             .wait(permit)
             .map_err(|failure| self.error(failure))
@@ -70,7 +70,7 @@ impl Piecewise {
     /// Waits until every blob is there.
     fn settle(&self) -> Result<(), Error> {
         let all = self.slots.clone().acquire_many_owned(AT_ONCE as u32);
-        let all = async move { all.await.map_err(|_| Failure::crashed()) };
+        let all = async move { all.await.map_err(|_| CallFailure::crashed()) };
         drop(
             self.store
                 .wait(all)
@@ -95,12 +95,12 @@ impl Piecewise {
             let mut client = BlobServiceClient::new(connection);
             let put = client.put(ReceiverStream::new(chunks));
             let failure = match tokio::time::timeout(limit, put).await {
-                Err(_) => Failure::Timeout(limit),
+                Err(_) => CallFailure::Timeout(limit),
                 Ok(Err(status)) => status.into(),
                 Ok(Ok(answer)) => {
                     let stored = answer.into_inner().digest;
                     match digest {
-                        Some(digest) if stored != digest.as_bytes()[..] => Failure::Status(
+                        Some(digest) if stored != digest.as_bytes()[..] => CallFailure::Status(
                             Code::DataLoss,
                             format!("the server stored blob {digest} under another digest"),
                         ),
@@ -135,7 +135,7 @@ impl Piecewise {
         });
         let answer = asked.map_err(|failure| self.error(failure))?;
         if answer.into_inner().root_digest != root.digest().as_bytes()[..] {
-            return Err(self.error(Failure::Status(
+            return Err(self.error(CallFailure::Status(
                 Code::DataLoss,
                 format!(
                     "the server stored directory {} under another digest",
@@ -206,7 +206,7 @@ impl Piecewise {
     }
 }
 
-impl Ingest for Piecewise {
+impl Ingest for PiecewiseIngest {
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         if self.state.lock().blobs.contains(digest) {
             return Ok(true);
@@ -238,13 +238,13 @@ impl Ingest for Piecewise {
                 state.added.blobs += 1;
                 state.added.blob_bytes += data.len() as u64;
             }
-            let pieces = data.chunks(MESSAGE).map(|piece| BlobChunk {
-                data: Bytes::copy_from_slice(piece),
+            let buffers = data.chunks(MESSAGE).map(|buffer| BlobChunk {
+                data: Bytes::copy_from_slice(buffer),
             });
-            let (sender, receiver) = mpsc::channel(pieces.len().max(1));
-            for piece in pieces {
+            let (sender, receiver) = mpsc::channel(buffers.len().max(1));
+            for buffer in buffers {
                 // There is room for all of them, so this cannot fail.
-                let _ = sender.try_send(piece);
+                let _ = sender.try_send(buffer);
             }
             drop(sender);
             self.put_blob(Some(*digest), receiver)?;
@@ -253,8 +253,9 @@ impl Ingest for Piecewise {
     }
 
     fn blob_writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
-        let file = tempfile::tempfile()
-            .map_err(|error| self.error(Failure::Spool(std::env::temp_dir(), error.kind())))?;
+        let file = tempfile::tempfile().map_err(|error| {
+            self.error(CallFailure::BufferFile(std::env::temp_dir(), error.kind()))
+        })?;
         Ok(Box::new(PiecewiseWriter {
             addition: Self {
                 store: self.store.clone(),
@@ -312,7 +313,7 @@ impl Ingest for Piecewise {
     /// There is no lock to release.
     fn release(&self) {}
 
-    fn commit(self: Box<Self>) -> Result<Added, Error> {
+    fn commit(self: Box<Self>) -> Result<AddedTotals, Error> {
         if !self.state.lock().roots.is_empty() {
             // Trees that were there before may lack it, and cannot be read at the server then.
             self.put_blobs(&[(Digest::empty_blob(), b"")])?;
@@ -341,7 +342,7 @@ impl Ingest for Piecewise {
                 RootChange::Remove(_) => {}
             }
         }
-        self.store.roots.changed_here();
+        self.store.roots.changed_by_us();
         Ok(added)
     }
 }
@@ -349,7 +350,7 @@ impl Ingest for Piecewise {
 /// A large blob: its digest must be known before it is sent, as otherwise a blob that the server
 /// has would be sent again.
 struct PiecewiseWriter {
-    addition: Piecewise,
+    addition: PiecewiseIngest,
     file: std::fs::File,
     hasher: BlobHasher,
     size: u64,
@@ -362,7 +363,7 @@ impl BlobWriter for PiecewiseWriter {
         self.size += bytes.len() as u64;
         self.file.write_all(bytes).map_err(|error| {
             self.addition
-                .error(Failure::Spool(std::env::temp_dir(), error.kind()))
+                .error(CallFailure::BufferFile(std::env::temp_dir(), error.kind()))
         })
     }
 
@@ -386,7 +387,7 @@ impl BlobWriter for PiecewiseWriter {
             let length = (size - at).min(MESSAGE as u64) as usize;
             let mut data = vec![0; length];
             file.read_exact_at(&mut data, at).map_err(|error| {
-                addition.error(Failure::Spool(std::env::temp_dir(), error.kind()))
+                addition.error(CallFailure::BufferFile(std::env::temp_dir(), error.kind()))
             })?;
             at += length as u64;
             let chunk = BlobChunk { data: data.into() };
@@ -404,7 +405,7 @@ impl BlobWriter for PiecewiseWriter {
 }
 
 fn send_within(
-    store: &Server,
+    store: &GrpcServer,
     sender: &mpsc::Sender<BlobChunk>,
     chunk: BlobChunk,
     limit: Duration,
@@ -417,6 +418,6 @@ fn send_within(
         Ok(sent) => Ok(sent.is_ok()),
         Err(_) => Err(store
             .endpoint
-            .error("sending a blob", Failure::Timeout(limit))),
+            .error("sending a blob", CallFailure::Timeout(limit))),
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use super::{AHEAD, MESSAGE, Server};
+use super::{AHEAD, GrpcServer, MESSAGE};
 use crate::castore::{BlobHasher, Digest, Directory, Name, Root};
 use crate::nix::PathInfo;
 use crate::proto::MAX_MESSAGE_BYTES;
@@ -19,38 +19,38 @@ use crate::proto::castore_fs::v1::ingest_request::{
     Blob, Blobs, Commit, Directories, End, Part, What,
 };
 use crate::proto::castore_fs::v1::{IngestRequest, IngestResponse, Root as RootMessage};
-use crate::store::failure::Failure;
-use crate::store::far;
+use crate::store::failure::CallFailure;
 use crate::store::root_change::RootChange;
-use crate::store::{Added, BlobWriter, Error, Ingest};
+use crate::store::upstream;
+use crate::store::{AddedTotals, BlobWriter, Error, Ingest};
 
 /// An addition in one stream.
-pub(super) struct Streamed {
-    line: Arc<Line>,
+pub(super) struct StreamedIngest {
+    line: Arc<UploadStream>,
     next_large: AtomicU32,
 }
 
 /// The stream, and the server's response at its end.
-struct Line {
-    store: Arc<Server>,
+struct UploadStream {
+    store: Arc<GrpcServer>,
     messages: mpsc::Sender<IngestRequest>,
-    ended: Mutex<std::sync::mpsc::Receiver<Result<IngestResponse, Failure>>>,
+    ended: Mutex<std::sync::mpsc::Receiver<Result<IngestResponse, CallFailure>>>,
     /// Blobs of this addition.
     sent: Mutex<HashSet<Digest>>,
 }
 
-impl Streamed {
-    pub(super) fn new(store: Arc<Server>) -> Self {
+impl StreamedIngest {
+    pub(super) fn new(store: Arc<GrpcServer>) -> Self {
         let (messages, receiver) = mpsc::channel(AHEAD);
         let connection = store.endpoint.connection();
-        let ended = far::start(&store.endpoint.runtime, async move {
+        let ended = upstream::start(&store.endpoint.runtime, async move {
             let mut client =
                 IngestServiceClient::new(connection).max_encoding_message_size(MAX_MESSAGE_BYTES);
             let answer = client.ingest(ReceiverStream::new(receiver)).await;
-            Ok(answer.map_err(Failure::from)?.into_inner())
+            Ok(answer.map_err(CallFailure::from)?.into_inner())
         });
         Self {
-            line: Arc::new(Line {
+            line: Arc::new(UploadStream {
                 store,
                 messages,
                 ended: Mutex::new(ended),
@@ -61,7 +61,7 @@ impl Streamed {
     }
 }
 
-impl Line {
+impl UploadStream {
     fn send(&self, what: What) -> Result<(), Error> {
         let message = IngestRequest { what: Some(what) };
         let limit = self.store.endpoint.deadlines.stall;
@@ -72,7 +72,7 @@ impl Line {
         match sent {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(self.broken()),
-            Err(_) => Err(self.error(Failure::Timeout(limit))),
+            Err(_) => Err(self.error(CallFailure::Timeout(limit))),
         }
     }
 
@@ -82,22 +82,22 @@ impl Line {
             .ended
             .lock()
             .recv()
-            .unwrap_or_else(|_| Err(Failure::crashed()))
+            .unwrap_or_else(|_| Err(CallFailure::crashed()))
         {
             Err(failure) => self.error(failure),
-            Ok(_) => self.error(Failure::Status(
+            Ok(_) => self.error(CallFailure::Status(
                 Code::Internal,
                 "the server ended the addition by itself".to_owned(),
             )),
         }
     }
 
-    fn error(&self, failure: Failure) -> Error {
+    fn error(&self, failure: CallFailure) -> Error {
         self.store.endpoint.error("the addition", failure)
     }
 }
 
-impl Streamed {
+impl StreamedIngest {
     /// Which of `digests` the server does not have, by index.
     fn missing_of(&self, digests: Vec<Digest>) -> Result<Vec<usize>, Error> {
         let store = &self.line.store;
@@ -107,7 +107,7 @@ impl Streamed {
     }
 }
 
-impl Ingest for Streamed {
+impl Ingest for StreamedIngest {
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         if *digest == Digest::empty_blob() || self.line.sent.lock().contains(digest) {
             return Ok(true);
@@ -220,15 +220,15 @@ impl Ingest for Streamed {
     /// There is no lock to release.
     fn release(&self) {}
 
-    fn commit(self: Box<Self>) -> Result<Added, Error> {
+    fn commit(self: Box<Self>) -> Result<AddedTotals, Error> {
         self.line.send(What::Commit(Commit {}))?;
         let limit = self.line.store.endpoint.deadlines.commit;
         let ended = self.line.ended.lock().recv_timeout(limit);
         let added = ended
-            .unwrap_or(Err(Failure::Timeout(limit)))
+            .unwrap_or(Err(CallFailure::Timeout(limit)))
             .map_err(|failure| self.line.error(failure))?;
-        self.line.store.roots.changed_here();
-        Ok(Added {
+        self.line.store.roots.changed_by_us();
+        Ok(AddedTotals {
             blobs: added.blobs,
             blob_bytes: added.blob_bytes,
             directories: added.directories,
@@ -237,7 +237,7 @@ impl Ingest for Streamed {
 }
 
 struct StreamedWriter {
-    line: Arc<Line>,
+    line: Arc<UploadStream>,
     number: u32,
     hasher: BlobHasher,
     size: u64,

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use super::super::index::Snapshot;
 use super::super::large::ST_BLOCK;
-use super::super::location::Kind;
-use super::super::{Inner, LocalStore, leases};
-use super::{Collected, Marks, space};
+use super::super::location::StorageKind;
+use super::super::{LocalInner, LocalStore, leases};
+use super::{GcResult, MarkedObjects, space};
 use crate::castore::{Digest, Node, NodeRef};
 use crate::store::Error;
 
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What stays in a cache.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Keep {
+pub(in crate::store) struct CacheRetention {
     /// Nodes that stay with everything below, whatever their size; the store's own roots do anyway.
     pub(in crate::store) always: Vec<Node>,
     /// Nodes that stay as far as there is room, the first of them first.
@@ -29,8 +29,8 @@ pub(in crate::store) struct Keep {
 }
 
 /// The remaining budget, as the objects that stay are counted.
-struct Room<'a> {
-    left: u64,
+struct RemainingBudget<'a> {
+    remaining: u64,
     /// Something did not fit.
     full: bool,
     parts: &'a HashMap<Digest, u64>,
@@ -39,34 +39,34 @@ struct Room<'a> {
 impl LocalStore {
     /// Bytes that packs, large blobs and parts of them take on the disk.
     pub(in crate::store) fn disk_usage(&self) -> u64 {
-        let folder = &self.0.folder;
-        let folders = [folder.packs(), folder.blobs(), folder.parts()];
-        folders.iter().map(|path| taken(path)).sum()
+        let dir = &self.0.dir;
+        let dirs = [dir.packs(), dir.blobs(), dir.parts()];
+        dirs.iter().map(|path| taken(path)).sum()
     }
 
     /// Bytes that are free on the store's disk, for ordinary users.
     pub(in crate::store) fn disk_free(&self) -> Result<u64, Error> {
-        let path = self.0.folder.path();
+        let path = self.0.dir.path();
         let found = rustix::fs::statvfs(path).map_err(std::io::Error::from);
-        let found = found.map_err(self.0.folder.io("inspect", path))?;
+        let found = found.map_err(self.0.dir.io("inspect", path))?;
         Ok(found.f_bavail * found.f_frsize)
     }
 
     /// Fails if the disk has no room for `bytes`, or cannot be written to.
     pub(in crate::store) fn check_room(&self, bytes: u64) -> Result<(), Error> {
-        self.0.folder.check_writable()?;
-        self.0.folder.check_room(bytes)
+        self.0.dir.check_writable()?;
+        self.0.dir.check_room(bytes)
     }
 
     /// Removes what is not to be kept. Of the first node that does not fit, as much stays as fits,
-    /// in the order of a walk; nothing stays of those behind it.
-    pub(in crate::store) fn evict(&self, keep: &Keep) -> Result<Collected, Error> {
+    /// in the order of a walk; nothing stays of those after it.
+    pub(in crate::store) fn evict(&self, keep: &CacheRetention) -> Result<GcResult, Error> {
         let store = &*self.0;
-        let mut marks = Marks::default();
+        let mut marks = MarkedObjects::default();
         self.sweep(&mut marks, PATIENCE, true, |snapshot, marks| {
             let parts: HashMap<_, _> = store.parts.sizes().into_iter().collect();
-            let mut room = Room {
-                left: u64::MAX,
+            let mut room = RemainingBudget {
+                remaining: u64::MAX,
                 full: false,
                 parts: &parts,
             };
@@ -79,10 +79,10 @@ impl LocalStore {
             for node in &keep.always {
                 room.keep(store, snapshot, marks, node.borrow())?;
             }
-            room.left = keep.budget.saturating_sub(u64::MAX - room.left);
+            room.remaining = keep.budget.saturating_sub(u64::MAX - room.remaining);
             // What is mounted may be read at any moment, also from the kernel's caches, which is
             // not noticed.
-            let in_use = leases::in_use(&store.folder)?;
+            let in_use = leases::in_use(&store.dir)?;
             for node in in_use.iter().chain(&keep.in_order) {
                 room.keep(store, snapshot, marks, node.borrow())?;
                 if room.full {
@@ -114,7 +114,7 @@ impl LocalStore {
 }
 
 fn last_use_below(
-    store: &Inner,
+    store: &LocalInner,
     snapshot: &Snapshot,
     top: Digest,
     when: &impl Fn(&Digest) -> u64,
@@ -157,13 +157,13 @@ fn last_use_below(
     Ok(known.get(&top).copied().unwrap_or(0))
 }
 
-impl Room<'_> {
+impl RemainingBudget<'_> {
     /// Marks the present objects of a node and below it, except those that do not fit.
     fn keep(
         &mut self,
-        store: &Inner,
+        store: &LocalInner,
         snapshot: &Snapshot,
-        marks: &mut Marks,
+        marks: &mut MarkedObjects,
         node: NodeRef<'_>,
     ) -> Result<(), Error> {
         let top = match node {
@@ -205,14 +205,14 @@ impl Room<'_> {
     fn keep_blob(
         &mut self,
         snapshot: &Snapshot,
-        marks: &mut Marks,
+        marks: &mut MarkedObjects,
         digest: Digest,
     ) -> Result<(), Error> {
         if marks.has_blob(&digest) {
             return Ok(());
         }
         let stored = snapshot.blob(&digest)?.map_or(0, |at| match at.kind {
-            Kind::Large => at.len + space::record_len(&at),
+            StorageKind::Large => at.len + space::record_len(&at),
             _ => space::record_len(&at),
         });
         let part = self.parts.get(&digest).copied().unwrap_or(0);
@@ -223,9 +223,9 @@ impl Room<'_> {
     }
 
     fn take(&mut self, bytes: u64) -> bool {
-        match self.left.checked_sub(bytes) {
-            Some(left) => {
-                self.left = left;
+        match self.remaining.checked_sub(bytes) {
+            Some(remaining) => {
+                self.remaining = remaining;
                 true
             }
             None => {

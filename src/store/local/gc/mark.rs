@@ -2,14 +2,14 @@
 
 use std::collections::HashSet;
 
-use super::super::Inner;
+use super::super::LocalInner;
 use super::super::index::Snapshot;
 use crate::castore::{Digest, NodeRef};
 use crate::store::Error;
 
 /// Blobs and Directories that stay.
 #[derive(Debug, Default)]
-pub(super) struct Marks {
+pub(super) struct MarkedObjects {
     blobs: HashSet<Digest>,
     /// Directories below which everything was marked.
     directories: HashSet<Digest>,
@@ -17,7 +17,7 @@ pub(super) struct Marks {
     absent: HashSet<Digest>,
 }
 
-impl Marks {
+impl MarkedObjects {
     pub(super) fn has_blob(&self, digest: &Digest) -> bool {
         self.blobs.contains(digest)
     }
@@ -37,7 +37,11 @@ impl Marks {
     }
 
     /// Looks again for missing objects: they may have come since.
-    pub(super) fn look_again(&mut self, store: &Inner, snapshot: &Snapshot) -> Result<(), Error> {
+    pub(super) fn look_again(
+        &mut self,
+        store: &LocalInner,
+        snapshot: &Snapshot,
+    ) -> Result<(), Error> {
         for digest in std::mem::take(&mut self.absent) {
             self.below_directory(store, snapshot, digest, true)?;
         }
@@ -47,7 +51,7 @@ impl Marks {
     /// Marks a node and everything below it. Fails if a Directory cannot be read.
     pub(super) fn below(
         &mut self,
-        store: &Inner,
+        store: &LocalInner,
         snapshot: &Snapshot,
         node: NodeRef<'_>,
     ) -> Result<(), Error> {
@@ -58,7 +62,7 @@ impl Marks {
     /// read is lost anyway.
     pub(super) fn below_past(
         &mut self,
-        store: &Inner,
+        store: &LocalInner,
         snapshot: &Snapshot,
         node: NodeRef<'_>,
     ) -> Result<(), Error> {
@@ -67,7 +71,7 @@ impl Marks {
 
     fn node(
         &mut self,
-        store: &Inner,
+        store: &LocalInner,
         snapshot: &Snapshot,
         node: NodeRef<'_>,
         lenient: bool,
@@ -87,12 +91,12 @@ impl Marks {
     /// Marks a Directory and everything below it.
     pub(super) fn below_directory(
         &mut self,
-        store: &Inner,
+        store: &LocalInner,
         snapshot: &Snapshot,
         digest: Digest,
         lenient: bool,
     ) -> Result<(), Error> {
-        let Marks {
+        let MarkedObjects {
             blobs,
             directories,
             absent,

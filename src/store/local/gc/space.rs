@@ -1,7 +1,7 @@
 //! Freeing space in packs.
 //!
 //! A run of dead records gets one header, `gone`, with the length of the run, so that a pack can
-//! still be read from its first byte to its last; the whole blocks behind that header become a
+//! still be read from its first byte to its last; the whole blocks after that header become a
 //! hole. Repeated, it does the same. Space between blocks (up to two for each run) stays allocated
 //! until the neighbours die too.
 
@@ -12,10 +12,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use super::super::folder::{Folder, try_lock};
+use super::super::dir::{StoreDirectory, try_lock};
 use super::super::large::ST_BLOCK;
-use super::super::location::{Kind, Location};
-use super::super::pack::{HEADER_LEN, RECORD_HEADER, Record};
+use super::super::location::{ObjectLocation, StorageKind};
+use super::super::pack::{HEADER_LEN, PackRecord, RECORD_HEADER};
 use crate::castore::{Digest, GroupTable};
 use crate::store::Error;
 
@@ -23,13 +23,13 @@ use crate::store::Error;
 const BLOCK: u64 = 4 << 10;
 
 /// What stays in a pack.
-pub(super) struct Live {
+pub(super) struct LiveRecords {
     /// The start and end of each record that stays.
     records: Vec<(u64, u64)>,
     committed: u64,
 }
 
-impl Live {
+impl LiveRecords {
     /// Nothing yet, of a pack that the index knows up to `committed`.
     pub(super) fn new(committed: u64) -> Self {
         Self {
@@ -38,7 +38,7 @@ impl Live {
         }
     }
 
-    pub(super) fn add(&mut self, at: &Location) {
+    pub(super) fn add(&mut self, at: &ObjectLocation) {
         let start = at.offset.saturating_sub(RECORD_HEADER);
         self.records.push((start, start + record_len(at)));
     }
@@ -67,21 +67,21 @@ impl Live {
 }
 
 /// Bytes of the record of an object, in its pack.
-pub(super) fn record_len(at: &Location) -> u64 {
+pub(super) fn record_len(at: &ObjectLocation) -> u64 {
     let table = GroupTable::byte_len(at.len);
     RECORD_HEADER
         + match at.kind {
-            Kind::Packed => at.len + table,
-            Kind::Large => table,
-            Kind::Partial | Kind::Whole => at.len,
+            StorageKind::Packed => at.len + table,
+            StorageKind::Large => table,
+            StorageKind::Partial | StorageKind::Whole => at.len,
         }
 }
 
 /// Removes packs that are no longer in the index; returns the bytes that were freed.
-pub(super) fn remove_packs(folder: &Folder, packs: &[u32]) -> Result<u64, Error> {
+pub(super) fn remove_packs(dir: &StoreDirectory, packs: &[u32]) -> Result<u64, Error> {
     let mut freed = 0;
     for pack in packs {
-        let path = folder.pack(*pack);
+        let path = dir.pack(*pack);
         // An addition that releases the store between its client's messages may write to it: once
         // that has ended, its leftovers are removed, or become a pack again.
         let file = File::open(&path).and_then(|file| Ok((try_lock(&file)?, file)));
@@ -91,7 +91,7 @@ pub(super) fn remove_packs(folder: &Folder, packs: &[u32]) -> Result<u64, Error>
         let len = fs::symlink_metadata(&path).map_or(0, |found| found.blocks() * ST_BLOCK);
         match fs::remove_file(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            removed => removed.map_err(folder.io("remove", &path))?,
+            removed => removed.map_err(dir.io("remove", &path))?,
         }
         freed += len;
     }
@@ -99,19 +99,19 @@ pub(super) fn remove_packs(folder: &Folder, packs: &[u32]) -> Result<u64, Error>
 }
 
 /// Frees the dead bytes of a pack; returns how many.
-pub(super) fn punch(folder: &Folder, pack: u32, live: &Live) -> Result<u64, Error> {
+pub(super) fn punch(dir: &StoreDirectory, pack: u32, live: &LiveRecords) -> Result<u64, Error> {
     let dead = live.dead();
     if dead.is_empty() {
         return Ok(0);
     }
-    let path = folder.pack(pack);
+    let path = dir.pack(pack);
     let file = match File::options().read(true).write(true).open(&path) {
         Ok(file) => file,
         // Another collection removed it meanwhile; or it is damage, which readers report.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(folder.io("open for writing", &path)(error)),
+        Err(error) => return Err(dir.io("open for writing", &path)(error)),
     };
-    punch_all(&file, &dead).map_err(folder.io("free room in", &path))
+    punch_all(&file, &dead).map_err(dir.io("free room in", &path))
 }
 
 fn punch_all(file: &File, dead: &[(u64, u64)]) -> io::Result<u64> {
@@ -120,7 +120,7 @@ fn punch_all(file: &File, dead: &[(u64, u64)]) -> io::Result<u64> {
     for &(start, end) in dead {
         let mut header = Vec::with_capacity(RECORD_HEADER as usize);
         let nothing = Digest::from([0; Digest::LEN]);
-        Record::Gone.put_header(&mut header, &nothing, end - start - RECORD_HEADER);
+        PackRecord::Gone.put_header(&mut header, &nothing, end - start - RECORD_HEADER);
         let mut there = [0; RECORD_HEADER as usize];
         file.read_exact_at(&mut there, start)?;
         if there != header[..] {
@@ -155,13 +155,13 @@ mod tests {
 
     #[test]
     fn what_is_between_live_records_is_dead() {
-        let at = |offset, len| Location {
-            kind: Kind::Packed,
+        let at = |offset, len| ObjectLocation {
+            kind: StorageKind::Packed,
             pack: 0,
             offset,
             len,
         };
-        let mut live = Live::new(1000);
+        let mut live = LiveRecords::new(1000);
         assert_eq!(live.dead(), [(16, 1000)]);
         live.add(&at(16 + 44, 100));
         live.add(&at(460 + 44, 100));

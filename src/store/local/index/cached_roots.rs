@@ -6,10 +6,10 @@ use bytes::Bytes;
 use prost::Message;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
-use super::super::journal::Entered;
+use super::super::journal::JournalChange;
 use super::database::guarded;
-use super::removal::encode;
-use super::{Change, Snapshot};
+use super::root_records::encode;
+use super::{IndexChange, Snapshot};
 use crate::castore::Root;
 use crate::nix::PathInfo;
 use crate::store::Error;
@@ -56,7 +56,7 @@ impl CachedRoot {
 impl Snapshot {
     /// The root `name`, if it is cached. An invalid record counts as absent.
     pub(in crate::store) fn cached_root(&self, name: &[u8]) -> Result<Option<CachedRoot>, Error> {
-        let value = guarded(&self.folder, || {
+        let value = guarded(&self.dir, || {
             let found = redb::ReadableTable::get(&self.cached_roots, name)?;
             Ok(found.map(|value| value.value().to_vec()))
         })?;
@@ -65,7 +65,7 @@ impl Snapshot {
 
     /// Every cached root. Invalid records are skipped: they are only a cache.
     pub(in crate::store) fn cached_roots(&self) -> Result<HashMap<Bytes, CachedRoot>, Error> {
-        let entries = guarded(&self.folder, || {
+        let entries = guarded(&self.dir, || {
             let mut entries = Vec::new();
             for found in self.cached_roots.iter()? {
                 let (name, value) = found?;
@@ -105,7 +105,7 @@ impl Snapshot {
     }
 }
 
-impl Change<'_> {
+impl IndexChange<'_> {
     /// Stores a cached root; or removes it.
     pub(in crate::store) fn set_cached_roots(
         &mut self,
@@ -121,7 +121,7 @@ impl Change<'_> {
                 };
                 let pinned = root.as_ref().is_some_and(|root| root.pinned);
                 if old.is_some_and(|old| is_pinned(old.value())) != pinned {
-                    pins.push(Entered::Pin(name.to_vec(), pinned));
+                    pins.push(JournalChange::Pin(name.to_vec(), pinned));
                 }
             }
             Ok(pins)
@@ -136,12 +136,12 @@ fn is_pinned(value: &[u8]) -> bool {
 }
 
 /// The pinned names, for the journal.
-pub(super) fn pins(txn: &WriteTransaction) -> Result<Vec<Entered>, redb::Error> {
+pub(super) fn pins(txn: &WriteTransaction) -> Result<Vec<JournalChange>, redb::Error> {
     let mut pins = Vec::new();
     for found in txn.open_table(CACHED_ROOTS)?.iter()? {
         let (name, value) = found?;
         if is_pinned(value.value()) {
-            pins.push(Entered::Pin(name.value().to_vec(), true));
+            pins.push(JournalChange::Pin(name.value().to_vec(), true));
         }
     }
     Ok(pins)

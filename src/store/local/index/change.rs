@@ -9,24 +9,24 @@ use prost::Message;
 use redb::{ReadableTable, WriteTransaction};
 use rustix::fs::{FlockOperation, flock};
 
+use super::super::dir::newer;
 use super::super::format::{self, FORMAT};
-use super::super::journal::{self, Entered, Position, Relation};
-use super::super::location::{BLOBS, DIRECTORIES, Kind, Location};
-use super::super::pack::PackKind;
-use super::database::guarded;
-use super::removal::{note_age, note_past_root, now};
-use super::root_records::{self, ROOT_RECORDS, Stored};
+use super::super::journal::{self, JournalChange, JournalPosition, JournalRelation};
+use super::super::location::{BLOBS, DIRECTORIES, ObjectLocation, PackKind, StorageKind};
+use super::database::{guarded, now};
+use super::removal::{note_age, note_past_root};
+use super::root_records::{self, ROOT_RECORDS, StoredRoot};
 use super::snapshot::list_packs;
 use super::{
-    Index, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_FORMAT, META_INCOMPLETE,
-    META_JOURNAL, META_JOURNAL_LENGTH, META_ROOTS_VERSION, PACKS, PATH_INFOS, PackEntry, Snapshot,
-    Writer, cached_roots, quarantine,
+    Index, IndexWriter, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_FORMAT,
+    META_INCOMPLETE, META_JOURNAL, META_JOURNAL_LENGTH, META_ROOTS_VERSION, PACKS, PATH_INFOS,
+    PackEntry, Snapshot, cached_roots, quarantine, valid_paths,
 };
 use crate::castore::{Digest, Root};
-use crate::nix::PathInfo;
+use crate::nix::{PathInfo, renew};
 use crate::proto::castore::v1::Entry;
-use crate::store::root_change::{RootChange, admit};
-use crate::store::{Added, Error, Object};
+use crate::store::root_change::{RootChange, StorePathNames, admit};
+use crate::store::{AddedTotals, Error, Object};
 
 /// Why a commit failed.
 pub(in super::super) enum CommitError {
@@ -46,29 +46,29 @@ impl CommitError {
 }
 
 /// A write in progress; dropped before [`commit`](Self::commit), it never was.
-pub(in super::super) struct Change<'a> {
+pub(in super::super) struct IndexChange<'a> {
     pub(super) index: &'a Index,
-    pub(super) writer: MutexGuard<'a, Option<Writer>>,
+    pub(super) writer: MutexGuard<'a, Option<IndexWriter>>,
     pub(super) txn: Option<WriteTransaction>,
     /// Where the journal is, and its generation if it differs from the index's.
-    position: Position,
+    position: JournalPosition,
     other_journal: Option<u64>,
     /// The entries for the journal.
-    pub(super) entered: Vec<Entered>,
+    pub(super) entered: Vec<JournalChange>,
 }
 
-impl<'a> Change<'a> {
+impl<'a> IndexChange<'a> {
     /// Checks that index and journal belong together, and converts an index of version 1.
     pub(super) fn begin(
         index: &'a Index,
-        writer: MutexGuard<'a, Option<Writer>>,
+        writer: MutexGuard<'a, Option<IndexWriter>>,
         txn: WriteTransaction,
     ) -> Result<Self, Error> {
         let mut change = Self {
             index,
             writer,
             txn: Some(txn),
-            position: Position::default(),
+            position: JournalPosition::default(),
             other_journal: None,
             entered: Vec::new(),
         };
@@ -77,19 +77,19 @@ impl<'a> Change<'a> {
             let get = |key| -> Result<u64, redb::Error> {
                 Ok(meta.get(key)?.map_or(0, |found| found.value()))
             };
-            let position = Position {
+            let position = JournalPosition {
                 generation: get(META_JOURNAL)?,
                 length: get(META_JOURNAL_LENGTH)?,
             };
             Ok((get(META_FORMAT)?, position))
         })?;
-        let folder = &index.folder;
+        let dir = &index.dir;
         if version > u64::from(FORMAT) {
             let version = u32::try_from(version).unwrap_or(u32::MAX);
-            return Err(format::newer(folder, version));
+            return Err(newer(dir, version));
         }
         if version < u64::from(FORMAT) {
-            folder.convert_format()?;
+            dir.convert_format()?;
             change.run(|txn| {
                 root_records::convert(txn)?;
                 let mut meta = txn.open_table(META)?;
@@ -98,18 +98,18 @@ impl<'a> Change<'a> {
             })?;
         }
         change.position = position;
-        match journal::relate(folder, position)? {
-            (Relation::Same, _) => {}
-            (Relation::Other, generation) => {
+        match journal::relate(dir, position)? {
+            (JournalRelation::Same, _) => {}
+            (JournalRelation::Other, generation) => {
                 change.other_journal = Some(generation.max(position.generation));
             }
-            (Relation::Ahead, _) => {
-                return Err(folder.format(format!(
+            (JournalRelation::Ahead, _) => {
+                return Err(dir.format(format!(
                     "the index {} is older than the journal beside it, as after a partial restore, so \
                      nothing is written: finish restoring, or run `{}`, which makes a new index of \
                      what is there",
-                    folder.index().display(),
-                    format::repair_command(folder.url())
+                    dir.index().display(),
+                    format::repair_command(dir.url())
                 )));
             }
         }
@@ -117,13 +117,13 @@ impl<'a> Change<'a> {
     }
 }
 
-impl Change<'_> {
+impl IndexChange<'_> {
     pub(super) fn run<T>(
         &mut self,
         work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, Error> {
         let txn = self.txn.as_ref();
-        let done = guarded(&self.index.folder, || {
+        let done = guarded(&self.index.dir, || {
             work(txn.ok_or(redb::Error::DatabaseClosed)?)
         });
         if done.is_err() {
@@ -133,23 +133,26 @@ impl Change<'_> {
         done
     }
 
-    pub(in super::super) fn blob(&mut self, digest: &Digest) -> Result<Option<Location>, Error> {
+    pub(in super::super) fn blob(
+        &mut self,
+        digest: &Digest,
+    ) -> Result<Option<ObjectLocation>, Error> {
         self.run(|txn| {
             let table = txn.open_table(BLOBS)?;
             let found = table.get(digest.as_bytes())?;
-            Ok(found.and_then(|found| Location::decode(found.value())))
+            Ok(found.and_then(|found| ObjectLocation::decode(found.value())))
         })
     }
 
     /// Adds objects that are missing; those that are `replaced` overwrite existing ones.
     pub(in super::super) fn add(
         &mut self,
-        blobs: &[(Digest, Location)],
-        directories: &[(Digest, Location)],
+        blobs: &[(Digest, ObjectLocation)],
+        directories: &[(Digest, ObjectLocation)],
         replaced: &HashSet<Digest>,
-    ) -> Result<Added, Error> {
+    ) -> Result<AddedTotals, Error> {
         self.run(|txn| {
-            let mut added = Added::default();
+            let mut added = AddedTotals::default();
             quarantine::release(txn, Object::Blob, blobs.iter().map(|(digest, _)| digest))?;
             let came = directories.iter().map(|(digest, _)| digest);
             quarantine::release(txn, Object::Directory, came)?;
@@ -167,7 +170,7 @@ impl Change<'_> {
             for (digest, location) in directories {
                 let old = table
                     .get(digest.as_bytes())?
-                    .and_then(|old| Location::decode(old.value()));
+                    .and_then(|old| ObjectLocation::decode(old.value()));
                 match old {
                     None => {
                         table.insert(digest.as_bytes(), &location.encode())?;
@@ -176,15 +179,19 @@ impl Change<'_> {
                     // What is below it was not checked again: its earlier state stays.
                     Some(old) if replaced.contains(digest) => {
                         let kind = match (old.kind, location.kind) {
-                            (Kind::Whole, _) | (_, Kind::Whole) => Kind::Whole,
-                            _ => Kind::Partial,
+                            (StorageKind::Whole, _) | (_, StorageKind::Whole) => StorageKind::Whole,
+                            _ => StorageKind::Partial,
                         };
-                        let location = Location { kind, ..*location };
+                        let location = ObjectLocation { kind, ..*location };
                         table.insert(digest.as_bytes(), &location.encode())?;
                     }
-                    Some(old) if old.kind == Kind::Partial && location.kind == Kind::Whole => {
-                        let kind = Kind::Whole;
-                        table.insert(digest.as_bytes(), &Location { kind, ..old }.encode())?;
+                    Some(old)
+                        if old.kind == StorageKind::Partial
+                            && location.kind == StorageKind::Whole =>
+                    {
+                        let kind = StorageKind::Whole;
+                        table
+                            .insert(digest.as_bytes(), &ObjectLocation { kind, ..old }.encode())?;
                     }
                     Some(_) => {}
                 }
@@ -221,22 +228,34 @@ impl Change<'_> {
         })
     }
 
-    /// Applies the changes of roots whose content is here.
+    /// Applies the changes of roots whose content is stored.
     pub(in super::super) fn set_roots(&mut self, changes: &[RootChange]) -> Result<(), Error> {
+        let mut replaced = StorePathNames::default();
         for change in changes {
             match change {
                 RootChange::Put(root, info) => {
                     let before = self.root(&root.name)?;
-                    if before.is_some_and(|(before, _)| before.node != root.node) {
-                        self.check_not_reported(&root.name)?;
+                    let is_there = before.is_some();
+                    let same = before.filter(|(before, _)| before.node == root.node);
+                    if same.is_none() {
+                        self.check_reported_as(root, info.as_deref())?;
                     }
-                    self.set_root(root, info.as_deref(), false)?;
+                    let described = info.as_ref().is_some_and(|info| info.narinfo.is_some());
+                    if is_there && same.is_none() && !described {
+                        replaced.insert(&root.name);
+                    }
+                    let known = same.and_then(|(_, known)| known);
+                    let info = renew(known, info.as_deref().cloned());
+                    self.set_root(root, info.as_ref(), false)?;
                 }
                 RootChange::Add(root, info) => {
                     let before = self.root(&root.name)?;
                     let before = before.map(|(root, info)| (root.node, info));
                     let info = info.as_deref().cloned();
-                    let info = admit(self.index.folder.url(), before, root, info)?;
+                    if before.is_none() {
+                        self.check_reported_as(root, info.as_ref())?;
+                    }
+                    let info = admit(self.index.dir.url(), before, root, info)?;
                     self.set_root(root, info.as_ref(), false)?;
                 }
                 RootChange::Remove(name) => {
@@ -245,17 +264,23 @@ impl Change<'_> {
                 }
             }
         }
-        Ok(())
+        self.check_unreferred(
+            &replaced,
+            |name| format!("another tree as \"{name}\""),
+            "remove that first, or import the path as Nix knows it",
+        )
     }
 
-    /// The root `name` whose content is here, and what is known of it as a store path.
+    /// The root `name` whose content is stored, and what is known of it as a store path.
     pub(in super::super) fn root(
         &mut self,
         name: &[u8],
     ) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
         let found = self.run(|txn| {
             let roots = txn.open_table(ROOT_RECORDS)?;
-            let stored = roots.get(name)?.and_then(|old| Stored::decode(old.value()));
+            let stored = roots
+                .get(name)?
+                .and_then(|old| StoredRoot::decode(old.value()));
             let Some(stored) = stored.filter(|stored| !stored.incomplete) else {
                 return Ok(None);
             };
@@ -270,7 +295,7 @@ impl Change<'_> {
         }))
     }
 
-    /// Sets a root, whose content is here or is to come.
+    /// Sets a root, whose content is stored or is to come.
     pub(in super::super) fn set_root(
         &mut self,
         root: &Root,
@@ -282,7 +307,9 @@ impl Change<'_> {
         let name = &root.name[..];
         let added = self.run(|txn| {
             let mut roots = txn.open_table(ROOT_RECORDS)?;
-            let old = roots.get(name)?.and_then(|old| Stored::decode(old.value()));
+            let old = roots
+                .get(name)?
+                .and_then(|old| StoredRoot::decode(old.value()));
             let same_entry = old.as_ref().is_some_and(|old| old.entry == entry);
             let same_info = set(&mut txn.open_table(PATH_INFOS)?, name, encoded.as_deref())?;
             let was_incomplete = old.as_ref().is_some_and(|old| old.incomplete);
@@ -296,7 +323,7 @@ impl Change<'_> {
             if let Some(old) = old.filter(|old| !same_entry && !old.incomplete) {
                 note_past_root(txn, name, &old.entry)?;
             }
-            let stored = Stored {
+            let stored = StoredRoot {
                 added,
                 incomplete,
                 entry,
@@ -307,7 +334,7 @@ impl Change<'_> {
             Ok(Some(added))
         })?;
         if let Some(added) = added {
-            self.entered.push(Entered::Root {
+            self.entered.push(JournalChange::Root {
                 added,
                 incomplete,
                 root: root.clone(),
@@ -321,7 +348,7 @@ impl Change<'_> {
         let removed = self.run(|txn| {
             let mut roots = txn.open_table(ROOT_RECORDS)?;
             let old = roots.remove(name)?;
-            let old = old.map(|old| Stored::decode(old.value()));
+            let old = old.map(|old| StoredRoot::decode(old.value()));
             let same_info = set(&mut txn.open_table(PATH_INFOS)?, name, None)?;
             let Some(old) = old else {
                 return Ok(!same_info);
@@ -335,7 +362,7 @@ impl Change<'_> {
             Ok(true)
         })?;
         if removed {
-            self.entered.push(Entered::Removed(name.to_vec()));
+            self.entered.push(JournalChange::Removed(name.to_vec()));
         }
         Ok(())
     }
@@ -347,7 +374,9 @@ impl Change<'_> {
             let name = &root.name[..];
             let waits = self.run(|txn| {
                 let roots = txn.open_table(ROOT_RECORDS)?;
-                let stored = roots.get(name)?.and_then(|old| Stored::decode(old.value()));
+                let stored = roots
+                    .get(name)?
+                    .and_then(|old| StoredRoot::decode(old.value()));
                 let waits = stored.is_some_and(|old| old.incomplete && old.entry == entry);
                 if !waits {
                     return Ok(None);
@@ -375,7 +404,7 @@ impl Change<'_> {
             }
             for found in txn.open_table(ROOT_RECORDS)?.iter()? {
                 let (name, stored) = found?;
-                if Stored::decode(stored.value()).is_some_and(|stored| stored.is_expired()) {
+                if StoredRoot::decode(stored.value()).is_some_and(|stored| stored.is_expired()) {
                     expired.push(name.value().to_vec());
                 }
             }
@@ -389,7 +418,7 @@ impl Change<'_> {
         if self.entered.is_empty() && self.other_journal.is_none() {
             return Ok(false);
         }
-        let folder = &self.index.folder;
+        let dir = &self.index.dir;
         let mut records = Vec::new();
         let long = self.position.length > journal::WORTH_REWRITING;
         let mut replaces = self.other_journal.map(|generation| generation + 1);
@@ -401,12 +430,12 @@ impl Change<'_> {
             }
         }
         let position = match replaces {
-            Some(generation) => journal::replace(folder, generation, &records)?,
+            Some(generation) => journal::replace(dir, generation, &records)?,
             None => {
                 records.clear();
                 let entered = self.entered.iter();
                 entered.for_each(|entered| entered.encode(&mut records));
-                journal::append(folder, self.position, &records)?
+                journal::append(dir, self.position, &records)?
             }
         };
         self.position = position;
@@ -423,8 +452,8 @@ impl Change<'_> {
     pub(in super::super) fn commit(mut self) -> Result<(), CommitError> {
         let journaled = self.write_journal().map_err(CommitError::Undone)?;
         let txn = self.txn.take();
-        let folder = &self.index.folder;
-        let path = folder.sequence();
+        let dir = &self.index.dir;
+        let path = dir.sequence();
         let number = OpenOptions::new()
             .write(true)
             .create(true)
@@ -433,6 +462,7 @@ impl Change<'_> {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .and_then(|file| {
+                dir.give_to_owner(&file, &path);
                 // Until both numbers are written: the next writer may begin as soon as redb has
                 // committed, and numbers out of order could repeat.
                 flock(&file, FlockOperation::LockExclusive)?;
@@ -444,9 +474,9 @@ impl Change<'_> {
                 Ok((file, odd))
             });
         let (file, odd) = number
-            .map_err(folder.io("write", &path))
+            .map_err(dir.io("write", &path))
             .map_err(CommitError::Undone)?;
-        let done = guarded(folder, || {
+        let done = guarded(dir, || {
             Ok(txn.ok_or(redb::Error::DatabaseClosed)?.commit()?)
         });
         if let Err(error) = done {
@@ -456,7 +486,7 @@ impl Change<'_> {
         // If this fails, the number stays odd: readers look for themselves.
         let _ = file.write_all_at(&odd.wrapping_add(1).to_le_bytes(), 0);
         if journaled {
-            journal::note_done(folder, self.position);
+            journal::note_done(dir, self.position);
         }
         Ok(())
     }
@@ -499,7 +529,7 @@ fn count_incomplete(txn: &WriteTransaction, was: bool, is: bool) -> Result<(), r
 }
 
 /// All entries of a journal.
-fn dump(txn: &WriteTransaction) -> Result<Vec<Entered>, redb::Error> {
+fn dump(txn: &WriteTransaction) -> Result<Vec<JournalChange>, redb::Error> {
     let mut all = Vec::new();
     let infos = txn.open_table(PATH_INFOS)?;
     for found in txn.open_table(ROOT_RECORDS)?.iter()? {
@@ -507,14 +537,14 @@ fn dump(txn: &WriteTransaction) -> Result<Vec<Entered>, redb::Error> {
         let info = infos.get(name.value())?;
         let info = info.and_then(|info| PathInfo::decode(info.value()).ok());
         // Invalid entries are damage, which reading them reports.
-        let Some(stored) = Stored::decode(stored.value()) else {
+        let Some(stored) = StoredRoot::decode(stored.value()) else {
             continue;
         };
         let root = Entry::decode(&stored.entry[..]).ok();
         let Some(root) = root.and_then(|entry| Root::try_from(entry).ok()) else {
             continue;
         };
-        all.push(Entered::Root {
+        all.push(JournalChange::Root {
             added: stored.added,
             incomplete: stored.incomplete,
             root,
@@ -522,6 +552,7 @@ fn dump(txn: &WriteTransaction) -> Result<Vec<Entered>, redb::Error> {
         });
     }
     all.extend(cached_roots::pins(txn)?);
+    all.extend(valid_paths::all(txn)?);
     Ok(all)
 }
 

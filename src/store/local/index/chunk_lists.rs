@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use redb::{ReadableTable, TableDefinition, TableError, WriteTransaction};
 
 use super::database::{damaged, guarded};
-use super::{Change, Snapshot};
+use super::{IndexChange, Snapshot};
 use crate::castore::Digest;
 use crate::store::Error;
 
@@ -24,7 +24,7 @@ const CHUNK: usize = Digest::LEN + 8;
 
 /// A chunk of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chunk {
+pub struct StoredChunk {
     /// The BLAKE3 of its bytes.
     pub digest: Digest,
     /// Bytes.
@@ -62,7 +62,7 @@ impl ChunkPlace {
     }
 }
 
-fn encode(chunks: &[Chunk]) -> Vec<u8> {
+fn encode(chunks: &[StoredChunk]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(chunks.len() * CHUNK);
     for chunk in chunks {
         bytes.extend_from_slice(chunk.digest.as_bytes());
@@ -71,10 +71,10 @@ fn encode(chunks: &[Chunk]) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Option<Vec<Chunk>> {
+fn decode(bytes: &[u8]) -> Option<Vec<StoredChunk>> {
     let chunks = bytes.chunks(CHUNK).map(|chunk| {
         let (digest, len) = chunk.split_first_chunk::<{ Digest::LEN }>()?;
-        Some(Chunk {
+        Some(StoredChunk {
             digest: Digest::from(*digest),
             len: u64::from_le_bytes(<[u8; 8]>::try_from(len).ok()?),
         })
@@ -126,15 +126,15 @@ impl Snapshot {
     pub(in crate::store::local) fn chunk_list(
         &self,
         blob: &Digest,
-    ) -> Result<Option<Vec<Chunk>>, Error> {
-        let found = guarded(&self.folder, || match self.txn.open_table(CHUNK_LISTS) {
+    ) -> Result<Option<Vec<StoredChunk>>, Error> {
+        let found = guarded(&self.dir, || match self.txn.open_table(CHUNK_LISTS) {
             Ok(table) => Ok(table.get(blob.as_bytes())?.map(|list| decode(list.value()))),
             Err(TableError::TableDoesNotExist(_)) => Ok(None),
             Err(error) => Err(error.into()),
         })?;
         let senseless = || {
             let why = format!("its list of the chunks of {blob} makes no sense");
-            damaged(&self.folder, why)
+            damaged(&self.dir, why)
         };
         found.map(|list| list.ok_or_else(senseless)).transpose()
     }
@@ -144,7 +144,7 @@ impl Snapshot {
         &self,
         chunk: &Digest,
     ) -> Result<Option<ChunkPlace>, Error> {
-        guarded(&self.folder, || match self.txn.open_table(CHUNKS) {
+        guarded(&self.dir, || match self.txn.open_table(CHUNKS) {
             Ok(table) => {
                 let place = table.get(chunk.as_bytes())?;
                 Ok(place.and_then(|place| ChunkPlace::decode(place.value())))
@@ -155,12 +155,12 @@ impl Snapshot {
     }
 }
 
-impl Change<'_> {
+impl IndexChange<'_> {
     /// Stores the chunks of a blob.
     pub(in crate::store::local) fn set_chunk_list(
         &mut self,
         blob: &Digest,
-        chunks: &[Chunk],
+        chunks: &[StoredChunk],
     ) -> Result<(), Error> {
         self.run(|txn| {
             let mut lists = txn.open_table(CHUNK_LISTS)?;

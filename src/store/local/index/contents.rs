@@ -6,14 +6,14 @@ use std::path::Path;
 use prost::Message;
 use rustix::fs::{FlockOperation, flock};
 
-use super::super::folder::Folder;
-use super::super::journal::{Entered, Position};
-use super::super::location::{BLOBS, DIRECTORIES, Location};
-use super::super::pack::PackKind;
+use super::super::dir::StoreDirectory;
+use super::super::journal::{JournalChange, JournalPosition};
+use super::super::location::{BLOBS, DIRECTORIES, ObjectLocation, PackKind};
 use super::cached_roots::{CACHED_ROOTS, CachedRoot};
-use super::database::{builder, guarded};
-use super::removal::{note_age, now};
-use super::root_records::{ROOT_RECORDS, Stored};
+use super::database::{builder, guarded, now};
+use super::removal::note_age;
+use super::root_records::{ROOT_RECORDS, StoredRoot};
+use super::valid_paths::VALID_PATHS;
 use super::{
     Index, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_INCOMPLETE, META_JOURNAL,
     META_JOURNAL_LENGTH, META_NEXT_PACK, META_ROOTS_VERSION, PACKS, PATH_INFOS, Snapshot, create,
@@ -24,28 +24,28 @@ use crate::store::Error;
 
 /// The contents of an index.
 #[derive(Debug, Default)]
-pub(in super::super) struct Contents {
+pub(in super::super) struct IndexContents {
     /// Each blob once.
-    pub(in super::super) blobs: Vec<(Digest, Location)>,
+    pub(in super::super) blobs: Vec<(Digest, ObjectLocation)>,
     /// Each Directory once.
-    pub(in super::super) directories: Vec<(Digest, Location)>,
+    pub(in super::super) directories: Vec<(Digest, ObjectLocation)>,
     /// Numbers, kinds and lengths of packs.
     pub(in super::super) packs: Vec<(u32, PackKind, u64)>,
-    /// Roots and pins.
-    pub(in super::super) names: Vec<Entered>,
+    /// Roots, pins and valid paths.
+    pub(in super::super) names: Vec<JournalChange>,
     /// The journal with the same entries.
-    pub(in super::super) journal: Position,
+    pub(in super::super) journal: JournalPosition,
 }
 
 /// Makes an index of `contents` at `path`. All objects count as added now, so that a garbage
 /// collection spares them for a while.
 pub(in super::super) fn create_with(
-    folder: &Folder,
+    dir: &StoreDirectory,
     path: &Path,
-    contents: &Contents,
+    contents: &IndexContents,
 ) -> Result<(), Error> {
-    create(folder, path)?;
-    guarded(folder, || {
+    create(dir, path)?;
+    guarded(dir, || {
         let database = builder().open(path)?;
         let txn = database.begin_write()?;
         let mut blob_bytes = 0;
@@ -88,21 +88,21 @@ pub(in super::super) fn create_with(
     })
 }
 
-/// Enters roots and pins; returns how many roots wait for their content.
-fn enter_names(txn: &redb::WriteTransaction, names: &[Entered]) -> Result<u64, redb::Error> {
+/// Enters roots, pins and valid paths; returns how many roots wait for their content.
+fn enter_names(txn: &redb::WriteTransaction, names: &[JournalChange]) -> Result<u64, redb::Error> {
     let mut roots = txn.open_table(ROOT_RECORDS)?;
     let mut infos = txn.open_table(PATH_INFOS)?;
     let mut cached = txn.open_table(CACHED_ROOTS)?;
     let mut waiting = 0;
     for entered in names {
         match entered {
-            Entered::Root {
+            JournalChange::Root {
                 added,
                 incomplete,
                 root,
                 path_info,
             } => {
-                let stored = Stored {
+                let stored = StoredRoot {
                     added: *added,
                     incomplete: *incomplete,
                     entry: Entry::from(root).encode_to_vec(),
@@ -113,14 +113,20 @@ fn enter_names(txn: &redb::WriteTransaction, names: &[Entered]) -> Result<u64, r
                 }
                 waiting += u64::from(*incomplete);
             }
-            Entered::Pin(name, true) => {
+            JournalChange::Pin(name, true) => {
                 let pinned = CachedRoot {
                     pinned: true,
                     ..CachedRoot::default()
                 };
                 cached.insert(&name[..], &pinned.encode()[..])?;
             }
-            Entered::Pin(_, false) | Entered::Removed(_) => {}
+            JournalChange::ValidPath(name, Some(value)) => {
+                let mut valid = txn.open_table(VALID_PATHS)?;
+                valid.insert(&name[..], &value[..])?;
+            }
+            JournalChange::Pin(_, false)
+            | JournalChange::Removed(_)
+            | JournalChange::ValidPath(_, None) => {}
         }
     }
     Ok(waiting)
@@ -128,10 +134,10 @@ fn enter_names(txn: &redb::WriteTransaction, names: &[Entered]) -> Result<u64, r
 
 impl Snapshot {
     /// All entries for a journal.
-    pub(in super::super) fn entered(&self) -> Result<Vec<Entered>, Error> {
+    pub(in super::super) fn entered(&self) -> Result<Vec<JournalChange>, Error> {
         let mut all = Vec::new();
         for record in self.root_records()? {
-            all.push(Entered::Root {
+            all.push(JournalChange::Root {
                 added: record.added.unwrap_or(0),
                 incomplete: record.incomplete,
                 root: record.root,
@@ -140,19 +146,21 @@ impl Snapshot {
         }
         let cached = self.cached_roots()?.into_iter();
         let pinned = cached.filter(|(_, cached)| cached.pinned);
-        all.extend(pinned.map(|(name, _)| Entered::Pin(name.to_vec(), true)));
+        all.extend(pinned.map(|(name, _)| JournalChange::Pin(name.to_vec(), true)));
+        all.extend(self.valid_paths_entered()?);
         Ok(all)
     }
 }
 
 impl Index {
     /// Makes readers open the index again: another file was put in its place.
-    pub(in super::super) fn announce(folder: &Folder) -> Result<(), Error> {
-        let path = folder.sequence();
+    pub(in super::super) fn announce(dir: &StoreDirectory) -> Result<(), Error> {
+        let path = dir.sequence();
         let announced = || -> std::io::Result<()> {
             let mut options = std::fs::File::options();
             let file = options.read(true).write(true).create(true).truncate(false);
             let file = file.custom_flags(libc::O_NOFOLLOW).open(&path)?;
+            dir.give_to_owner(&file, &path);
             flock(&file, FlockOperation::LockExclusive)?;
             let mut bytes = [0; 8];
             // A file that is too short counts from 0.
@@ -160,6 +168,6 @@ impl Index {
             let next = (u64::from_le_bytes(bytes).wrapping_add(1) | 1).wrapping_add(1);
             file.write_all_at(&next.to_le_bytes(), 0)
         };
-        announced().map_err(folder.io("write", &path))
+        announced().map_err(dir.io("write", &path))
     }
 }

@@ -10,14 +10,20 @@ use std::time::SystemTime;
 
 use redb::{Builder, ConcurrencyMode, Database, DatabaseError, ReadOnlyDatabase};
 
-use super::super::folder::Folder;
+use super::super::dir::StoreDirectory;
 use crate::store::Error;
 
 /// Memory for redb's pages, in bytes, per handle.
 const CACHE: usize = 32 << 20;
 
+/// Seconds since 1970; a clock before that is taken for one that was never set.
+pub(in crate::store::local) fn now() -> u64 {
+    let since = SystemTime::UNIX_EPOCH.elapsed();
+    since.map_or(0, |since| since.as_secs())
+}
+
 /// A handle for reading.
-pub(super) enum Handle {
+pub(super) enum ReadHandle {
     Shared(ReadOnlyDatabase),
     /// The file was not closed cleanly and cannot be written to: a repaired copy in memory, and
     /// the file's state when it was made.
@@ -38,17 +44,17 @@ pub(super) fn builder() -> Builder {
 
 /// Runs a piece of work on redb; its errors and panics become errors that name the file.
 pub(super) fn guarded<T>(
-    folder: &Folder,
+    dir: &StoreDirectory,
     work: impl FnOnce() -> Result<T, redb::Error>,
 ) -> Result<T, Error> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(redb::Error::Io(source))) if is_damage(&source) => {
-            Err(damaged(folder, source.to_string()))
+            Err(damaged(dir, source.to_string()))
         }
-        Ok(Err(redb::Error::Io(source))) => Err(folder.io("use", &folder.index())(source)),
-        Ok(Err(source)) => Err(damaged(folder, source.to_string())),
-        Err(panic) => Err(damaged(folder, panic_text(&*panic))),
+        Ok(Err(redb::Error::Io(source))) => Err(dir.io("use", &dir.index())(source)),
+        Ok(Err(source)) => Err(damaged(dir, source.to_string())),
+        Err(panic) => Err(damaged(dir, panic_text(&*panic))),
     }
 }
 
@@ -72,60 +78,60 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 }
 
 /// The error for an invalid file.
-pub(super) fn damaged(folder: &Folder, why: String) -> Error {
+pub(super) fn damaged(dir: &StoreDirectory, why: String) -> Error {
     Error::Index {
-        store: folder.url().to_owned(),
-        path: folder.index(),
+        store: dir.url().to_owned(),
+        path: dir.index(),
         source: why.into(),
     }
 }
 
 /// A handle for reading, of a file that is repaired first if a writer died.
-pub(super) fn open_reader(folder: &Folder) -> Result<Handle, Error> {
-    let path = folder.index();
+pub(super) fn open_reader(dir: &StoreDirectory) -> Result<ReadHandle, Error> {
+    let path = dir.index();
     for _ in 0..3 {
         let opened = catch_unwind(|| builder().open_read_only(&path));
         match opened {
-            Ok(Ok(database)) => return Ok(Handle::Shared(database)),
+            Ok(Ok(database)) => return Ok(ReadHandle::Shared(database)),
             Ok(Err(DatabaseError::RepairAborted)) => {}
-            Ok(Err(error)) => return guarded(folder, || Err(error.into())),
-            Err(panic) => return Err(damaged(folder, panic_text(&*panic))),
+            Ok(Err(error)) => return guarded(dir, || Err(error.into())),
+            Err(panic) => return Err(damaged(dir, panic_text(&*panic))),
         }
         // A writer died. Opening for writing repairs the file.
-        match open_writer(folder) {
-            Ok(database) => guarded(folder, || Ok(database.close()?))?,
+        match open_writer(dir) {
+            Ok(database) => guarded(dir, || Ok(database.close()?))?,
             Err(Error::ReadOnly { .. } | Error::Format { .. }) => {
-                let state = file_state(folder);
-                return open_copy(folder).map(|copy| Handle::Copy(copy, state));
+                let state = file_state(dir);
+                return open_copy(dir).map(|copy| ReadHandle::Copy(copy, state));
             }
             Err(error) => return Err(error),
         }
     }
     Err(damaged(
-        folder,
+        dir,
         "gave up after 3 repairs: a writer keeps crashing".to_owned(),
     ))
 }
 
 /// A handle for writing.
-pub(super) fn open_writer(folder: &Folder) -> Result<Database, Error> {
+pub(super) fn open_writer(dir: &StoreDirectory) -> Result<Database, Error> {
     // redb's own error has less detail.
-    folder.check_writable()?;
-    guarded(folder, || Ok(builder().open(folder.index())?))
+    dir.check_writable()?;
+    guarded(dir, || Ok(builder().open(dir.index())?))
 }
 
 /// The present state of the file.
-pub(super) fn file_state(folder: &Folder) -> FileState {
-    std::fs::metadata(folder.index())
+pub(super) fn file_state(dir: &StoreDirectory) -> FileState {
+    std::fs::metadata(dir.index())
         .map(|found| (found.len(), found.modified().ok()))
         .unwrap_or_default()
 }
 
 /// Reads the whole file and repairs the copy.
-fn open_copy(folder: &Folder) -> Result<Database, Error> {
-    let path = folder.index();
-    let bytes = std::fs::read(&path).map_err(folder.io("read", &path))?;
-    guarded(folder, || {
+fn open_copy(dir: &StoreDirectory) -> Result<Database, Error> {
+    let path = dir.index();
+    let bytes = std::fs::read(&path).map_err(dir.io("read", &path))?;
+    guarded(dir, || {
         let memory = redb::backends::InMemoryBackend::new();
         redb::StorageBackend::set_len(&memory, bytes.len() as u64)?;
         redb::StorageBackend::write(&memory, 0, &bytes)?;

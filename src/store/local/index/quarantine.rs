@@ -1,14 +1,13 @@
 //! Objects that a read or a verification found damaged.
 //!
-//! They do not count as present: an addition that brings one replaces it, and removes it from the
-//! list. Reading one is still tried, and verified as ever.
+//! A quarantined object counts as missing: an addition that brings it stores it again, and takes it off the
+//! list. A read still tries the stored copy, and verifies it as always.
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition};
 use redb::{TableError, WriteTransaction};
 
-use super::database::guarded;
-use super::removal::now;
-use super::{Change, Snapshot};
+use super::database::{guarded, now};
+use super::{IndexChange, Snapshot};
 use crate::castore::Digest;
 use crate::store::{Error, Object};
 
@@ -36,7 +35,7 @@ pub(super) fn open(txn: &ReadTransaction) -> Result<Option<Quarantine>, redb::Er
     }
 }
 
-/// Removes objects from the list that came again, or were removed.
+/// Takes objects off the list that were stored again, or removed from the index.
 pub(super) fn release<'a>(
     txn: &WriteTransaction,
     object: Object,
@@ -67,7 +66,7 @@ impl Snapshot {
         let Some(table) = &self.quarantine else {
             return Ok(false);
         };
-        guarded(&self.folder, || {
+        guarded(&self.dir, || {
             Ok(table.get((kind(object), digest.as_bytes()))?.is_some())
         })
     }
@@ -77,7 +76,7 @@ impl Snapshot {
         let Some(table) = &self.quarantine else {
             return Ok(Vec::new());
         };
-        guarded(&self.folder, || {
+        guarded(&self.dir, || {
             let mut all = Vec::new();
             for found in table.iter()? {
                 let (key, _) = found?;
@@ -93,7 +92,7 @@ impl Snapshot {
     }
 }
 
-impl Change<'_> {
+impl IndexChange<'_> {
     /// Puts objects of the index on the list.
     pub(in crate::store::local) fn quarantine(
         &mut self,
@@ -108,7 +107,7 @@ impl Change<'_> {
         })
     }
 
-    /// Removes objects from the list that are sound after all.
+    /// Takes objects off the list that a later verification found intact.
     pub(in crate::store::local) fn release(
         &mut self,
         sound: &[(Object, Digest)],

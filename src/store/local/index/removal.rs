@@ -5,23 +5,20 @@
 //!
 //! Times are the machine's clock. An entry that was made while that was ahead is in the future once
 //! it is right again, and would count as young until then; a collection moves it to the present
-//! ([`Change::correct_times`]), which is the latest that it can have happened.
+//! ([`IndexChange::correct_times`]), which is the latest that it can have happened.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use prost::Message;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
-use super::database::{damaged, guarded};
-use super::snapshot::Objects;
+use super::database::{damaged, guarded, now};
 use super::{
-    BLOBS, Change, DIRECTORIES, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES,
+    BLOBS, DIRECTORIES, IndexChange, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES,
     META_NEXT_PACK, META_REMOVALS, PACKS, Snapshot,
 };
 use super::{chunk_lists, quarantine};
 use crate::castore::{Digest, Root};
-use crate::proto::castore::v1::Entry;
-use crate::store::local::location::{Kind, Location};
+use crate::store::local::location::{ObjectLocation, ObjectsTable, StorageKind};
 use crate::store::{Error, Object};
 
 /// A pack's number and a minute (in seconds since 1970), to the length that the pack had before the
@@ -35,12 +32,6 @@ pub(super) const PAST_ROOTS: TableDefinition<(u64, &[u8]), &[u8]> =
 pub(in crate::store::local) const MEMORY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Seconds that one entry of `AGES` stands for.
 const MINUTE: u64 = 60;
-
-/// Seconds since 1970; a clock before that is taken for one that was never set.
-pub(in crate::store::local) fn now() -> u64 {
-    let since = SystemTime::UNIX_EPOCH.elapsed();
-    since.map_or(0, |since| since.as_secs())
-}
 
 /// Notes that pack `id` had `len` bytes until now.
 pub(super) fn note_age(txn: &WriteTransaction, id: u32, len: u64) -> Result<(), redb::Error> {
@@ -71,24 +62,28 @@ pub(super) fn note_past_root(
 impl Snapshot {
     pub(in crate::store::local) fn each_blob(
         &self,
-        visit: impl FnMut(Digest, Location),
+        visit: impl FnMut(Digest, ObjectLocation),
     ) -> Result<(), Error> {
         self.each(&self.blobs, visit)
     }
 
     pub(in crate::store::local) fn each_directory(
         &self,
-        visit: impl FnMut(Digest, Location),
+        visit: impl FnMut(Digest, ObjectLocation),
     ) -> Result<(), Error> {
         self.each(&self.directories, visit)
     }
 
-    fn each(&self, table: &Objects, mut visit: impl FnMut(Digest, Location)) -> Result<(), Error> {
-        let senseless = guarded(&self.folder, || {
+    fn each(
+        &self,
+        table: &ObjectsTable,
+        mut visit: impl FnMut(Digest, ObjectLocation),
+    ) -> Result<(), Error> {
+        let senseless = guarded(&self.dir, || {
             for found in table.iter()? {
                 let (digest, location) = found?;
                 let digest = Digest::from(*digest.value());
-                match Location::decode(location.value()) {
+                match ObjectLocation::decode(location.value()) {
                     Some(location) => visit(digest, location),
                     None => return Ok(Some(digest)),
                 }
@@ -98,7 +93,7 @@ impl Snapshot {
         match senseless {
             None => Ok(()),
             Some(digest) => Err(damaged(
-                &self.folder,
+                &self.dir,
                 format!("its entry for {digest} makes no sense"),
             )),
         }
@@ -106,7 +101,7 @@ impl Snapshot {
 
     /// For each pack with objects since `cutoff` (seconds since 1970), where those start.
     pub(in crate::store::local) fn young(&self, cutoff: u64) -> Result<Vec<(u32, u64)>, Error> {
-        guarded(&self.folder, || {
+        guarded(&self.dir, || {
             let mut young: Vec<(u32, u64)> = Vec::new();
             for found in self.ages.iter()? {
                 let (key, len) = found?;
@@ -123,7 +118,7 @@ impl Snapshot {
 
     /// Whether there is an entry after `now` (seconds since 1970): the clock was ahead.
     pub(in crate::store::local) fn is_ahead_of(&self, now: u64) -> Result<bool, Error> {
-        guarded(&self.folder, || {
+        guarded(&self.dir, || {
             for found in self.ages.iter()? {
                 if found?.0.value().1 > now {
                     return Ok(true);
@@ -139,7 +134,7 @@ impl Snapshot {
     /// The roots that were removed since `cutoff` (seconds since 1970), which are spared for a
     /// while.
     pub(in crate::store::local) fn past_roots(&self, cutoff: u64) -> Result<Vec<Root>, Error> {
-        let entries = guarded(&self.folder, || {
+        let entries = guarded(&self.dir, || {
             let mut entries = Vec::new();
             for found in self.past_roots.range((cutoff, &[][..])..)? {
                 let (key, entry) = found?;
@@ -154,7 +149,7 @@ impl Snapshot {
     }
 }
 
-impl Change<'_> {
+impl IndexChange<'_> {
     /// Moves entries after `now` (seconds since 1970) to `now`.
     pub(in crate::store::local) fn correct_times(&mut self, now: u64) -> Result<(), Error> {
         self.run(|txn| {
@@ -210,7 +205,7 @@ impl Change<'_> {
             for digest in blobs {
                 if let Some(old) = table.remove(digest.as_bytes())? {
                     removed[0].1 += 1;
-                    removed[1].1 += Location::decode(old.value()).map_or(0, |old| old.len);
+                    removed[1].1 += ObjectLocation::decode(old.value()).map_or(0, |old| old.len);
                 }
             }
             let mut table = txn.open_table(DIRECTORIES)?;
@@ -243,20 +238,15 @@ impl Change<'_> {
             for digest in directories {
                 let old = table
                     .get(digest.as_bytes())?
-                    .and_then(|old| Location::decode(old.value()));
-                if let Some(old) = old.filter(|old| old.kind == Kind::Whole) {
-                    let kind = Kind::Partial;
-                    table.insert(digest.as_bytes(), &Location { kind, ..old }.encode())?;
+                    .and_then(|old| ObjectLocation::decode(old.value()));
+                if let Some(old) = old.filter(|old| old.kind == StorageKind::Whole) {
+                    let kind = StorageKind::Partial;
+                    table.insert(digest.as_bytes(), &ObjectLocation { kind, ..old }.encode())?;
                 }
             }
             Ok(())
         })
     }
-}
-
-/// A root's stored `Entry`.
-pub(super) fn encode(root: &Root) -> Vec<u8> {
-    Entry::from(root).encode_to_vec()
 }
 
 #[cfg(test)]
@@ -316,8 +306,8 @@ mod tests {
 
     #[test]
     fn what_was_added_while_the_clock_was_ahead_can_be_collected() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = LocalStore::open(folder.path()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(dir.path()).unwrap();
         put(&store, b"added in the future");
         shift(&store, 2 * MEMORY.as_secs());
         // Its age is unknown, and counts as 0.
@@ -342,8 +332,8 @@ mod tests {
     #[test]
     fn a_root_that_went_away_while_the_clock_was_ahead_is_not_held_for_ever() {
         use crate::castore::{Name, Node, Root};
-        let folder = tempfile::tempdir().unwrap();
-        let store = LocalStore::open(folder.path()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(dir.path()).unwrap();
         let name = Name::new(b"root").unwrap();
         for bytes in [&b"one"[..], b"two"] {
             let ingest = store.ingest().unwrap();

@@ -1,7 +1,7 @@
 //! Records of roots in the index: node, time, and whether the content has come.
 //!
 //! Version 1 has only the `Entry`, in a table of another name. Such an index is read as it is; its
-//! first change moves the roots ([`Change`](super::Change)), so that processes of the earlier
+//! first change moves the roots ([`Change`](super::IndexChange)), so that processes of the earlier
 //! version fail at the missing table instead of working with half of the data.
 
 use std::time::Duration;
@@ -9,8 +9,7 @@ use std::time::Duration;
 use prost::Message;
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, TableError};
 
-use super::database::{damaged, guarded};
-use super::removal::now;
+use super::database::{damaged, guarded, now};
 use super::{PATH_INFOS, Snapshot};
 use crate::castore::{Printable, Root};
 use crate::nix::PathInfo;
@@ -45,13 +44,13 @@ pub struct RootRecord {
 
 /// A value of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stored {
+pub(super) struct StoredRoot {
     pub(super) added: u64,
     pub(super) incomplete: bool,
     pub(super) entry: Vec<u8>,
 }
 
-impl Stored {
+impl StoredRoot {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD + self.entry.len());
         bytes.extend_from_slice(&self.added.to_le_bytes());
@@ -77,24 +76,26 @@ impl Stored {
 }
 
 /// The roots in a snapshot, in either version.
-pub(super) enum Roots {
+pub(super) enum IndexedRoots {
     Current(ReadOnlyTable<&'static [u8], &'static [u8]>),
     Version1(ReadOnlyTable<&'static [u8], &'static [u8]>),
 }
 
-impl Roots {
+impl IndexedRoots {
     pub(super) fn open(txn: &ReadTransaction) -> Result<Self, redb::Error> {
         match txn.open_table(ROOT_RECORDS) {
-            Ok(table) => Ok(Roots::Current(table)),
-            Err(TableError::TableDoesNotExist(_)) => Ok(Roots::Version1(txn.open_table(ROOTS_1)?)),
+            Ok(table) => Ok(IndexedRoots::Current(table)),
+            Err(TableError::TableDoesNotExist(_)) => {
+                Ok(IndexedRoots::Version1(txn.open_table(ROOTS_1)?))
+            }
             Err(error) => Err(error.into()),
         }
     }
 
-    fn decode(&self, value: &[u8]) -> Option<Stored> {
+    fn decode(&self, value: &[u8]) -> Option<StoredRoot> {
         match self {
-            Roots::Current(_) => Stored::decode(value),
-            Roots::Version1(_) => Some(Stored {
+            IndexedRoots::Current(_) => StoredRoot::decode(value),
+            IndexedRoots::Version1(_) => Some(StoredRoot {
                 added: 0,
                 incomplete: false,
                 entry: value.to_vec(),
@@ -104,15 +105,15 @@ impl Roots {
 
     fn table(&self) -> &ReadOnlyTable<&'static [u8], &'static [u8]> {
         match self {
-            Roots::Current(table) | Roots::Version1(table) => table,
+            IndexedRoots::Current(table) | IndexedRoots::Version1(table) => table,
         }
     }
 }
 
 impl Snapshot {
     /// The record of `name`, expired or not.
-    pub(super) fn stored_root(&self, name: &[u8]) -> Result<Option<Stored>, Error> {
-        let found = guarded(&self.folder, || {
+    pub(super) fn stored_root(&self, name: &[u8]) -> Result<Option<StoredRoot>, Error> {
+        let found = guarded(&self.dir, || {
             let found = self.roots.table().get(name)?;
             Ok(found.map(|value| self.roots.decode(value.value())))
         })?;
@@ -123,7 +124,7 @@ impl Snapshot {
 
     fn senseless_root(&self, name: &[u8]) -> Error {
         let name = Printable(name);
-        damaged(&self.folder, format!("its root \"{name}\" makes no sense"))
+        damaged(&self.dir, format!("its root \"{name}\" makes no sense"))
     }
 
     /// Every root in the order of the names, including those that wait for their content.
@@ -131,7 +132,7 @@ impl Snapshot {
         &self,
         mut visit: impl FnMut(&[u8], u64, bool, Root) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let stored = guarded(&self.folder, || {
+        let stored = guarded(&self.dir, || {
             let mut all = Vec::new();
             for found in self.roots.table().iter()? {
                 let (name, value) = found?;
@@ -149,7 +150,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// The root `name`, if its content is here.
+    /// The root `name`, if its content is stored.
     pub(in crate::store::local) fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
         match self.stored_root(name)? {
             Some(stored) if !stored.incomplete => self.decode_root(name, &stored.entry).map(Some),
@@ -157,7 +158,7 @@ impl Snapshot {
         }
     }
 
-    /// The root `name`, whether its content is here or not.
+    /// The root `name`, whether its content is stored or not.
     pub(in crate::store::local) fn root_record(
         &self,
         name: &[u8],
@@ -187,7 +188,7 @@ impl Snapshot {
         })
     }
 
-    /// Every root whose content is here.
+    /// Every root whose content is stored.
     pub(in crate::store::local) fn roots(&self) -> Result<Vec<Root>, Error> {
         let mut roots = Vec::new();
         self.each_root(|_, _, incomplete, root| {
@@ -199,7 +200,7 @@ impl Snapshot {
         Ok(roots)
     }
 
-    /// Every root, whether its content is here or not.
+    /// Every root, whether its content is stored or not.
     pub(in crate::store::local) fn root_records(&self) -> Result<Vec<RootRecord>, Error> {
         let mut records = Vec::new();
         self.each_root(|name, added, incomplete, root| {
@@ -230,11 +231,11 @@ impl Snapshot {
             .and_then(|entry| Root::try_from(entry).map_err(|error| error.to_string()));
         root.map_err(|error| {
             let name = Printable(name);
-            damaged(&self.folder, format!("its root node \"{name}\": {error}"))
+            damaged(&self.dir, format!("its root node \"{name}\": {error}"))
         })
     }
 
-    /// The PathInfo of the root `name`, if its content is here.
+    /// The PathInfo of the root `name`, if its content is stored.
     pub(in crate::store::local) fn path_info(
         &self,
         name: &[u8],
@@ -250,7 +251,7 @@ impl Snapshot {
     }
 
     fn path_info_of(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
-        let found = guarded(&self.folder, || {
+        let found = guarded(&self.dir, || {
             let found = self.path_infos.get(name)?;
             Ok(found.map(|found| found.value().to_vec()))
         })?;
@@ -258,7 +259,7 @@ impl Snapshot {
             .map(|bytes| {
                 PathInfo::decode(&*bytes).map_err(|error| {
                     let name = Printable(name);
-                    damaged(&self.folder, format!("its path info \"{name}\": {error}"))
+                    damaged(&self.dir, format!("its path info \"{name}\": {error}"))
                 })
             })
             .transpose()
@@ -277,7 +278,7 @@ pub(super) fn convert(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
     }
     let mut table = txn.open_table(ROOT_RECORDS)?;
     for (name, entry) in entries {
-        let stored = Stored {
+        let stored = StoredRoot {
             added: 0,
             incomplete: false,
             entry,
@@ -288,4 +289,9 @@ pub(super) fn convert(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
     txn.open_table(PATH_INFOS)?;
     txn.delete_table(ROOTS_1)?;
     Ok(())
+}
+
+/// A root's stored `Entry`.
+pub(super) fn encode(root: &Root) -> Vec<u8> {
+    Entry::from(root).encode_to_vec()
 }

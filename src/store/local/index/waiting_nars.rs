@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use redb::{ReadableTable, ReadableTableMetadata, TableDefinition, TableError};
+use redb::{ReadableTable, ReadableTableMetadata, TableDefinition, TableError, WriteTransaction};
 
-use super::database::guarded;
-use super::removal::{encode, now};
-use super::{Change, Snapshot};
+use super::database::{guarded, now};
+use super::root_records::encode;
+use super::{IndexChange, Snapshot};
 use crate::castore::{Name, Node, Root};
 use crate::nix::NarHash;
 use crate::store::Error;
@@ -67,7 +67,7 @@ impl Snapshot {
         &self,
         file: &[u8; 32],
     ) -> Result<Option<WaitingNar>, Error> {
-        let found = guarded(&self.folder, || match self.txn.open_table(WAITING_NARS) {
+        let found = guarded(&self.dir, || match self.txn.open_table(WAITING_NARS) {
             Ok(table) => Ok(table.get(file)?.map(|found| found.value().to_vec())),
             Err(TableError::TableDoesNotExist(_)) => Ok(None),
             Err(error) => Err(error.into()),
@@ -79,7 +79,7 @@ impl Snapshot {
     /// The trees of all that wait.
     pub(in crate::store::local) fn waiting_nodes(&self) -> Result<Vec<Node>, Error> {
         let now = now();
-        let values = guarded(&self.folder, || {
+        let values = guarded(&self.dir, || {
             let table = match self.txn.open_table(WAITING_NARS) {
                 Ok(table) => table,
                 Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
@@ -115,25 +115,15 @@ impl Snapshot {
     }
 }
 
-impl Change<'_> {
+impl IndexChange<'_> {
     /// Has a NAR wait that came as a file with the SHA-256 `file`. False if too many do.
     pub(in crate::store::local) fn put_waiting_nar(
         &mut self,
         file: &[u8; 32],
         waiting: &WaitingNar,
     ) -> Result<bool, Error> {
-        self.run(|txn| {
-            let now = now();
-            let mut table = txn.open_table(WAITING_NARS)?;
-            if table.len()? >= MOST {
-                table.retain(|_, value| !is_over(value, now))?;
-                if table.len()? >= MOST {
-                    return Ok(false);
-                }
-            }
-            table.insert(file, &waiting.encode(now)[..])?;
-            Ok(true)
-        })
+        let now = now();
+        self.run(|txn| put(txn, file, &waiting.encode(now), now, MOST))
     }
 
     /// Forgets those that have waited for too long.
@@ -147,9 +137,44 @@ impl Change<'_> {
     }
 }
 
+/// Puts the `value` of `file`, unless `most` others wait. False if they do.
+fn put(
+    txn: &WriteTransaction,
+    file: &[u8; 32],
+    value: &[u8],
+    now: u64,
+    most: u64,
+) -> Result<bool, redb::Error> {
+    let mut table = txn.open_table(WAITING_NARS)?;
+    if table.len()? >= most && table.get(file)?.is_none() {
+        table.retain(|_, value| !is_over(value, now))?;
+        if table.len()? >= most {
+            return Ok(false);
+        }
+    }
+    table.insert(file, value)?;
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn so_many_nars_wait_at_once_and_one_that_waited_too_long_makes_room() {
+        let memory = redb::backends::InMemoryBackend::new();
+        let database = redb::Database::builder().create_with_backend(memory);
+        let txn = database.unwrap().begin_write().unwrap();
+        let value = |time: u64| time.to_le_bytes();
+        let put = |number: u8, time| put(&txn, &[number; 32], &value(time), time, 3).unwrap();
+        assert!(put(1, 10) && put(2, 500) && put(3, 500));
+        assert!(!put(4, 500), "a fourth");
+        assert!(put(3, 600), "one that waits already");
+        let later = 11 + PATIENCE.as_secs();
+        assert!(put(4, later), "the first waits no more");
+        assert!(!put(5, later));
+        assert_eq!(MOST, 65_536);
+    }
 
     #[test]
     fn a_nar_waits_for_a_day() {

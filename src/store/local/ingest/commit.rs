@@ -3,16 +3,15 @@
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
-use super::{FEW_LARGE, Session, Staged};
+use super::{AdditionState, ClosureCheck, FEW_LARGE, LocalStaged};
 use crate::castore::{Digest, Directory, NodeRef, Root};
 use crate::nix::PathInfo;
-use crate::store::local::closure::Closure;
-use crate::store::local::index::{Change, CommitError};
+use crate::store::local::index::{CommitError, IndexChange};
 use crate::store::local::large;
-use crate::store::local::location::{Kind, Location};
-use crate::store::local::pack::{PackKind, PackWriter, RECORD_HEADER, Record, Records};
+use crate::store::local::location::{ObjectLocation, PackKind, StorageKind};
+use crate::store::local::pack::{PackRecord, PackWriter, RECORD_HEADER, RecordWriter};
 use crate::store::root_change::RootChange;
-use crate::store::{Added, Error};
+use crate::store::{AddedTotals, Error};
 
 /// Space that a commit needs in the index, in bytes: for itself, and for each entry. Generous: redb
 /// copies every page on the way to a changed one.
@@ -20,23 +19,23 @@ const INDEX_ROOM: u64 = 4 << 20;
 const ENTRY_ROOM: u64 = 256;
 
 /// The index entries, besides the blobs and the changes of roots.
-struct Prepared {
-    directories: Vec<(Digest, Location)>,
+struct PreparedEntries {
+    directories: Vec<(Digest, ObjectLocation)>,
     /// Roots that came before their content, and whether that is still missing.
     incomplete: Vec<(Root, Option<PathInfo>, bool)>,
     /// Roots that waited, whose content has come.
     complete: Vec<Root>,
 }
 
-impl Session {
-    pub(super) fn commit(&self) -> Result<Added, Error> {
+impl AdditionState {
+    pub(super) fn commit(&self) -> Result<AddedTotals, Error> {
         let mut staged = {
             let staged = &mut *self.staged.lock();
             std::mem::replace(
                 staged,
-                Staged {
+                LocalStaged {
                     ended: true,
-                    ..Staged::default()
+                    ..LocalStaged::default()
                 },
             )
         };
@@ -54,10 +53,10 @@ impl Session {
         Err(error)
     }
 
-    fn commit_staged(&self, staged: &mut Staged) -> Result<Added, CommitError> {
+    fn commit_staged(&self, staged: &mut LocalStaged) -> Result<AddedTotals, CommitError> {
         let prepared = self.prepare(staged).map_err(CommitError::Undone)?;
         let Some(prepared) = prepared else {
-            return Ok(Added::default());
+            return Ok(AddedTotals::default());
         };
         let store = &*self.store;
         let mut change = store.index.change().map_err(CommitError::Undone)?;
@@ -79,14 +78,14 @@ impl Session {
     }
 
     /// Everything before the index: checks, lays out and syncs. Nothing if nothing is new.
-    fn prepare(&self, staged: &mut Staged) -> Result<Option<Prepared>, Error> {
+    fn prepare(&self, staged: &mut LocalStaged) -> Result<Option<PreparedEntries>, Error> {
         if self.failed.load(Ordering::Acquire) {
             return Err(self.refuse("the import", "a part of it could not be written"));
         }
         let store = &*self.store;
         let snapshot = store.index.fresh()?;
         let expected = std::mem::take(&mut staged.expected);
-        let mut closure = Closure::new(store, &snapshot, staged);
+        let mut closure = ClosureCheck::new(store, &snapshot, staged);
         for change in &staged.roots {
             if let Some(root) = change.root() {
                 closure
@@ -122,25 +121,25 @@ impl Session {
         self.sync(staged)?;
         if !staged.roots.is_empty() || !incomplete.is_empty() {
             // From here on the store holds roots of its own.
-            store.folder.unmark_cache()?;
+            store.dir.unmark_cache()?;
         }
         let entries = staged.blobs.len() + directories.len() + staged.roots.len();
         store
-            .folder
+            .dir
             .check_room(INDEX_ROOM + ENTRY_ROOM * entries as u64)?;
-        Ok(Some(Prepared {
+        Ok(Some(PreparedEntries {
             directories,
             incomplete,
             complete,
         }))
     }
 
-    /// Fails if a root of that name is there whose content is here and another.
+    /// Fails if a root of that name is there whose content is stored and another.
     fn check_free(&self, before: Option<&Root>, root: &Root) -> Result<(), Error> {
         match before {
             Some(there) if there.node != root.node => Err(self.refuse(
                 format!("root node \"{}\" before its content", root.name),
-                "there is another root of that name, whose content is here",
+                "there is another root of that name, whose content is stored",
             )),
             _ => Ok(()),
         }
@@ -148,10 +147,10 @@ impl Session {
 
     fn write_directories(
         &self,
-        staged: &mut Staged,
+        staged: &mut LocalStaged,
         layout: &[Digest],
         partial: &HashSet<Digest>,
-    ) -> Result<Vec<(Digest, Location)>, Error> {
+    ) -> Result<Vec<(Digest, ObjectLocation)>, Error> {
         let mut at = Vec::with_capacity(layout.len());
         let directories: Vec<_> = layout
             .iter()
@@ -167,19 +166,19 @@ impl Session {
         }
         let space = self.reserve(staged, PackKind::Directories, total)?;
         let (pack, mut offset) = (space.pack, space.offset);
-        let mut records = Records::new(&self.store.folder, space, total);
+        let mut records = RecordWriter::new(&self.store.dir, space, total);
         for directory in &directories {
             let digest = directory.digest();
-            records.put(Record::Directory, &digest, &[directory.as_bytes()])?;
+            records.put(PackRecord::Directory, &digest, &[directory.as_bytes()])?;
             offset += RECORD_HEADER;
             let kind = match partial.contains(&digest) {
-                true => Kind::Partial,
-                false => Kind::Whole,
+                true => StorageKind::Partial,
+                false => StorageKind::Whole,
             };
             let len = length(directory);
             at.push((
                 digest,
-                Location {
+                ObjectLocation {
                     kind,
                     pack,
                     offset,
@@ -193,25 +192,25 @@ impl Session {
     }
 
     /// Makes blobs and Directories durable.
-    fn sync(&self, staged: &Staged) -> Result<(), Error> {
-        let folder = &self.store.folder;
+    fn sync(&self, staged: &LocalStaged) -> Result<(), Error> {
+        let dir = &self.store.dir;
         if let (Some(tmp), true) = (&staged.tmp, staged.large.len() > FEW_LARGE) {
-            return tmp.sync_disk(folder);
+            return tmp.sync_disk(dir);
         }
         for pack in &staged.packs {
-            pack.sync(folder)?;
+            pack.sync(dir)?;
         }
         if staged.packs.iter().any(PackWriter::is_new) {
-            folder.sync(&folder.packs())?;
+            dir.sync(&dir.packs())?;
         }
         for large in &staged.large {
             if let Some(file) = &large.file {
-                file.sync_all().map_err(folder.io("sync", &large.path))?;
+                file.sync_all().map_err(dir.io("sync", &large.path))?;
             }
         }
         if let Some(tmp) = &staged.tmp {
-            folder.sync(tmp.path())?;
-            folder.sync(&folder.tmp())?;
+            dir.sync(tmp.path())?;
+            dir.sync(&dir.tmp())?;
         }
         Ok(())
     }
@@ -219,10 +218,10 @@ impl Session {
     /// Enters everything into the index, large files first.
     fn enter(
         &self,
-        change: &mut Change<'_>,
-        staged: &Staged,
-        prepared: &Prepared,
-    ) -> Result<Added, Error> {
+        change: &mut IndexChange<'_>,
+        staged: &LocalStaged,
+        prepared: &PreparedEntries,
+    ) -> Result<AddedTotals, Error> {
         let mut missing = Vec::new();
         for file in &staged.large {
             // Another process may have added it since.
@@ -231,7 +230,7 @@ impl Session {
             }
         }
         if let (Some(tmp), false) = (&staged.tmp, missing.is_empty()) {
-            large::place(&self.store.folder, tmp, missing.into_iter())?;
+            large::place(&self.store.dir, tmp, missing.into_iter())?;
         }
         // In the order of their keys, the index changes each of its pages once.
         let mut blobs: Vec<_> = staged.blobs.iter().map(|(key, at)| (*key, *at)).collect();
@@ -250,13 +249,14 @@ impl Session {
             change.set_root(root, info.as_ref(), *incomplete)?;
         }
         change.set_roots(&staged.roots)?;
+        change.check_conditions(&staged.conditions)?;
         Ok(added)
     }
 }
 
 /// The order in which a walk from the roots meets the Directories; then those that no root reaches,
 /// as they came.
-fn lay_out(staged: &Staged) -> Vec<Digest> {
+fn lay_out(staged: &LocalStaged) -> Vec<Digest> {
     let mut seen = HashSet::with_capacity(staged.directories.len());
     let mut order = Vec::with_capacity(staged.directories.len());
     let roots = staged.roots.iter().filter_map(RootChange::root);

@@ -6,8 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::super::ingest::SMALL;
-use super::super::location::{Kind, Location};
-use super::super::pack::{HEADER_LEN, PackKind, RECORD_HEADER, Record};
+use super::super::location::PackKind;
+use super::super::location::{ObjectLocation, StorageKind};
+use super::super::pack::{HEADER_LEN, PackRecord, RECORD_HEADER};
 use crate::castore::{Digest, Directory, GroupTable, MAX_DIRECTORY_BYTES};
 
 /// Bytes read at once, at least.
@@ -15,16 +16,16 @@ const WINDOW: usize = 4 << 20;
 
 /// The records of a pack.
 #[derive(Debug, Default)]
-pub(super) struct Scanned {
-    pub(super) blobs: Vec<(Digest, Location)>,
-    pub(super) directories: Vec<(Digest, Location)>,
+pub(super) struct ScannedPack {
+    pub(super) blobs: Vec<(Digest, ObjectLocation)>,
+    pub(super) directories: Vec<(Digest, ObjectLocation)>,
     /// Where the last sound record ends; 0 if there is none.
     pub(super) end: u64,
     /// Runs of bytes that are no sound record.
     pub(super) damaged: u64,
 }
 
-impl Scanned {
+impl ScannedPack {
     pub(super) fn kind(&self) -> PackKind {
         match self.directories.is_empty() {
             true => PackKind::Blobs,
@@ -34,14 +35,14 @@ impl Scanned {
 }
 
 /// A file that is read from its start to its end, a piece at a time.
-struct Window {
+struct ScanWindow {
     file: File,
     length: u64,
     start: u64,
     bytes: Vec<u8>,
 }
 
-impl Window {
+impl ScanWindow {
     /// The `length` bytes at `offset`; nothing if the file ends before.
     fn get(&mut self, offset: u64, length: usize) -> io::Result<Option<&[u8]>> {
         if offset + length as u64 > self.length {
@@ -49,10 +50,10 @@ impl Window {
         }
         let end = self.start + self.bytes.len() as u64;
         if offset < self.start || offset + length as u64 > end {
-            let left = self.length - offset;
+            let remaining = self.length - offset;
             let wanted = length
                 .max(WINDOW)
-                .min(usize::try_from(left).unwrap_or(usize::MAX));
+                .min(usize::try_from(remaining).unwrap_or(usize::MAX));
             self.bytes.resize(wanted, 0);
             self.start = offset;
             self.file.read_exact_at(&mut self.bytes, offset)?;
@@ -63,7 +64,7 @@ impl Window {
 }
 
 /// A sound record.
-enum Sound {
+enum SoundRecord {
     Blob(Digest, u64),
     Table(Digest, u64),
     Directory(Digest, u64),
@@ -71,16 +72,16 @@ enum Sound {
 }
 
 /// Reads the pack `id` at `path`.
-pub(super) fn scan(id: u32, path: &Path) -> io::Result<Scanned> {
+pub(super) fn scan(id: u32, path: &Path) -> io::Result<ScannedPack> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
-    let mut window = Window {
+    let mut window = ScanWindow {
         file,
         length,
         start: 0,
         bytes: Vec::new(),
     };
-    let mut scanned = Scanned::default();
+    let mut scanned = ScannedPack::default();
     let mut at = HEADER_LEN;
     let mut sound = true;
     while at + RECORD_HEADER <= length {
@@ -92,21 +93,25 @@ pub(super) fn scan(id: u32, path: &Path) -> io::Result<Scanned> {
         };
         sound = true;
         scanned.damaged += u64::from(!found.is_named);
-        let place = |kind, len| Location {
+        let place = |kind, len| ObjectLocation {
             kind,
             pack: id,
             offset: at + RECORD_HEADER,
             len,
         };
         match found.sound {
-            Sound::Blob(digest, len) => scanned.blobs.push((digest, place(Kind::Packed, len))),
-            Sound::Table(digest, len) => scanned.blobs.push((digest, place(Kind::Large, len))),
-            Sound::Directory(digest, len) => {
+            SoundRecord::Blob(digest, len) => scanned
+                .blobs
+                .push((digest, place(StorageKind::Packed, len))),
+            SoundRecord::Table(digest, len) => {
+                scanned.blobs.push((digest, place(StorageKind::Large, len)))
+            }
+            SoundRecord::Directory(digest, len) => {
                 scanned
                     .directories
-                    .push((digest, place(Kind::Partial, len)));
+                    .push((digest, place(StorageKind::Partial, len)));
             }
-            Sound::Gone => {}
+            SoundRecord::Gone => {}
         }
         at = found.end;
         scanned.end = found.end;
@@ -116,46 +121,46 @@ pub(super) fn scan(id: u32, path: &Path) -> io::Result<Scanned> {
 }
 
 /// A record, and where it ends.
-struct Sounded {
-    sound: Sound,
+struct RecordWithEnd {
+    sound: SoundRecord,
     end: u64,
     /// Its header has its digest.
     is_named: bool,
 }
 
 /// The record at `at`, if it matches its header.
-fn record(window: &mut Window, at: u64) -> io::Result<Option<Sounded>> {
+fn record(window: &mut ScanWindow, at: u64) -> io::Result<Option<RecordWithEnd>> {
     let Some(header) = window.get(at, RECORD_HEADER as usize)? else {
         return Ok(None);
     };
-    let Some((record, digest, len)) = Record::parse_header(header) else {
+    let Some((record, digest, len)) = PackRecord::parse_header(header) else {
         return Ok(None);
     };
     let start = at + RECORD_HEADER;
     let table = GroupTable::byte_len(len);
     let limit = match record {
-        Record::Blob => SMALL as u64,
-        Record::Directory => MAX_DIRECTORY_BYTES as u64,
-        Record::Table | Record::Gone => i64::MAX as u64 / 2,
+        PackRecord::Blob => SMALL as u64,
+        PackRecord::Directory => MAX_DIRECTORY_BYTES as u64,
+        PackRecord::Table | PackRecord::Gone => i64::MAX as u64 / 2,
     };
     if len > limit {
         return Ok(None);
     }
     let size = match record {
-        Record::Blob => len + table,
-        Record::Table => table,
-        Record::Directory | Record::Gone => len,
+        PackRecord::Blob => len + table,
+        PackRecord::Table => table,
+        PackRecord::Directory | PackRecord::Gone => len,
     };
     let end = start + size;
-    if record == Record::Gone {
+    if record == PackRecord::Gone {
         // Its content cannot be verified: a record, or the end, has to follow.
         let follows = match window.get(end, RECORD_HEADER as usize)? {
-            Some(header) => Record::parse_header(header).is_some(),
+            Some(header) => PackRecord::parse_header(header).is_some(),
             None => end == window.length,
         };
         let is_gone = digest == Digest::from([0; Digest::LEN]) && follows;
-        return Ok(is_gone.then_some(Sounded {
-            sound: Sound::Gone,
+        return Ok(is_gone.then_some(RecordWithEnd {
+            sound: SoundRecord::Gone,
             end,
             is_named: true,
         }));
@@ -166,14 +171,14 @@ fn record(window: &mut Window, at: u64) -> io::Result<Option<Sounded>> {
     let content = bytes.get(..len.min(size) as usize).unwrap_or_default();
     let actual = match record {
         // The bytes of the blob are elsewhere.
-        Record::Table => digest,
+        PackRecord::Table => digest,
         _ => Digest::of(content),
     };
     let is_sound = match record {
-        Record::Blob | Record::Table => {
+        PackRecord::Blob | PackRecord::Table => {
             let groups = bytes.get((size - table) as usize..).unwrap_or_default();
             match table {
-                0 => record == Record::Blob,
+                0 => record == PackRecord::Blob,
                 _ => GroupTable::decode(groups, &actual, len).is_ok(),
             }
         }
@@ -183,31 +188,31 @@ fn record(window: &mut Window, at: u64) -> io::Result<Option<Sounded>> {
         return Ok(None);
     }
     let sound = match record {
-        Record::Blob => Sound::Blob(actual, len),
-        Record::Table => Sound::Table(actual, len),
-        _ => Sound::Directory(actual, len),
+        PackRecord::Blob => SoundRecord::Blob(actual, len),
+        PackRecord::Table => SoundRecord::Table(actual, len),
+        _ => SoundRecord::Directory(actual, len),
     };
     let is_named = actual == digest;
     // Its digest in the header may be what is damaged: the object's bytes decide. But then the
     // length has to be right, and a record, or the end, has to follow.
     let follows = is_named
         || match window.get(end, RECORD_HEADER as usize)? {
-            Some(header) => Record::parse_header(header).is_some(),
+            Some(header) => PackRecord::parse_header(header).is_some(),
             None => end == window.length,
         };
-    Ok(follows.then_some(Sounded {
+    Ok(follows.then_some(RecordWithEnd {
         sound,
         end,
         is_named,
     }))
 }
 
-/// The place of the next tag of a record, at `from` or behind; else the file's end.
-fn next_tag(window: &mut Window, mut from: u64) -> io::Result<u64> {
+/// The place of the next tag of a record, at `from` or later; else the file's end.
+fn next_tag(window: &mut ScanWindow, mut from: u64) -> io::Result<u64> {
     while from + RECORD_HEADER <= window.length {
         let length = (window.length - from).min(WINDOW as u64) as usize;
         let bytes = window.get(from, length)?.unwrap_or_default();
-        let found = bytes.windows(4).position(Record::is_tag);
+        let found = bytes.windows(4).position(PackRecord::is_tag);
         if let Some(found) = found {
             return Ok(from + found as u64);
         }

@@ -14,83 +14,96 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use tokio::runtime::Handle;
 
-use super::{MountOptions, Session, WantedView};
-use crate::fs::{CastoreFs, Ledger, Options, Waiting};
+use super::{FuseSession, MountOptions, WantedView};
+use crate::fs::{
+    CastoreFs, FsOptions, InodeTable, MountRoot, NodeOwner, ReadPath, WaitingRequests,
+};
 use crate::store::Store;
-use crate::transport::fuse::crew::Crew;
+use crate::transport::fuse::mount_error::MountError;
 use crate::transport::fuse::mount_table::{DeviceNumber, IMAGE_SOURCE};
-use crate::transport::fuse::mounter::{self, MountJob, Refusal, Step};
-use crate::transport::fuse::mountpoint::{self, ImageServer, MountError, Mountpoint, Request};
-use crate::transport::fuse::serving::Serving;
-use crate::transport::fuse::{handover, notices, page_cache, view};
+use crate::transport::fuse::mounter::{self, MountJob, MountStep, MounterRefusal};
+use crate::transport::fuse::mountpoint::{self, ImageServer, MountRequest, Mountpoint};
+use crate::transport::fuse::serving::ServingMount;
+use crate::transport::fuse::worker_pool::WorkerPool;
+use crate::transport::fuse::workers;
+use crate::transport::fuse::{hand_over, page_cache};
 
-/// How long Directories that are far away may take before a FUSE mount is made instead, where that is
+/// How long Directories from an upstream may take before a FUSE mount is made instead, where that is
 /// allowed: it needs only those that are looked at.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The largest READ, in bytes.
 const MAX_READ: u32 = 1 << 20;
 
 /// Why there is no image.
-pub(super) enum NoImage {
-    /// In words that go on after "because".
+pub(super) enum NoImageReason {
+    /// In words that follow "because".
     Because(String),
     /// There can be no other mount either.
     Mount(MountError),
 }
 
-impl From<MountError> for NoImage {
+impl From<MountError> for NoImageReason {
     fn from(error: MountError) -> Self {
         Self::Mount(error)
     }
 }
 
-impl Session {
+impl FuseSession {
     /// Mounts `store` on `path` as an image.
     pub(super) fn mount_image(
         store: Arc<dyn Store>,
         path: &Path,
-        options: &Options,
+        options: &FsOptions,
         mount: &MountOptions,
         runtime: Handle,
-    ) -> Result<Self, NoImage> {
-        if let Some(reason) = view::only_fuse_can(options, mount) {
-            return Err(NoImage::Because(reason.to_owned()));
+    ) -> Result<Self, NoImageReason> {
+        if let Some(reason) = only_fuse_can(options, mount) {
+            return Err(NoImageReason::Because(reason.to_owned()));
         }
-        let Some(nursery) = &mount.nursery else {
-            return Err(NoImage::Because("there is no helper process".to_owned()));
+        let Some(fork_server) = &mount.fork_server else {
+            return Err(NoImageReason::Because(
+                "there is no helper process".to_owned(),
+            ));
         };
-        let crew = Arc::new(Crew::new(mount.stay_awake));
-        let waiting = Waiting::new(runtime);
+        let worker_pool = Arc::new(WorkerPool::new(mount.latency_guard));
+        let waiting = WaitingRequests::new(runtime);
         let source = store.url().to_owned();
-        let ledger = new_ledger(mount);
-        let options = of_image(options);
-        let fs = CastoreFs::with_ledger(store, options, waiting, None, ledger.clone());
+        let inode_table = new_inode_table(mount);
+        let options = options.clone().with_image_view();
+        let fs = CastoreFs::with_inode_table(store, options, waiting, None, inode_table.clone());
         let patience = (mount.view == WantedView::Auto).then_some(PATIENCE);
         let image = fs
             .prepare_image(patience)
-            .map_err(|error| NoImage::Because(error.to_string()))?;
+            .map_err(|error| NoImageReason::Because(error.to_string()))?;
 
         let path = mountpoint::resolve(path)?;
-        mountpoint::take_away_dead(&path, Some(nursery))?;
-        let request = Request {
+        mountpoint::remove_dead_mount(&path, Some(fork_server))?;
+        let request = MountRequest {
             source: &source,
             allow_other: mount.allow_other,
             generic: &mount.generic,
-            own_files: &mount.own_files,
-            nursery: Some(nursery),
+            protected_files: &mount.protected_files,
+            fork_server: Some(fork_server),
         };
         let target = mountpoint::open_target(&path, &request)?;
-        let hidden = Hidden::new(&source).map_err(NoImage::Because)?;
+        let hidden = DetachedMount::new(&source).map_err(NoImageReason::Because)?;
         let device = Arc::new(hidden.device);
         fs.hold_in_use(Some(hidden.bdi.minor.into()));
-        if ledger.is_none() {
-            notices::leave_unkept(Some(nursery), &device);
+        if inode_table.is_none() {
+            fork_server.expect_no_next_process(&device);
         }
         let span = Self::span(mount);
-        let serving = Serving::new(device, fs, crew, span, Some(nursery.clone()), true);
+        let serving = ServingMount::new(
+            device,
+            fs,
+            worker_pool,
+            span,
+            Some(fork_server.clone()),
+            true,
+        );
         let serving = Arc::new(serving);
-        let failed = |why: String| NoImage::Because(why);
-        Crew::start(&serving, mount.threads).map_err(|error| failed(error.to_string()))?;
+        let failed = |why: String| NoImageReason::Because(why);
+        workers::start(&serving, mount.threads).map_err(|error| failed(error.to_string()))?;
         serving.wait_for_init().map_err(failed)?;
 
         let prefix = format!("{IMAGE_SOURCE}{}:", hidden.bdi.minor);
@@ -111,66 +124,59 @@ impl Session {
         };
         // Before EROFS reads.
         mountpoint::set_read_ahead(Some(hidden.bdi), mount.read_ahead_kib);
-        let identity = mounter::mount(nursery, job, hidden.directory, &target);
+        let identity = mounter::mount(|| fork_server.mounter(), job, hidden.directory, &target);
         let identity = identity.map_err(|refusal| match refusal.step {
-            Step::Propagate => NoImage::Mount(MountError::System {
+            MountStep::Propagate => NoImageReason::Mount(MountError::System {
                 action: "change the propagation of",
                 mountpoint: path.clone(),
                 source: refusal.error(),
             }),
-            _ => NoImage::Because(why(&refusal)),
+            _ => NoImageReason::Because(why(&refusal)),
         })?;
         let server = ImageServer {
             connection: hidden.bdi.minor,
             device: identity.device,
         };
-        let mountpoint =
-            Mountpoint::of_image(path, identity, server).with_nursery(Some(nursery.clone()));
-        let ledger = ledger.filter(|ledger| describe(ledger, &mountpoint, mount));
-        if ledger.is_none() {
-            notices::leave_unkept(Some(nursery), &serving.device);
+        let mountpoint = Mountpoint::of_image(path, identity, server)
+            .with_fork_server(Some(fork_server.clone()));
+        let had_inode_table = inode_table.is_some();
+        let inode_table =
+            inode_table.filter(|inode_table| describe(inode_table, &mountpoint, mount));
+        if had_inode_table && inode_table.is_none() {
+            fork_server.expect_no_next_process(&serving.device);
         }
         if let Err(error) = page_cache::start_for_image(&serving) {
             tracing::warn!(%error, "the kernel keeps what is read of the image twice");
         }
-        Ok(Self::of(serving, mountpoint, ledger))
+        Ok(Self::of(serving, mountpoint, inode_table))
     }
 }
 
-/// The options of the file system that has the image.
-pub(super) fn of_image(options: &Options) -> Options {
-    Options {
-        images: Some(Arc::default()),
-        image_view: true,
-        ..options.clone()
-    }
-}
-
-fn new_ledger(mount: &MountOptions) -> Option<Arc<Ledger>> {
+fn new_inode_table(mount: &MountOptions) -> Option<Arc<InodeTable>> {
     mount.tag.as_ref()?;
-    let ledger = Ledger::create();
-    let warn = |error: &_| super::warn_of_no_successor(&mount.name, error);
-    ledger.inspect_err(warn).ok().map(Arc::new)
+    let inode_table = InodeTable::create();
+    let warn = |error: &_| super::warn_of_no_next_process(&mount.name, error);
+    inode_table.inspect_err(warn).ok().map(Arc::new)
 }
 
-/// Whether the ledger has what a successor must know.
-fn describe(ledger: &Ledger, mountpoint: &Mountpoint, mount: &MountOptions) -> bool {
+/// Whether the inode table has what the next process must know.
+fn describe(inode_table: &InodeTable, mountpoint: &Mountpoint, mount: &MountOptions) -> bool {
     let tag = mount.tag.as_deref().unwrap_or_default();
-    let described = handover::describe(ledger, mountpoint, tag);
-    let warn = |error: &_| super::warn_of_no_successor(&mount.name, error);
+    let described = hand_over::describe(inode_table, mountpoint, tag);
+    let warn = |error: &_| super::warn_of_no_next_process(&mount.name, error);
     described.inspect_err(warn).is_ok()
 }
 
 /// A FUSE mount that is attached nowhere.
-struct Hidden {
+struct DetachedMount {
     device: OwnedFd,
     directory: OwnedFd,
     /// The device of its file system, whose minor number is the number of the connection.
     bdi: DeviceNumber,
 }
 
-impl Hidden {
-    /// Makes one. Nothing of it is read before it is served. Says why it cannot be made.
+impl DetachedMount {
+    /// Makes one. Nothing of it is read before it is served. Reports why it cannot be made.
     fn new(source: &str) -> Result<Self, String> {
         let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let device = device.map_err(|errno| format!("/dev/fuse cannot be opened: {errno}"))?;
@@ -220,7 +226,7 @@ impl Hidden {
 }
 
 /// Why a helper could not mount the image.
-fn why(refusal: &Refusal) -> String {
+fn why(refusal: &MounterRefusal) -> String {
     let error = refusal.error();
     let errno = Errno::from_raw_os_error(refusal.errno);
     let words = match refusal.words.as_str() {
@@ -228,18 +234,54 @@ fn why(refusal: &Refusal) -> String {
         words => format!(" ({words})"),
     };
     match (refusal.step, errno) {
-        (Step::FindErofs, Errno::NODEV) => {
+        (MountStep::FindErofs, Errno::NODEV) => {
             "the kernel has no EROFS: load the module erofs".to_owned()
         }
-        (Step::Read, Errno::NOTBLK) => {
+        (MountStep::Read, Errno::NOTBLK) => {
             "the kernel mounts no EROFS file system from a file: Linux 6.12 with \
              CONFIG_EROFS_FS_BACKED_BY_FILE is needed"
                 .to_owned()
         }
         (_, Errno::PERM) => "it needs CAP_SYS_ADMIN".to_owned(),
-        (Step::Open, _) => format!("the image cannot be opened: {error}"),
-        (Step::Help, _) => format!("the process that mounts it failed: {error}"),
-        (Step::Attach, _) => format!("it cannot be attached: {error}{words}"),
+        (MountStep::Open, _) => format!("the image cannot be opened: {error}"),
+        (MountStep::Help, _) => format!("the process that mounts it failed: {error}"),
+        (MountStep::Attach, _) => format!("it cannot be attached: {error}{words}"),
         _ => format!("EROFS does not mount it: {error}{words}"),
     }
+}
+
+/// What of `options` and `mount` only a FUSE mount can do.
+fn only_fuse_can(options: &FsOptions, mount: &MountOptions) -> Option<&'static str> {
+    let is_directory = matches!(options.mount_root, MountRoot::Directory { .. });
+    let reasons = [
+        (!is_directory, "it shows the store's roots (no root is set)"),
+        (
+            !mount.allow_other,
+            "it is for one user only (allow-other = false)",
+        ),
+        (
+            options.owner != NodeOwner { uid: 0, gid: 0 },
+            "its owner is not 0:0 (uid, gid)",
+        ),
+        (options.xattr, "it has extended attributes (xattr = true)"),
+        (
+            options.reads == ReadPath::Passthrough,
+            "the kernel reads the store's files (reads = \"passthrough\")",
+        ),
+        (options.images.is_some(), "it has .images (images = true)"),
+        (
+            options.warm_up.is_some(),
+            "it records what is read first (warmup = \"learn\")",
+        ),
+        (
+            mount.device.is_some(),
+            "it is on a descriptor of /dev/fuse that another program has opened",
+        ),
+        (
+            mount.fork_server.is_none(),
+            "there is no helper process to mount it",
+        ),
+    ];
+    let found = reasons.into_iter().find(|(holds, _)| *holds);
+    found.map(|(_, reason)| reason)
 }

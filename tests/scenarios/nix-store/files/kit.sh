@@ -1,35 +1,21 @@
 # For the steps: a machine whose Nix has a local-overlay store over a mount of a binary cache, as
 # services.castore-fs.nixStore arranges it.
 . "$SCENARIOS/kit.sh"
+. "$SCENARIOS/nix.sh"
 
 lower=/run/castore-fs-nix-store-lower
 upper=/run/castore-fs-nix-store/store
 cache=http://127.0.0.1:5007
-# Where the closure was built: in no store of this machine.
-source="local?root=$work/source"
-nix="nix --extra-experimental-features nix-command"
 
-NIX_CONFIG='experimental-features = nix-command local-overlay-store
-substituters =
-trusted-public-keys = scenario-1:nbaxLQ6U5A8RBKw1JlgzCBJEgZ5Zt6wpl/G95HPuKOM='
+NIX_CONFIG="$NIX_CONFIG
+trusted-public-keys = $public_key"
 if test -e /run/current-system; then
     NIX_REMOTE=daemon
-    boxed='sandbox = true'
 else
     NIX_REMOTE="local-overlay://?lower-store=unix%3A%2F%2F%2Frun%2Fcastore-fs-nix-store.sock%3Freal%3D%2Frun%2Fcastore-fs-nix-store-lower&upper-layer=%2Frun%2Fcastore-fs-nix-store%2Fstore"
-    # A sandbox gets the shell of NixOS by itself.
-    boxed='sandbox = true
-sandbox-paths = /bin/sh=/usr/bin/dash /lib=/usr/lib /lib64=/usr/lib64'
-    NIX_CONFIG="$NIX_CONFIG
-build-users-group ="
 fi
-export NIX_REMOTE NIX_CONFIG
+export NIX_REMOTE
 
-# in_sandbox COMMAND…
-in_sandbox() {
-    NIX_CONFIG="$NIX_CONFIG
-$boxed" "$@"
-}
 # in_the_open COMMAND…: builders see this machine's files.
 in_the_open() {
     NIX_CONFIG="$NIX_CONFIG
@@ -48,11 +34,6 @@ kill_far() {
     within 30 sh -c '! systemctl is-active far.service'
 }
 
-# made NAME TEXT: a derivation of that name whose builder runs TEXT.
-made() {
-    printf 'derivation { name = "%s"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" %s ]; }' \
-        "$1" "''$2''"
-}
 # below PATH: a valid path as an input.
 below() { printf '${builtins.storePath "%s"}' "$1"; }
 # build NAME TEXT
@@ -60,7 +41,7 @@ build() { nix-build --no-out-link -E "$(made "$1" "$2")"; }
 
 # publish NAME TEXT: builds elsewhere, and gives the path, which is in the binary cache then.
 publish() {
-    published=$(NIX_REMOTE=$source in_sandbox nix-build --no-out-link -E "$(made "$1" "$2")")
+    published=$(build_elsewhere -E "$(made "$1" "$2")")
     $nix copy --from "$source" --to "$cache" "$published" >&2
     printf '%s\n' "$published"
 }
