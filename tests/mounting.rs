@@ -841,14 +841,24 @@ fn a_process_that_waits_for_a_dead_server_keeps_no_mount_from_being_unmounted() 
     let mnt = place.text("mnt");
     let process = place.mount(&[&mnt]);
     let user = fs::File::open(place.join("mnt/tree/file")).unwrap();
+    // Started after the one that waits, and so looked at after it.
+    let mut sleeper = Command::new("sleep")
+        .arg("1000")
+        .stdin(user.try_clone().unwrap())
+        .spawn()
+        .unwrap();
     signal(process, libc::SIGTERM);
     until(
         "it lists the users",
         || place.log().contains("is unmounted, and served"),
         || place.log(),
     );
-    let this = format!("process {} (", std::process::id());
-    assert!(place.log().contains(&this), "{}", place.log());
+    for user in [std::process::id(), sleeper.id()] {
+        let user = format!("process {user} (");
+        assert!(place.log().contains(&user), "{}", place.log());
+    }
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
     drop(user);
     assert!(place.wait().success());
 

@@ -5,15 +5,17 @@
 //! Found in /proc, as by fuser(1), without a request to the file system. A process without
 //! privilege sees its own user's processes only.
 //!
-//! The search has a thread of its own, since a look at what a process has mapped can wait for ever
-//! ([`deadline`](super::deadline)); that comes last. What was found within [`PATIENCE`] counts.
+//! A look at a process can wait for ever: its links and maps wait while it closes files in execve(2), and
+//! that for a server which does not answer ([`deadline`](super::deadline)). So threads of their own look,
+//! another one begins where one waits, and what was found within [`PATIENCE`] counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Sender};
+use std::sync::Arc;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -23,8 +25,12 @@ use super::mount_table::{DeviceNumber, MountTable};
 
 /// Users that are named, at most.
 const MOST: usize = 4;
-/// How long the search may take: there can be many processes with many open files.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a search may take: there can be many processes with many open files, and few processors.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// After how long another thread begins, because those that look may wait.
+const STALL: Duration = Duration::from_millis(100);
+/// Threads of a search, at most.
+const MOST_THREADS: usize = 16;
 
 /// Some of the users of a file system.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,24 +87,29 @@ impl fmt::Display for UsingProcess {
 }
 
 impl MountUsers {
-    /// Looks for users of the file system `device`, for no longer than a second.
+    /// Looks for users of the file system `device`, for no longer than three seconds.
     pub fn find(device: DeviceNumber) -> Self {
         let mut users = Vec::new();
         if let Ok(table) = MountTable::read() {
             let mounts = table.of_device(device).take(MOST);
             users.extend(mounts.map(|entry| MountUser::Mount(entry.path.clone())));
         }
-        let deadline = Instant::now() + PATIENCE;
-        let (sender, found) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("mount-users".into());
-        // Without a thread, all that is known is that the file system is in use.
-        let _ = thread.spawn(move || ProcSearch { deadline, sender }.run(device));
-        while users.len() < MOST
-            && let Some(remaining) = deadline.checked_duration_since(Instant::now())
-            && let Ok(user) = found.recv_timeout(remaining)
-        {
-            users.push(user);
-        }
+        let seen: BTreeSet<PathBuf> = fs::read_link("/proc/self/ns/mnt").into_iter().collect();
+        let namespaces = Mutex::new(seen);
+        let look = move |id| {
+            let dir = dir(id);
+            let process = uses(&dir, device).then(|| MountUser::Process(UsingProcess::new(id)));
+            // Any process stands for all others in its mount namespace.
+            let namespace = fs::read_link(dir.join("ns/mnt"));
+            let is_new = namespace.is_ok_and(|namespace| namespaces.lock().insert(namespace));
+            let namespace = (is_new && has_mount(&dir, device))
+                .then(|| MountUser::Namespace(UsingProcess::new(id)));
+            [process, namespace]
+        };
+        for_each_process(look, |found| {
+            users.extend(found.into_iter().flatten());
+            users.len() < MOST
+        });
         users.truncate(MOST);
         Self(users)
     }
@@ -114,7 +125,7 @@ pub struct FileUsers {
 }
 
 impl FileUsers {
-    /// Looks for users of the file system that is mounted on `path`, for no longer than a second.
+    /// Looks for users of the file system that is mounted on `path`, for no longer than three seconds.
     /// A process without privilege sees its own user's processes only.
     pub fn of_mount(path: &Path) -> Self {
         let mut users = Self::default();
@@ -122,29 +133,16 @@ impl FileUsers {
         let Some(device) = table.and_then(|table| Some(table.mounted_on(path)?.device)) else {
             return users;
         };
-        let deadline = Instant::now() + PATIENCE;
-        let (sender, found) = mpsc::channel();
-        let look = move || {
-            for id in process_ids() {
-                let Some(_look) = ProcessInspection::begin(id) else {
-                    continue;
-                };
-                let used = inodes(&dir(id), device);
-                if Instant::now() > deadline || sender.send(used).is_err() {
-                    return;
+        for_each_process(
+            move |id| inodes(&dir(id), device),
+            |used| {
+                users.processes += u64::from(!used.is_empty());
+                for inode in used {
+                    *users.by_inode.entry(inode).or_default() += 1;
                 }
-            }
-        };
-        let thread = std::thread::Builder::new().name("image-users".into());
-        let _ = thread.spawn(look);
-        while let Some(remaining) = deadline.checked_duration_since(Instant::now())
-            && let Ok(used) = found.recv_timeout(remaining)
-        {
-            users.processes += u64::from(!used.is_empty());
-            for inode in used {
-                *users.by_inode.entry(inode).or_default() += 1;
-            }
-        }
+                true
+            },
+        );
         users
     }
 }
@@ -175,42 +173,53 @@ fn process_ids() -> impl Iterator<Item = u32> {
     ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// A search in /proc.
-struct ProcSearch {
-    deadline: Instant,
-    sender: Sender<MountUser>,
-}
-
-impl ProcSearch {
-    /// Sends what it finds, until the deadline or until nothing receives it.
-    fn run(self, device: DeviceNumber) {
-        let mut namespaces: BTreeSet<PathBuf> =
-            fs::read_link("/proc/self/ns/mnt").into_iter().collect();
-        for id in process_ids() {
-            if Instant::now() > self.deadline {
-                return;
-            }
-            // Another thread may wait for what this process waits for: one is enough.
-            let Some(_look) = ProcessInspection::begin(id) else {
-                continue;
-            };
-            let dir = dir(id);
-            if uses(&dir, device) && !self.send(MountUser::Process(UsingProcess::new(id))) {
-                return;
-            }
-            // Any process stands for all others in its mount namespace.
-            if fs::read_link(dir.join("ns/mnt")).is_ok_and(|ns| namespaces.insert(ns))
-                && has_mount(&dir, device)
-                && !self.send(MountUser::Namespace(UsingProcess::new(id)))
+/// Passes what `look` finds of each process to `found`, until that returns false, for no longer than
+/// [`PATIENCE`]. Processes at which a look waits are left out.
+fn for_each_process<T: Send + 'static>(
+    look: impl Fn(u32) -> T + Send + Sync + 'static,
+    mut found: impl FnMut(T) -> bool,
+) {
+    let deadline = Instant::now() + PATIENCE;
+    let ids: Vec<u32> = process_ids().collect();
+    let mut unseen = ids.len();
+    let remaining = Arc::new(Mutex::new(ids));
+    let look = Arc::new(look);
+    let (sender, receiver) = mpsc::channel();
+    let begin = || {
+        let (look, remaining, sender) = (look.clone(), remaining.clone(), sender.clone());
+        let run = move || {
+            // The queue is locked for one statement, and not while this looks.
+            while Instant::now() < deadline
+                && let Some(id) = { remaining.lock().pop() }
             {
-                return;
+                // Another thread may wait for what this process waits for: one is enough.
+                let inspection = ProcessInspection::begin(id);
+                if sender.send(inspection.map(|_| look(id))).is_err() {
+                    return;
+                }
             }
+        };
+        // Without a thread, all that is known is that the file system is in use.
+        let _ = std::thread::Builder::new()
+            .name("mount-users".into())
+            .spawn(run);
+    };
+    begin();
+    let mut threads = 1;
+    while unseen > 0 && Instant::now() < deadline {
+        match receiver.recv_timeout(STALL) {
+            Ok(of_process) => {
+                unseen -= 1;
+                if of_process.is_some_and(|of_process| !found(of_process)) {
+                    return;
+                }
+            }
+            Err(_) if threads < MOST_THREADS && !remaining.lock().is_empty() => {
+                begin();
+                threads += 1;
+            }
+            Err(_) => {}
         }
-    }
-
-    /// Whether `user` was received.
-    fn send(&self, user: MountUser) -> bool {
-        self.sender.send(user).is_ok()
     }
 }
 
