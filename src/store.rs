@@ -23,6 +23,7 @@ mod cache;
 mod chunked;
 mod circuit_breaker;
 pub(crate) mod combined;
+mod concurrency;
 pub(crate) mod credential;
 mod error;
 mod extents;
@@ -43,6 +44,7 @@ mod missing;
 pub(crate) mod network;
 mod object;
 mod pace;
+mod read_ahead;
 mod redb_file;
 mod root_change;
 mod root_list;
@@ -85,6 +87,7 @@ pub(crate) use measured::MeasuredStore;
 pub use memory::MemoryStore;
 pub use mirrors::{MemberOrder, Mirrors};
 pub use object::ObjectStore;
+pub(crate) use read_ahead::ReadAhead;
 pub use redb_file::RedbFile;
 pub use root_change::RootCondition;
 pub(crate) use root_change::check_free;
@@ -127,6 +130,9 @@ pub struct BackingFile {
     pub file: Arc<OwnedFd>,
 }
 
+/// Bytes from the start of a blob that is announced ([`Store::will_need`]) which a store fetches.
+pub(crate) const ANNOUNCED_HEAD: u64 = 1 << 20;
+
 /// A store of blobs, Directories and roots.
 #[async_trait]
 pub trait Store: Debug + Send + Sync {
@@ -149,7 +155,7 @@ pub trait Store: Debug + Send + Sync {
     ) -> Result<Answer<usize>, Error>;
 
     /// Announces blobs, with their sizes, that will soon be read, in this order: an upstream
-    /// fetches them together meanwhile. Returns at once.
+    /// fetches them together meanwhile, of each the first MiB. Returns at once.
     fn will_need(&self, blobs: &[(Digest, u64)]);
 
     /// The root node `name`.

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 
 use super::{CastoreFs, NodeId};
 use crate::castore::{Digest, Directory, NodeRef};
-use crate::store::{Answer, Store};
+use crate::store::{ANNOUNCED_HEAD, Answer, Store};
 
 /// Files that may lie between two reads of a walk: some are in the page cache already.
 const STRIDE: u32 = 4;
@@ -32,8 +32,6 @@ const FIRST_WINDOW: u64 = 1 << 20;
 const MAX_WINDOW: u64 = 16 << 20;
 /// Files ahead of the walk, at most.
 const MAX_FILES: usize = 4096;
-/// Bytes of a large file that a store fetches when the file is announced.
-const HEAD: u64 = 1 << 20;
 /// Files within which the walk's position is searched.
 const SEARCHED: usize = 512;
 /// Entries looked at for one file: a tree may have few files.
@@ -215,7 +213,7 @@ fn next_file(trail: &mut Trail, store: &dyn Store) -> Option<(AnnouncedFile, (Di
             let announced = AnnouncedFile {
                 directory: directory.digest(),
                 index,
-                bytes: size.min(HEAD),
+                bytes: size.min(ANNOUNCED_HEAD),
             };
             return Some((announced, (digest, size)));
         }

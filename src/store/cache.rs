@@ -197,7 +197,10 @@ impl Cache {
         });
         let running = inner.clone();
         let thread = std::thread::Builder::new().name("castore-cache".to_owned());
-        let thread = thread.spawn(move || running.writer.run(|| running.refresh()));
+        let thread = thread.spawn(move || {
+            let written = |writes: &[writer::Write]| running.written(writes);
+            running.writer.run(written, || running.refresh());
+        });
         Ok(Self(Arc::new(RunningCache {
             thread: Some(thread.map_err(failed)?),
             inner,

@@ -41,6 +41,7 @@ use self::integrity::IntegrityTrackers;
 use self::readers::Readers;
 pub(super) use self::source::{BlobClaim, BlobSink, BlobSource, ExtentAnswer, SmallBlobSink};
 use super::bounded::Bounded;
+use super::concurrency::ConcurrencyLimit;
 use super::failure::CallFailure;
 use super::in_flight::InFlight;
 use super::single_flight::SingleFlight;
@@ -95,8 +96,8 @@ pub(super) struct Extents<S> {
     space: download_buffer::DownloadBufferSpace,
     integrity_trackers: IntegrityTrackers,
     in_flight: InFlight,
-    /// Permits for blobs that are prefetched one by one.
-    alone: tokio::sync::Semaphore,
+    /// Of blobs that are prefetched one by one.
+    alone: ConcurrencyLimit,
     readers: Readers,
     fetching: SingleFlight<(BlobClaim, u64), Result<Option<Bytes>, CallFailure>>,
     asking: SingleFlight<BlobClaim, Result<Option<Arc<GroupTable>>, CallFailure>>,
@@ -120,7 +121,7 @@ impl<S: BlobSource> Extents<S> {
             space: download_buffer::DownloadBufferSpace::new(download_buffer_bytes as u64),
             integrity_trackers: IntegrityTrackers::new(),
             in_flight: InFlight::new(),
-            alone: Self::turns(),
+            alone: ConcurrencyLimit::new(),
             readers: Readers::new(),
             fetching: SingleFlight::default(),
             asking: SingleFlight::default(),

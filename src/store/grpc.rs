@@ -39,9 +39,6 @@ use super::{Error, Ingest, network};
 use crate::castore::{Digest, Directory, Root};
 use crate::nix::PathInfo;
 
-/// Directories get one part of the cache in so many.
-const DIRECTORIES_SHARE: usize = 4;
-
 /// A store on a gRPC server. Clones share everything.
 pub type GrpcStore = UpstreamStore<GrpcServer>;
 
@@ -76,14 +73,11 @@ impl GrpcStore {
         let endpoint = GrpcEndpoint::new(address.shown, channel, token, address.deadlines, runtime);
         let blobs = ServerBlobs::new(endpoint.clone());
         let server = GrpcServer {
-            directories: ServerDirectories::new(
-                endpoint.clone(),
-                address.cache / DIRECTORIES_SHARE,
-            ),
+            directories: ServerDirectories::new(endpoint.clone(), address.cache / 2),
             extents: Extents::new(
                 blobs.clone(),
                 address.verify,
-                address.cache,
+                address.cache / 2,
                 address.download_buffer,
             ),
             blobs,

@@ -34,8 +34,8 @@ use crate::castore::{Digest, Directory, Root};
 use crate::nix::PathInfo;
 
 /// Bytes of blobs and of Directories cached in memory.
-const BLOB_CACHE: usize = 128 << 20;
-const DIRECTORY_CACHE: usize = 64 << 20;
+const BLOB_CACHE: usize = 32 << 20;
+const DIRECTORY_CACHE: usize = 32 << 20;
 /// How often a waiting caller checks whether the roots have changed.
 const LOOK: Duration = Duration::from_secs(1);
 

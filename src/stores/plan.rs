@@ -17,8 +17,8 @@ use crate::store::{
     Mirrors, RootPattern, Store, WithoutCache, open_local,
 };
 
-/// Half of what upstreams cache in memory, unless their URL has another limit.
-const MEMORY_AHEAD: u64 = 64 << 20;
+/// Half of the memory that upstreams have for blobs, unless their URL has another limit.
+const MEMORY_AHEAD: u64 = 16 << 20;
 
 /// A store under the name that it has in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]

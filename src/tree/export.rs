@@ -36,10 +36,11 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::unfinished::UnfinishedTarget;
+use super::walk::files;
 use super::{TreeError, TreePath, TreeWalk, copy_blob};
 use crate::castore::{Digest, Node, NodeRef};
 use crate::descent::{Descent, DescentError, open_files_limit};
-use crate::store::Blocking;
+use crate::store::{Blocking, ReadAhead};
 
 /// The modification time of everything, in seconds.
 pub(super) const MTIME: i64 = 1;
@@ -186,6 +187,7 @@ impl TreeExport<'_> {
     ) -> Result<(), TreeError> {
         let mut dirs: Descent<Arc<OutputDirectory<'e>>> = Descent::new(window);
         let mut walk = TreeWalk::new(self.store, path.clone(), node.clone());
+        let mut ahead = ReadAhead::new(files(self.store, node));
         while let Some(step) = walk.step()? {
             self.proceed()?;
             while dirs.depth() > step.depth {
@@ -218,6 +220,7 @@ impl TreeExport<'_> {
                     size,
                     executable,
                 } => {
+                    ahead.pass(|blobs| self.store.store().will_need(blobs));
                     let job = ExportJob {
                         dir: dir.cloned(),
                         name: name.to_vec(),

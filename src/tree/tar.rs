@@ -15,9 +15,10 @@ use std::io::Write;
 use std::sync::atomic::Ordering;
 
 use super::export::{ExportProgress, MTIME};
+use super::walk::files;
 use super::{TreeError, TreePath, TreeWalk, copy_blob};
 use crate::castore::{Node, NodeRef};
-use crate::store::Blocking;
+use crate::store::{Blocking, ReadAhead};
 
 /// Bytes in a tar block.
 const BLOCK: usize = 512;
@@ -38,6 +39,7 @@ pub fn write_tar(
 ) -> Result<(), TreeError> {
     let base = path.as_bytes().len();
     let mut walk = TreeWalk::new(store, path.clone(), node.clone());
+    let mut ahead = ReadAhead::new(files(store, node));
     while let Some(step) = walk.step()? {
         progress.take(0)?;
         let below = step.path.as_bytes().get(base..).unwrap_or_default();
@@ -61,6 +63,7 @@ pub fn write_tar(
         };
         write_headers(out, &member, kind, mode, size, link).map_err(TreeError::Output)?;
         if let NodeRef::File { digest, size, .. } = step.node {
+            ahead.pass(|blobs| store.store().will_need(blobs));
             copy_blob(store, &digest, size, step.path, |_, bytes| {
                 progress.take(bytes.len())?;
                 out.write_all(bytes).map_err(TreeError::Output)

@@ -114,6 +114,23 @@ impl<'a> TreeWalk<'a> {
     }
 }
 
+/// Digests and sizes of the files of `node`, in the order of a [`TreeWalk`]; ends where a Directory
+/// cannot be read.
+pub(super) fn files<'a>(
+    store: &'a Blocking,
+    node: &Node,
+) -> impl Iterator<Item = (Digest, u64)> + 'a {
+    let mut walk = TreeWalk::new(store, TreePath::new(b""), node.clone());
+    std::iter::from_fn(move || {
+        loop {
+            match walk.step().ok()??.node {
+                NodeRef::File { digest, size, .. } => return Some((digest, size)),
+                NodeRef::Directory { .. } | NodeRef::Symlink { .. } => {}
+            }
+        }
+    })
+}
+
 /// The Directory `digest`, which stands at `path`.
 pub(super) fn open(
     store: &Blocking,

@@ -10,6 +10,7 @@ mod copying;
 mod distance;
 mod fairness;
 mod image;
+mod in_order;
 mod listing;
 mod numbers;
 mod peer;

@@ -62,26 +62,19 @@ impl Store for Cache {
                 inner.hits.fetch_add(1, Ordering::Relaxed);
                 Ok(Answer::Found(length))
             }
-            false => Ok(Answer::Wait),
+            // What was announced to the upstream may be in its memory.
+            false => {
+                match inner.read_upstream_memory(digest, size, offset, &mut buffer[..length]) {
+                    true => Ok(Answer::Found(length)),
+                    false => Ok(Answer::Wait),
+                }
+            }
         }
     }
 
     /// The upstream fetches what is not cached into its own memory; a read stores it in the cache.
     fn will_need(&self, blobs: &[(Digest, u64)]) {
-        let inner = &self.0.inner;
-        let lacks = |(digest, _): &&(Digest, u64)| {
-            inner
-                .local_store
-                .indexed_size(digest)
-                .ok()
-                .flatten()
-                .is_none()
-                && inner.local_store.parts().about(digest).is_none()
-        };
-        let lacking: Vec<_> = blobs.iter().filter(lacks).copied().collect();
-        if !lacking.is_empty() {
-            inner.upstream.will_need(&lacking);
-        }
+        self.0.inner.announce(blobs);
     }
 
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {

@@ -160,34 +160,103 @@ impl CacheInner {
                 damage: Box::new(damage),
             }));
         }
+        self.keep_extent(digest, size, index, &bytes);
+        Ok(Some(bytes))
+    }
+
+    /// Takes what the upstream has in memory of a part of a blob, and fills `buffer`; false if
+    /// something is missing, or is not what it should be: a fetch gets the reason.
+    pub(super) fn read_upstream_memory(
+        self: &Arc<Self>,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> bool {
+        let extent = cached_extent_size(size);
+        let last = (offset + buffer.len() as u64 - 1) / extent;
+        for index in offset / extent..=last {
+            if self.recent.lock().blobs.contains(&(*digest, size, index)) {
+                continue;
+            }
+            let start = index * extent;
+            let length = extent.min(size - start);
+            // So much is allocated before it is known to be there.
+            if length > WHOLE {
+                return false;
+            }
+            let mut bytes = vec![0; length as usize];
+            let read = self.upstream.read_now(digest, size, start, &mut bytes);
+            if !matches!(read, Ok(Answer::Found(read)) if read == bytes.len())
+                || (length == size && Digest::of(&bytes) != *digest)
+            {
+                return false;
+            }
+            self.misses.fetch_add(1, Ordering::Relaxed);
+            self.keep_extent(*digest, size, index, &bytes.into());
+        }
+        self.in_memory(digest, size, offset, buffer)
+    }
+
+    /// Announces to the upstream what is not cached.
+    pub(super) fn announce(&self, blobs: &[(Digest, u64)]) {
+        let is_cached = |digest: &Digest| {
+            let indexed = self.local_store.indexed_size(digest);
+            matches!(indexed, Ok(Some(_))) || self.local_store.parts().about(digest).is_some()
+        };
+        let blobs = blobs.iter().filter(|(digest, _)| !is_cached(digest));
+        let blobs: Vec<_> = blobs.copied().collect();
+        if !blobs.is_empty() {
+            self.upstream.will_need(&blobs);
+        }
+    }
+
+    /// Keeps a part that the upstream returned.
+    fn keep_extent(self: &Arc<Self>, digest: Digest, size: u64, index: u64, bytes: &Bytes) {
         let key = (digest, size, index);
-        self.recent
-            .lock()
-            .blobs
-            .insert(key, bytes.clone(), bytes.len());
+        let mut recent = self.recent.lock();
+        recent.blobs.insert(key, bytes.clone(), bytes.len());
+        drop(recent);
         self.writer.access_times.touch(&digest);
         if size <= WHOLE {
-            self.writer.push(Write::Blob(digest, bytes.clone()));
-        } else {
-            // The table may take another request, for which no reader waits.
-            let Some(expected) = self.writer.expect(bytes.len()) else {
-                return Ok(Some(bytes));
-            };
-            let (inner, bytes) = (self.clone(), bytes.clone());
-            self.runtime.spawn(async move {
-                if let Some(table) = inner.table(digest, size).await {
-                    expected.arrived(Write::Part {
-                        digest,
-                        size,
-                        extent,
-                        index,
-                        bytes,
-                        table,
-                    });
-                }
-            });
+            return self.writer.push(Write::Blob(digest, bytes.clone()));
         }
-        Ok(Some(bytes))
+        // The table may take another request, for which no reader waits.
+        let Some(expected) = self.writer.expect(bytes.len()) else {
+            return;
+        };
+        let (inner, bytes) = (self.clone(), bytes.clone());
+        self.runtime.spawn(async move {
+            if let Some(table) = inner.table(digest, size).await {
+                expected.arrived(Write::Part {
+                    digest,
+                    size,
+                    extent: cached_extent_size(size),
+                    index,
+                    bytes,
+                    table,
+                });
+            }
+        });
+    }
+
+    /// Forgets what the local store has now.
+    pub(super) fn written(&self, writes: &[Write]) {
+        let mut recent = self.recent.lock();
+        for write in writes {
+            match write {
+                Write::Blob(digest, bytes) => {
+                    recent.blobs.remove(&(*digest, bytes.len() as u64, 0));
+                }
+                Write::Part {
+                    digest,
+                    size,
+                    index,
+                    ..
+                } => recent.blobs.remove(&(*digest, *size, *index)),
+                Write::Directory(_) => {}
+            }
+        }
     }
 
     /// Calls the upstream, unless the breaker is open.

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::{Cache, CacheInner};
 use crate::castore::{Digest, Name, NodeRef};
-use crate::store::{Error, Store};
+use crate::store::{Error, ReadAhead, Store};
 
 /// Directories and blobs that are fetched at once.
 const AT_ONCE: usize = 32;
@@ -109,8 +109,13 @@ impl CacheInner {
         progress.total_bytes.store(bytes, Ordering::Relaxed);
         let mut wanted: Vec<_> = blobs.into_iter().collect();
         for _ in 0..PASSES {
+            let mut ahead = ReadAhead::new(wanted.clone().into_iter());
             stream::iter(wanted.clone())
-                .map(|(digest, size)| self.fetch_blob(digest, size, progress))
+                .map(|(digest, size)| {
+                    // Small ones come together.
+                    ahead.pass(|blobs| self.announce(blobs));
+                    self.fetch_blob(digest, size, progress)
+                })
                 .buffer_unordered(AT_ONCE)
                 .try_collect::<Vec<()>>()
                 .await?;

@@ -241,8 +241,8 @@ impl CacheWriter {
         while queue.expected > 0 && !self.drained.wait_until(queue, deadline).timed_out() {}
     }
 
-    /// The thread's loop; `tick` is called now and then.
-    pub(super) fn run(&self, tick: impl Fn()) {
+    /// The thread's loop. `written` is called with what the local store has now, `tick` now and then.
+    pub(super) fn run(&self, written: impl Fn(&[Write]), tick: impl Fn()) {
         let _ended = WriterEnd(self);
         self.size
             .store(self.local_store.disk_usage(), Ordering::Relaxed);
@@ -253,7 +253,11 @@ impl CacheWriter {
             self.look_after_room();
             match writes.is_empty() {
                 true => self.try_again(),
-                false => self.write(&writes),
+                false => {
+                    if self.write(&writes) {
+                        written(&writes);
+                    }
+                }
             }
             let mut queue = self.queue.lock();
             queue.writing = false;
@@ -292,16 +296,19 @@ impl CacheWriter {
         (writes, queue.closed)
     }
 
-    fn write(&self, writes: &[Write]) {
+    /// Whether the local store has them now.
+    fn write(&self, writes: &[Write]) -> bool {
         match self.try_write(writes) {
             Ok(added) => {
                 self.size.fetch_add(added, Ordering::Relaxed);
                 self.recovered();
+                true
             }
             Err(error) => {
                 self.not_stored
                     .fetch_add(writes.len() as u64, Ordering::Relaxed);
                 self.degrade(error.to_string());
+                false
             }
         }
     }

@@ -11,11 +11,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::future::join_all;
 
 use super::{BlobClaim, BlobSource, Extents, LARGEST_BLOB, of_its_own};
 use crate::castore::{Digest, extent_size};
 use crate::spans;
+use crate::store::ANNOUNCED_HEAD;
 use crate::store::failure::CallFailure;
 use crate::store::single_flight::PendingFetch;
 
@@ -23,11 +24,6 @@ use crate::store::single_flight::PendingFetch;
 /// blobs of the next wait for it.
 const MOST_TOGETHER: usize = 1024;
 const MOST_BYTES: u64 = 1 << 20;
-/// Blobs fetched at once one by one: servers allow some hundreds of calls at once, and readers need
-/// some of these for themselves.
-const AT_ONCE: usize = 64;
-/// Bytes from the start of a larger blob that are prefetched.
-pub(in crate::store) const HEAD: u64 = 1 << 20;
 
 /// A blob that readers may be waiting for already.
 type AnnouncedBlob = (
@@ -46,7 +42,7 @@ impl<S: BlobSource> Extents<S> {
             }
             let part = extent_size(size);
             if size > part {
-                for index in 0..size.min(HEAD).div_ceil(part) {
+                for index in 0..size.min(ANNOUNCED_HEAD).div_ceil(part) {
                     if !self.extents.lock().contains(&((digest, size), index)) {
                         self.start_fetch(digest, size, index);
                     }
@@ -107,13 +103,11 @@ impl<S: BlobSource> Extents<S> {
         let alone = remaining.map(|((digest, size), pending)| {
             let extents = self.clone();
             async move {
-                let _turn = extents.alone.acquire().await;
+                let _call = extents.alone.begin().await;
                 pending.complete(extents.clone().fetch(digest, size, 0).await);
             }
         });
-        stream::iter(alone)
-            .for_each_concurrent(AT_ONCE, |fetch| fetch)
-            .await;
+        join_all(alone).await;
     }
 
     /// A small blob that came with others.
@@ -128,10 +122,5 @@ impl<S: BlobSource> Extents<S> {
         let bytes = of_its_own(&bytes);
         self.keep(digest, *size, 0, &bytes);
         Ok(bytes)
-    }
-
-    /// As many permits as blobs that are fetched one by one.
-    pub(super) fn turns() -> tokio::sync::Semaphore {
-        tokio::sync::Semaphore::new(AT_ONCE)
     }
 }

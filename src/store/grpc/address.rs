@@ -125,7 +125,7 @@ impl GrpcAddress {
             token: None,
             deadlines: CallDeadlines::default(),
             verify: ChunkVerification::default(),
-            cache: 128 << 20,
+            cache: 64 << 20,
             download_buffer: 4 << 30,
         };
         let (mut certificate, mut key) = (None, None);
