@@ -84,7 +84,7 @@ pub use local::{
 pub(crate) use measured::MeasuredStore;
 pub use memory::MemoryStore;
 pub use mirrors::{MemberOrder, Mirrors};
-pub use object::ObjectStore;
+pub use object::{BucketGcOptions, BucketGcReport, BucketObjects, ObjectStore};
 pub use redb_file::RedbFile;
 pub use root_change::RootCondition;
 pub(crate) use root_change::check_free;

@@ -1404,7 +1404,7 @@ fn gc_removes_what_no_root_reaches_and_prints_how_much() {
     let upstream = place.run(&["gc", "--store", "memory:"]);
     let error = String::from_utf8(upstream.stderr).unwrap();
     assert!(
-        error.contains("gc works only on local stores (local:PATH)"),
+        error.contains("gc works only on local stores (local:PATH) and object stores"),
         "{error}"
     );
     let long = place.run(&["gc", "--grace", "2d"]);

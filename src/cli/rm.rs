@@ -54,6 +54,11 @@ pub(super) struct Rm {
 /// When and how the space of roots that were just removed is freed.
 fn space_hint(opened: &CommandStore) -> String {
     let url = opened.store.url();
+    if url.starts_with("objectstore+") {
+        return "`castore-fs gc --no-other-writers` with the same --store frees the space, in two calls with the grace \
+                period (by default 1h) between them"
+            .to_owned();
+    }
     let Some(_) = opened.local_dir() else {
         return format!("`castore-fs gc` on the machine of {url} frees the space");
     };
