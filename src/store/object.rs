@@ -10,6 +10,7 @@
 
 mod blobs;
 mod bucket;
+mod bucket_time;
 mod directories;
 mod gc;
 mod http;

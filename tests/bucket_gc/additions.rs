@@ -34,10 +34,10 @@ fn a_root_of_candidates_that_is_added_between_the_phases_is_whole_after_the_swee
     bucket.advance(HOUR / 2);
     // A root alone, as `tag` puts it, and one by a copy that skips a tree that is there.
     let ingest = open(&bucket).ingest().unwrap();
-    let [_, top] = directories(&blobs(2));
+    let [_, tree] = directories(&blobs(2));
     let root = Root {
         name: name("tagged"),
-        node: top.node(),
+        node: tree.node(),
     };
     ingest.put_root(&root, None).unwrap();
     ingest.commit().unwrap();
@@ -85,13 +85,13 @@ fn a_tree_that_was_there_when_it_was_skipped_is_looked_for_at_the_commit() {
     let bucket = with_garbage();
     let store = open(&bucket);
     // As a copy does: the tree is there, and only what is above it is sent.
-    let [_, top] = directories(&blobs(2));
+    let [_, tree] = directories(&blobs(2));
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    assert!(runtime.block_on(store.has_tree(&top.digest())).unwrap());
+    assert!(runtime.block_on(store.has_tree(&tree.digest())).unwrap());
     collect(&bucket, HOUR).unwrap();
     bucket.advance(HOUR);
     collect(&bucket, HOUR).unwrap();
-    let above = Directory::from_entries(vec![(name("tree"), top.node())]).unwrap();
+    let above = Directory::from_entries(vec![(name("tree"), tree.node())]).unwrap();
     let ingest = store.ingest().unwrap();
     ingest.put_directory(&above).unwrap();
     let root = Root {
@@ -150,17 +150,21 @@ fn an_addition_waits_for_a_sweep_that_deletes_what_it_needs() {
     at_the_first_deletion(&bucket, move || {
         // What no candidate is needed for does not wait.
         add(&open(&other), "three", 3);
+        other.take_requests();
         let bucket = other.clone();
         let adding = std::thread::spawn(move || add(&open(&bucket), "two", 2));
-        // It has read the lock before anything is deleted.
-        let reads_lock = |requests: &[String]| {
-            let mut requests = requests.iter();
-            requests.any(|request| request.contains("gc/lock"))
+        // It reads the lock, and waits until it reads it again.
+        let mut requests = Vec::new();
+        let reads = |requests: &[String]| {
+            let reads = requests.iter();
+            reads.filter(|request| request.contains("gc/lock")).count()
         };
-        other.take_requests();
-        while !reads_lock(&other.take_requests()) {
+        while reads(&requests) < 2 {
+            requests.extend(other.take_requests());
             std::thread::yield_now();
         }
+        let put = requests.iter().find(|request| request.starts_with("PUT "));
+        assert_eq!(put, None, "a candidate was written while it may be deleted");
         *added.lock().unwrap() = Some(adding);
     });
     let swept = collect(&bucket, HOUR).unwrap();

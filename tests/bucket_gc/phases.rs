@@ -147,9 +147,9 @@ fn what_is_none_of_ours_is_never_touched() {
 fn what_is_below_an_object_that_stays_stays_though_no_root_reaches_that() {
     let bucket = with_garbage();
     // The blobs are old, and the closure was written again by an addition that has no root yet.
-    let closure = bucket.collected().into_iter();
-    let top = directories(&blobs(2))[1].digest().to_hex();
-    let closure = closure.filter(|path| path.ends_with(&top)).next().unwrap();
+    let mut closures = bucket.collected().into_iter();
+    let above = directories(&blobs(2))[1].digest().to_hex();
+    let closure = closures.find(|path| path.ends_with(&above)).unwrap();
     let bytes = bucket.objects()[&closure].bytes.clone();
     bucket.put(&closure, &bytes);
     let before = bucket.collected();

@@ -29,7 +29,7 @@ use tonic::Code;
 use url::Url;
 
 pub(super) use self::conditional::{ObjectVersion, ReadVersion};
-pub(super) use self::listing::{BucketTime, ListedObject};
+pub(super) use self::listing::ListedObject;
 use super::http::{BoundedConnector, ServiceClock};
 use crate::castore::Digest;
 use crate::store::authorities::with_causes;
@@ -478,11 +478,11 @@ fn failure(error: object_store::Error) -> CallFailure {
     CallFailure::Status(if denied { Code::PermissionDenied } else { code }, why)
 }
 
-/// The store that `url` names, the path in it, and the clock of its service.
-fn open(
-    url: &Url,
-    options: Vec<(String, String)>,
-) -> object_store::Result<(Box<dyn ObjectStore>, Path, Option<Arc<ServiceClock>>)> {
+/// A store, a path in it, and the clock of its service.
+type OpenedPath = (Box<dyn ObjectStore>, Path, Option<Arc<ServiceClock>>);
+
+/// The store and path that `url` names.
+fn open(url: &Url, options: Vec<(String, String)>) -> object_store::Result<OpenedPath> {
     let clock = Arc::new(ServiceClock::default());
     // Retries and deadlines are in [`Bucket::attempt`].
     let retry = RetryConfig {

@@ -36,7 +36,7 @@ use tonic::Code;
 use self::candidates::CandidateList;
 use self::lock::{GcLock, LockState};
 use self::survey::{Survey, survey};
-use super::bucket::BucketTime;
+use super::bucket_time::BucketTime;
 use super::{ObjectStore, ObjectStoreCalls};
 use crate::castore::Digest;
 use crate::store::failure::CallFailure;
@@ -315,7 +315,7 @@ fn no_right(failure: CallFailure) -> CallFailure {
 
 /// Whether an object written at `modified` is old enough for a list that is begun `now`.
 fn is_candidate(modified: BucketTime, now: BucketTime, grace: Duration) -> bool {
-    // What was written at the same moment cannot be told from what is written later, and again.
+    // What was written at the same moment looks like what is written later, and again.
     modified < now && modified.after(grace) <= now
 }
 

@@ -22,7 +22,7 @@ use object_store::client::{
     HttpResponseBody, HttpService, ReqwestConnector,
 };
 
-use super::bucket::BucketTime;
+use super::bucket_time::BucketTime;
 
 /// Bytes of an answer that is collected whole, at most. A page of a listing has a thousand objects;
 /// a WebDAV server lists a whole directory in one answer.

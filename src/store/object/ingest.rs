@@ -21,7 +21,7 @@ use tonic::Code;
 
 use super::ObjectStoreCalls;
 use super::gc::ObjectKind;
-use super::relied::{CheckFailure, NeededObjects};
+use super::relied::{CheckFailure, GcState, NeededObjects};
 use crate::castore::{
     BlobHasher, Digest, Directory, GroupTable, Name, Node, NodeRef, Root, bao_field,
 };
@@ -181,26 +181,14 @@ impl ObjectAddition {
     fn commit_roots(&self, new: &[Node], changes: &[RootChange]) -> Result<(), Error> {
         let mut needed = None;
         for attempt in 0..COMMITS {
-            let relied = self.store.relied.clone();
-            let state = self.wait(async move { relied.refresh().await })?;
-            let mut before = state.clone();
-            if state.has_list() {
-                let needed = match &needed {
-                    Some(needed) => Arc::clone(needed),
-                    None => Arc::clone(needed.insert(Arc::new(self.needed(new)?))),
-                };
-                let relied = self.store.relied.clone();
-                let checked = self.wait(async move { Ok(relied.check(state, &needed).await) })?;
-                before = checked.map_err(|failure| {
-                    if attempt > 0 {
-                        self.withdraw(changes);
-                    }
-                    self.lost(failure)
-                })?;
-                self.put_closures(new)?;
-            } else {
-                self.put_closures(&[])?;
-            }
+            let before = self.make_sure(new, &mut needed).inspect_err(|error| {
+                if attempt > 0 && matches!(error, Error::Refused { .. }) {
+                    self.withdraw(changes);
+                }
+            })?;
+            // Those of roots that were there before are candidates at worst, where a collection ran.
+            let nodes = if before.has_list() { new } else { &[] };
+            self.put_closures(nodes)?;
             self.change_roots(changes)?;
             let relied = self.store.relied.clone();
             let after = self.wait(async move { relied.refresh().await })?;
@@ -210,6 +198,27 @@ impl ObjectAddition {
         }
         let why = "garbage collections ran again and again meanwhile";
         Err(self.error(CallFailure::Status(Code::Aborted, why.to_owned())))
+    }
+
+    /// Makes sure that everything is there that the `new` roots need, if a collection ever ran; returns
+    /// the state of collections for which that holds. `needed` keeps what that is.
+    fn make_sure(
+        &self,
+        new: &[Node],
+        needed: &mut Option<Arc<NeededObjects>>,
+    ) -> Result<GcState, Error> {
+        let relied = self.store.relied.clone();
+        let state = self.wait(async move { relied.refresh().await })?;
+        if !state.has_list() {
+            return Ok(state);
+        }
+        let needed = match needed {
+            Some(needed) => needed.clone(),
+            None => needed.insert(Arc::new(self.needed(new)?)).clone(),
+        };
+        let relied = self.store.relied.clone();
+        let checked = self.wait(async move { Ok(relied.check(state, &needed).await) })?;
+        checked.map_err(|failure| self.lost(failure))
     }
 
     /// Removes roots that this addition has written, as something below them is gone.

@@ -434,15 +434,15 @@ impl From<CheckFailure> for CallFailure {
         };
         let example = lost
             .iter()
-            .next()
-            .map_or_else(String::new, |(kind, digest)| {
-                let kind = match kind {
-                    ObjectKind::Closure => "directory",
-                    ObjectKind::Blob => "blob",
-                    ObjectKind::Chunk => "chunk",
-                };
-                format!(" ({kind} {digest})")
-            });
+            .max_by_key(|(kind, digest)| (*kind as u8, *digest.as_bytes()));
+        let example = example.map_or_else(String::new, |(kind, digest)| {
+            let kind = match kind {
+                ObjectKind::Closure => "directory",
+                ObjectKind::Blob => "blob",
+                ObjectKind::Chunk => "chunk",
+            };
+            format!(" ({kind} {digest})")
+        });
         let why = format!(
             "{} objects that it needs are not there{example}: a garbage collection deleted them meanwhile, or they were \
              never sent. Run it again, which sends them",

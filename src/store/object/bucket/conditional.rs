@@ -4,7 +4,8 @@ use bytes::Bytes;
 use object_store::{ObjectMeta, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
 use tonic::Code;
 
-use super::{Bucket, BucketTime, failure, in_time};
+use super::super::bucket_time::BucketTime;
+use super::{Bucket, failure, in_time};
 use crate::store::failure::{CallFailure, found};
 
 /// A version of an object.

@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tonic::Code;
 
+use super::super::bucket_time::BucketTime;
 use super::{Bucket, failure};
 use crate::store::failure::CallFailure;
 use crate::store::pace::AnswerPace;
@@ -21,28 +22,6 @@ const MOST_LISTED: u64 = 64 << 20;
 const DELETED_AT_ONCE: usize = 1000;
 /// Bytes of progress that a deleted object counts as.
 const DELETED: u64 = 64 << 10;
-
-/// A time by the bucket's clock, in milliseconds since 1970.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::store::object) struct BucketTime(pub(in crate::store::object) u64);
-
-impl BucketTime {
-    pub(in crate::store::object) fn after(self, time: Duration) -> Self {
-        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        Self(self.0.saturating_add(millis))
-    }
-
-    /// Whole seconds since 1970, rounded up.
-    pub(in crate::store::object) fn seconds(self) -> u64 {
-        self.0.div_ceil(1000)
-    }
-}
-
-impl From<DateTime<Utc>> for BucketTime {
-    fn from(time: DateTime<Utc>) -> Self {
-        Self(u64::try_from(time.timestamp_millis()).unwrap_or_default())
-    }
-}
 
 /// An object in a listing.
 #[derive(Debug)]

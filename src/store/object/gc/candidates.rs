@@ -17,7 +17,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use tonic::Code;
 
-use super::super::bucket::{Bucket, BucketTime};
+use super::super::bucket::Bucket;
+use super::super::bucket_time::BucketTime;
 use super::ObjectKind;
 use crate::castore::Digest;
 use crate::store::failure::CallFailure;

@@ -16,7 +16,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinHandle;
 use tonic::Code;
 
-use super::super::bucket::{Bucket, BucketTime, ObjectVersion, ReadVersion};
+use super::super::bucket::{Bucket, ObjectVersion, ReadVersion};
+use super::super::bucket_time::BucketTime;
 use super::candidates::{RandomId, random_id};
 use crate::store::failure::CallFailure;
 

@@ -17,7 +17,8 @@ use parking_lot::Mutex;
 use tonic::Code;
 
 use super::super::ObjectStoreCalls;
-use super::super::bucket::{BucketTime, ListedObject};
+use super::super::bucket::ListedObject;
+use super::super::bucket_time::BucketTime;
 use super::super::directories::DirectoryVisitor;
 use super::candidates::MOST_CANDIDATES;
 use super::{BucketObjects, ObjectKind};
