@@ -186,7 +186,7 @@ impl ObjectAddition {
                     self.withdraw(changes);
                 }
             })?;
-            // Those of roots that were there before are candidates at worst, where a collection ran.
+            // Where a collection ran, the closure of a root that was there before may be a candidate.
             let nodes = if before.has_list() { new } else { &[] };
             self.put_closures(nodes)?;
             self.change_roots(changes)?;
