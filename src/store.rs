@@ -80,13 +80,13 @@ pub(crate) use local::url as local_url;
 pub use local::url::{local_dir, open_local};
 pub(crate) use local::{CachedRoot, NamesVersion};
 pub use local::{
-    ChunkPlace, GcOptions, GcResult, InUseLease, LocalStore, RebuiltIndex, RepairOutcome,
-    RootRecord, StoredChunk, ValidPath, WaitingNar,
+    ChunkPlace, GcOptions, GcReport, GcResult, InUseLease, LocalStore, RebuiltIndex, RepairOutcome,
+    RootRecord, SparedObjects, StoredChunk, ValidPath, WaitingNar,
 };
 pub(crate) use measured::MeasuredStore;
 pub use memory::MemoryStore;
 pub use mirrors::{MemberOrder, Mirrors};
-pub use object::ObjectStore;
+pub use object::{BucketGcOptions, BucketGcReport, BucketObjects, ObjectStore};
 pub(crate) use read_ahead::ReadAhead;
 pub use redb_file::RedbFile;
 pub use root_change::RootCondition;

@@ -1378,7 +1378,16 @@ fn gc_removes_what_no_root_reaches_and_prints_how_much() {
     place.good(&["import", "other", "--name", "again"]);
     fs::write(place.path("other"), "short").unwrap();
     place.good(&["import", "other", "--name", "again"]);
-    assert!(text(&["gc"]).starts_with("removed 0 blobs (0 B), 0 directories; "));
+    let spared = text(&["gc"]);
+    assert!(spared.starts_with("removed 0 blobs (0 B), 0 directories; "));
+    let until =
+        spared.split("\nspared 1 blobs (3.00 MiB), 0 directories: within the grace period, until ");
+    let until = until.last().unwrap().strip_suffix(" UTC\n").unwrap();
+    let json: Value = serde_json::from_slice(&place.good(&["gc", "--json"])).unwrap();
+    let grace = &json["spared"]["grace"];
+    assert_eq!(grace["blob_bytes"], 3 << 20);
+    assert_eq!(grace["until"], until.replace(' ', "T") + "Z");
+    assert_eq!(json["spared"]["in_use"]["blobs"], 0);
     let dry = text(&["gc", "--dry-run", "--grace", "0s"]);
     assert!(
         dry.starts_with("would remove 1 blobs (3.00 MiB), 0 directories: about "),
@@ -1395,7 +1404,7 @@ fn gc_removes_what_no_root_reaches_and_prints_how_much() {
     let upstream = place.run(&["gc", "--store", "memory:"]);
     let error = String::from_utf8(upstream.stderr).unwrap();
     assert!(
-        error.contains("gc works only on local stores (local:PATH)"),
+        error.contains("gc works only on local stores (local:PATH) and object stores"),
         "{error}"
     );
     let long = place.run(&["gc", "--grace", "2d"]);
@@ -1443,9 +1452,22 @@ fn rm_removes_names_and_gc_what_they_led_to() {
         "local:store has no root named none; `castore-fs ls` lists the names it has"
     );
     assert_eq!(place.text(&["ls"]), "other\ntree\n");
-    assert_eq!(place.text(&["rm", "tree"]), "tree\n");
+    let removed = place.run(&["rm", "tree"]);
+    assert_eq!(removed.stdout, b"tree\n");
+    // The time that `rm` announces is the one at which the collection frees it, or later.
+    let hint = String::from_utf8(removed.stderr).unwrap();
+    let announced = hint
+        .split("`castore-fs gc --store local:store` frees the space from ")
+        .last();
+    let announced = announced.unwrap().split(" on ").next().unwrap();
+    let spared = place.text(&["gc"]);
+    let until = spared
+        .split("directories: within the grace period, until ")
+        .last();
+    assert!(until.unwrap().trim_end() >= announced, "{hint} {spared}");
     assert_eq!(place.text(&["ls"]), "other\n");
     let collected = place.text(&["gc", "--grace", "0s"]);
+    assert!(!collected.contains("spared"), "{collected}");
     assert!(collected.starts_with("removed "), "{collected}");
     place.good(&["verify"]);
 }

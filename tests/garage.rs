@@ -164,6 +164,15 @@ fn a_cluster_of_three_loses_a_node_and_reads_continue() {
     let again = run(&["copy", "--from", &local_store, "--to", &upstream, "tree"]);
     assert!(again.contains(" 0 blobs"), "{again}");
     step("copied from and to it");
+
+    run(&["rm", "--store", &upstream, "tree"]);
+    // Dates of objects have whole seconds.
+    std::thread::sleep(Duration::from_secs(1));
+    let options = ["--no-other-writers", "--grace", "0s"];
+    let collected = run(&[&["gc", "--store", &upstream][..], &options].concat());
+    assert!(collected.contains("(1 closures, "), "{collected}");
+    run(&["verify", "--store", &from]);
+    step("collected its garbage");
 }
 
 /// Prints what was done, and how long it took.

@@ -351,6 +351,65 @@ fn the_command_line_imports_into_and_reads_from_a_bucket() {
     run(&["verify", "--store", &url]);
 }
 
+#[test]
+fn gc_of_a_bucket_needs_no_other_writers_and_frees_the_space() {
+    let dir = tempfile::tempdir().unwrap();
+    two_levels(dir.path());
+    let bucket = dir.path().join("bucket");
+    let url = format!("objectstore+file://{}", bucket.display());
+    let run = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+            .args(arguments)
+            .env_remove("CASTORE_FS_STORE")
+            .output()
+            .unwrap()
+    };
+    let refused = |arguments: &[&str], why: &str| {
+        let run = run(arguments);
+        let reported = String::from_utf8(run.stderr).unwrap();
+        assert_eq!(run.status.code(), Some(2), "{reported}");
+        assert!(reported.contains(why), "{reported}");
+    };
+    refused(
+        &["gc", "--store", &url],
+        "needs --no-other-writers, as an object store cannot keep writers out",
+    );
+    refused(
+        &["gc", "--store", "local:somewhere", "--no-other-writers"],
+        "--no-other-writers is for object stores",
+    );
+    let removed = run(&["rm", "--store", &url, "tree"]);
+    let hint = String::from_utf8(removed.stderr).unwrap();
+    assert!(
+        hint.contains("`castore-fs gc --no-other-writers`"),
+        "{hint}"
+    );
+    let before = files(&bucket);
+    let gc = |options: &[&str]| {
+        let run = run(&[&["gc", "--store", &url][..], options].concat());
+        assert!(run.status.success(), "{run:?}");
+        String::from_utf8(run.stdout).unwrap()
+    };
+    let dry = gc(&["--dry-run", "--grace", "0ms"]);
+    assert!(dry.starts_with("would delete 0 objects"), "{dry}");
+    assert!(dry.contains("would become candidates: "), "{dry}");
+    assert_eq!(files(&bucket), before);
+    // A grace may be longer than that of a local store.
+    let spared = gc(&["--no-other-writers", "--grace", "30d"]);
+    assert!(spared.contains("\nspared "), "{spared}");
+    let json: Value =
+        serde_json::from_str(&gc(&["--no-other-writers", "--grace", "0s", "--json"])).unwrap();
+    assert_eq!(json["deleted"]["closures"], 1, "{json}");
+    assert!(json["deleted"]["bytes"].as_u64() > Some(0), "{json}");
+    assert_eq!(json["candidates"]["chunks"], 0, "{json}");
+    assert_eq!(json["candidates"]["waiting"], false, "{json}");
+    let left = files(&bucket).into_keys();
+    let left: Vec<_> = left
+        .filter(|path| !path.starts_with("castore-fs"))
+        .collect();
+    assert_eq!(left.len(), 1, "only the empty blob: {left:?}");
+}
+
 /// A bucket with a tree of two levels; gives its root node.
 fn two_levels(dir: &Path) -> Root {
     let tree = dir.join("tree");

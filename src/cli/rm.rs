@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use castore_fs::castore::Name;
 use castore_fs::store::RootCondition;
@@ -10,9 +11,11 @@ use castore_fs::tree::closure;
 use clap::Args;
 
 use super::failure::{CommandFailure, failure, print_error};
+use super::gc::DEFAULT_GRACE;
 use super::names::{referred, refuse_referred, root_name};
 use super::output::Output;
 use super::store::{CommandStore, StoreArguments};
+use super::utc::utc;
 
 /// Remove roots from a store, by name
 ///
@@ -46,6 +49,32 @@ pub(super) struct Rm {
     /// The roots' names
     #[arg(value_name = "NAME", required = true)]
     names: Vec<PathBuf>,
+}
+
+/// When and how the space of roots that were just removed is freed.
+fn space_hint(opened: &CommandStore) -> String {
+    let url = opened.store.url();
+    if url.starts_with("objectstore+") {
+        return "`castore-fs gc --no-other-writers` with the same --store frees the space, in two calls with the grace \
+                period (by default 1h) between them"
+            .to_owned();
+    }
+    let Some(_) = opened.local_dir() else {
+        return format!("`castore-fs gc` on the machine of {url} frees the space");
+    };
+    // The collection compares whole seconds.
+    let from = now().saturating_add(DEFAULT_GRACE.as_secs() + 1);
+    format!(
+        "`castore-fs gc --store {url}` frees the space from {} on (with its default --grace of 1h), except of what is \
+         mounted then",
+        utc(from)
+    )
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 impl Rm {
@@ -126,6 +155,9 @@ impl Rm {
             writeln!(output)?;
         }
         output.flush()?;
+        if !names.is_empty() && !self.dry_run {
+            print_error(&space_hint(&opened));
+        }
         Ok(())
     }
 

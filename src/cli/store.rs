@@ -303,6 +303,14 @@ impl StoreLocation {
         }
     }
 
+    /// The URL of the store, if it is an object store.
+    pub(super) fn bucket_url(&self) -> Option<&str> {
+        match &self.named.plan {
+            StorePlan::Url(url) => url.starts_with("objectstore+").then_some(url),
+            _ => None,
+        }
+    }
+
     /// Opens an existing local store.
     pub(super) fn open_dir(&self) -> Result<LocalStore, CommandFailure> {
         self.must_exist()?;
@@ -312,7 +320,7 @@ impl StoreLocation {
         };
         local.ok_or_else(|| {
             failure(format!(
-                "gc works only on local stores (local:PATH), and {} is none",
+                "gc works only on local stores (local:PATH) and object stores (objectstore+URL), and {} is neither",
                 self.named.name
             ))
         })

@@ -10,9 +10,12 @@
 
 mod blobs;
 mod bucket;
+mod bucket_time;
 mod directories;
+mod gc;
 mod http;
 mod ingest;
+mod relied;
 mod roots;
 
 use std::sync::Arc;
@@ -24,7 +27,9 @@ use tokio::runtime::Handle;
 use self::blobs::BucketBlobs;
 use self::bucket::Bucket;
 use self::directories::ClosureDirectories;
+pub use self::gc::{BucketGcOptions, BucketGcReport, BucketObjects};
 use self::ingest::ObjectIngest;
+use self::relied::ReliedObjects;
 use self::roots::BucketRoots;
 use super::extents::Extents;
 use super::failure::CallFailure;
@@ -50,6 +55,7 @@ pub struct ObjectStoreCalls {
     extents: Arc<Extents<BucketBlobs>>,
     directories: Arc<ClosureDirectories>,
     roots: Arc<BucketRoots>,
+    relied: Arc<ReliedObjects>,
 }
 
 impl ObjectStore {
@@ -76,6 +82,7 @@ impl ObjectStore {
             blobs,
             directories: ClosureDirectories::new(bucket.clone(), DIRECTORY_CACHE),
             roots: BucketRoots::new(bucket.clone()),
+            relied: ReliedObjects::new(bucket.clone()),
             bucket,
         }))
     }

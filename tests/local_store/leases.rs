@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use castore_fs::castore::Node;
-use castore_fs::store::{GcResult, LocalStore, Store};
+use castore_fs::store::{GcOptions, GcResult, LocalStore, SparedObjects, Store};
 
 use crate::garbage::{now, remove};
 use crate::processes::command;
@@ -44,8 +44,22 @@ fn what_is_in_use_stays_after_its_root_was_removed_until_it_is_released() {
     assert!(!lease.hold(&node), "it is held already");
     remove(&store, "tree");
     let usage = store.usage().unwrap();
-    assert_eq!(collect(path), GcResult::default());
-    assert_eq!(store.usage().unwrap(), usage);
+    let report = store.collect_and_report(&now()).unwrap();
+    assert_eq!(report.removed, GcResult::default());
+    // All of it is in use, whatever else would spare it.
+    let usage = usage.unwrap();
+    let in_use = SparedObjects {
+        blobs: usage.blobs,
+        blob_bytes: usage.blob_bytes,
+        directories: usage.directories,
+    };
+    assert_eq!(report.in_use, in_use);
+    let young = store.collect_and_report(&GcOptions::default()).unwrap();
+    assert_eq!(
+        (young.in_use, young.grace),
+        (in_use, SparedObjects::default())
+    );
+    assert_eq!(store.usage().unwrap(), Some(usage));
     assert_readable(&store, &node);
     lease.release(&node);
     assert!(collect(path).blobs > 0);

@@ -34,7 +34,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub(in crate::store) use self::evict::CacheRetention;
-use self::mark::MarkedObjects;
+use self::mark::{MarkReason, MarkedObjects};
 use super::index::{MEMORY, Snapshot, now};
 use super::location::{ObjectLocation, StorageKind};
 use super::{LocalInner, LocalStore, large, leases};
@@ -83,6 +83,54 @@ pub struct GcResult {
     pub freed: u64,
 }
 
+/// Objects that no root reaches, and that stay for the same reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SparedObjects {
+    /// Blobs.
+    pub blobs: u64,
+    /// Their bytes.
+    pub blob_bytes: u64,
+    /// Directories.
+    pub directories: u64,
+}
+
+impl SparedObjects {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.blobs == 0 && self.directories == 0
+    }
+}
+
+/// What a collection removed, and what it spared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// What it removed.
+    pub removed: GcResult,
+    /// What was added, or was below a root that was removed, within the grace.
+    pub grace: SparedObjects,
+    /// When the grace of the last of these ends, in seconds since 1970; 0 if there are none.
+    pub grace_until: u64,
+    /// What mounts and guests show. It stays until they end.
+    pub in_use: SparedObjects,
+    /// What belongs to paths whose content has not come completely. It stays for a day at most.
+    pub incomplete: SparedObjects,
+}
+
+impl GcReport {
+    /// Counts an object that stays; returns the numbers that it belongs to, if no root reaches it.
+    fn spared(&mut self, reason: MarkReason) -> Option<&mut SparedObjects> {
+        match reason {
+            MarkReason::Reachable => None,
+            MarkReason::InUse => Some(&mut self.in_use),
+            MarkReason::Incomplete => Some(&mut self.incomplete),
+            MarkReason::Grace(until) => {
+                self.grace_until = until.max(self.grace_until);
+                Some(&mut self.grace)
+            }
+        }
+    }
+}
+
 /// What is to be removed, and what stays.
 struct GcPlan {
     blobs: Vec<Digest>,
@@ -93,7 +141,7 @@ struct GcPlan {
     packs: Vec<u32>,
     /// Of each other pack, what stays.
     live: HashMap<u32, space::LiveRecords>,
-    collected: GcResult,
+    report: GcReport,
 }
 
 impl LocalStore {
@@ -103,12 +151,18 @@ impl LocalStore {
     /// Fails if running additions do not end within the patience, and if a Directory below a root
     /// cannot be read: what is below that would be lost.
     pub fn collect_garbage(&self, options: &GcOptions) -> Result<GcResult, Error> {
+        Ok(self.collect_and_report(options)?.removed)
+    }
+
+    /// As [`collect_garbage`](Self::collect_garbage); returns also what was spared.
+    pub fn collect_and_report(&self, options: &GcOptions) -> Result<GcReport, Error> {
         let store = &*self.0;
         let now = now();
+        let grace = options.grace.min(MEMORY).as_secs();
         let cutoff = match options.grace.is_zero() {
             // Nothing is young, whatever the clock was when it was added.
             true => NEVER,
-            false => now.saturating_sub(options.grace.min(MEMORY).as_secs()),
+            false => now.saturating_sub(grace),
         };
         let mut marks = MarkedObjects::default();
         let mut snapshot = store.index.fresh()?;
@@ -121,12 +175,12 @@ impl LocalStore {
                 .map_err(super::index::CommitError::into_error)?;
             snapshot = store.index.fresh()?;
         }
-        mark_all(store, &snapshot, &mut marks, cutoff)?;
+        mark_all(store, &snapshot, &mut marks, cutoff, grace)?;
         if options.dry_run {
-            return Ok(plan(&snapshot, &marks)?.collected);
+            return Ok(plan(&snapshot, &marks)?.report);
         }
         self.sweep(&mut marks, options.patience, false, |snapshot, marks| {
-            mark_all(store, snapshot, marks, cutoff)
+            mark_all(store, snapshot, marks, cutoff, grace)
         })
     }
 
@@ -138,7 +192,7 @@ impl LocalStore {
         patience: Duration,
         doubt: bool,
         complete: impl FnOnce(&Snapshot, &mut MarkedObjects) -> Result<(), Error>,
-    ) -> Result<GcResult, Error> {
+    ) -> Result<GcReport, Error> {
         let store = &*self.0;
         store.dir.check_writable()?;
         let alone = store.dir.be_alone(patience)?;
@@ -155,7 +209,8 @@ impl LocalStore {
         let snapshot = store.index.fresh()?;
         complete(&snapshot, marks)?;
         let plan = plan(&snapshot, marks)?;
-        let mut collected = plan.collected;
+        let mut report = plan.report;
+        let collected = &mut report.removed;
         if !plan.is_empty() || snapshot.incomplete > 0 {
             let mut change = store.index.change()?;
             change.remove_expired()?;
@@ -181,7 +236,7 @@ impl LocalStore {
         for (pack, live) in &plan.live {
             collected.freed += space::punch(&store.dir, *pack, live)?;
         }
-        Ok(collected)
+        Ok(report)
     }
 }
 
@@ -191,52 +246,61 @@ impl GcPlan {
     }
 }
 
-/// Marks from everything that a plain collection spares.
+/// Marks from everything that a plain collection spares. `cutoff` is in seconds since 1970, and
+/// `grace` in seconds.
 fn mark_all(
     store: &LocalInner,
     snapshot: &Snapshot,
     marks: &mut MarkedObjects,
     cutoff: u64,
+    grace: u64,
 ) -> Result<(), Error> {
     marks.look_again(store, snapshot)?;
     for root in snapshot.roots()? {
         marks.below(store, snapshot, root.node.borrow())?;
     }
-    for node in leases::in_use(&store.dir)? {
-        marks.below_past(store, snapshot, node.borrow())?;
-    }
-    for root in snapshot.incomplete_roots()? {
-        marks.below_past(store, snapshot, root.node.borrow())?;
-    }
-    for node in snapshot.waiting_nodes()? {
-        marks.below_past(store, snapshot, node.borrow())?;
-    }
-    for root in snapshot.past_roots(cutoff)? {
-        marks.below_past(store, snapshot, root.node.borrow())?;
-    }
     for root in snapshot.cached_roots()?.values() {
         if let Some(root) = &root.root {
-            marks.below_past(store, snapshot, root.node.borrow())?;
+            let node = root.node.borrow();
+            marks.below_past(store, snapshot, node, MarkReason::Reachable)?;
         }
     }
-    let young: HashMap<u32, u64> = snapshot.young(cutoff)?.into_iter().collect();
+    for node in leases::in_use(&store.dir)? {
+        marks.below_past(store, snapshot, node.borrow(), MarkReason::InUse)?;
+    }
+    for root in snapshot.incomplete_roots()? {
+        let node = root.node.borrow();
+        marks.below_past(store, snapshot, node, MarkReason::Incomplete)?;
+    }
+    for node in snapshot.waiting_nodes()? {
+        marks.below_past(store, snapshot, node.borrow(), MarkReason::Incomplete)?;
+    }
+    // The latest first: what several reach is read once.
+    for (removed, root) in snapshot.past_roots(cutoff)?.iter().rev() {
+        // The time of a removal is in whole seconds.
+        let reason = MarkReason::Grace(removed.saturating_add(grace + 1));
+        marks.below_past(store, snapshot, root.node.borrow(), reason)?;
+    }
+    let young = snapshot.young(cutoff)?;
     if young.is_empty() {
         return Ok(());
     }
-    let is_young = |at: &ObjectLocation| young.get(&at.pack).is_some_and(|from| at.offset >= *from);
+    let until = |at: &ObjectLocation| young.added(at).map(|added| added + grace);
     snapshot.each_blob(|digest, at| {
-        if is_young(&at) {
-            marks.blob(digest);
+        if let Some(until) = until(&at) {
+            marks.blob(digest, MarkReason::Grace(until));
         }
     })?;
     let mut directories = Vec::new();
     snapshot.each_directory(|digest, at| {
-        if is_young(&at) {
-            directories.push(digest);
+        if let Some(until) = until(&at) {
+            directories.push((until, digest));
         }
     })?;
-    for digest in directories {
-        marks.below_directory(store, snapshot, digest, false)?;
+    directories.sort_unstable_by_key(|(until, _)| std::cmp::Reverse(*until));
+    for (until, digest) in directories {
+        let reason = MarkReason::Grace(until);
+        marks.below_directory(store, snapshot, digest, reason, false)?;
     }
     Ok(())
 }
@@ -253,15 +317,20 @@ fn plan(snapshot: &Snapshot, marks: &MarkedObjects) -> Result<GcPlan, Error> {
         kept: Vec::new(),
         packs: Vec::new(),
         live: HashMap::new(),
-        collected: GcResult::default(),
+        report: GcReport::default(),
     };
-    let collected = &mut plan.collected;
+    let report = &mut plan.report;
     snapshot.each_blob(|digest, at| {
-        if marks.has_blob(&digest) {
+        if let Some(reason) = marks.blob_reason(&digest) {
             if let Some(live) = live.get_mut(&at.pack) {
                 live.add(&at);
             }
+            if let Some(spared) = report.spared(reason) {
+                spared.blobs += 1;
+                spared.blob_bytes += at.len;
+            }
         } else {
+            let collected = &mut report.removed;
             plan.blobs.push(digest);
             collected.blobs += 1;
             collected.blob_bytes += at.len;
@@ -274,12 +343,16 @@ fn plan(snapshot: &Snapshot, marks: &MarkedObjects) -> Result<GcPlan, Error> {
         }
     })?;
     snapshot.each_directory(|digest, at| {
-        if marks.has_directory(&digest) {
+        if let Some(reason) = marks.directory_reason(&digest) {
             plan.kept.push(digest);
             if let Some(live) = live.get_mut(&at.pack) {
                 live.add(&at);
             }
+            if let Some(spared) = report.spared(reason) {
+                spared.directories += 1;
+            }
         } else {
+            let collected = &mut report.removed;
             plan.directories.push(digest);
             collected.directories += 1;
             collected.freed += space::record_len(&at);

@@ -26,6 +26,9 @@ use crate::store::{Damage, Object};
 const MIN_CHUNK: u64 = 128 << 10;
 /// The largest list of chunks, in bytes: half a million chunks, with the table of as large a blob.
 const MAX_LIST: u64 = 32 << 20;
+/// The largest list, and the largest chunk as it is stored, in bytes.
+pub(super) const MAX_STORED_LIST: u64 = MAX_LIST;
+pub(super) const MAX_STORED_CHUNK: u64 = most_packed(MAX_CHUNK);
 /// The most that has to be kept to unpack, as a power of two of bytes: 8 MiB, which RFC 8878 asks
 /// every decoder to support, and more than any level of zstd below 20 needs.
 pub(super) const MAX_WINDOW: u32 = 23;
@@ -171,7 +174,7 @@ impl BlobSource for BucketBlobs {
 
 /// The largest packed size of `limit` bytes: zstd adds less than a 256th and its header to
 /// incompressible data.
-fn most_packed(limit: u64) -> u64 {
+const fn most_packed(limit: u64) -> u64 {
     limit.saturating_add(limit >> 8).saturating_add(64 << 10)
 }
 

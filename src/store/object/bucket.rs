@@ -5,28 +5,32 @@
 //! ([`crate::store::circuit_breaker`]). The crate `object_store` would repeat requests itself; its
 //! retries are turned off.
 
-use std::collections::HashSet;
+mod conditional;
+mod listing;
+
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use object_store::aws::AmazonS3ConfigKey;
 use object_store::azure::AzureConfigKey;
 use object_store::gcp::GoogleConfigKey;
 use object_store::path::Path;
 use object_store::{
-    ClientConfigKey, ClientOptions, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode,
+    ClientConfigKey, ClientOptions, GetOptions, ObjectStore, ObjectStoreExt, ObjectStoreScheme,
     PutPayload, RetryConfig,
 };
 use tokio::runtime::Handle;
 use tonic::Code;
 use url::Url;
 
-use super::http::BoundedConnector;
+pub(super) use self::conditional::{ObjectVersion, ReadVersion};
+pub(super) use self::listing::ListedObject;
+use super::http::{BoundedConnector, ServiceClock};
 use crate::castore::Digest;
 use crate::store::authorities::with_causes;
 use crate::store::circuit_breaker::CircuitBreaker;
@@ -34,7 +38,6 @@ use crate::store::credential;
 use crate::store::extents::ChunkVerification;
 use crate::store::failure::{CallFailure, found};
 use crate::store::pace::{AnswerPace, LEAST_RATE};
-use crate::store::root_list::ListingMemory;
 use crate::store::shown_url::shown_parameter;
 use crate::store::{Damage, Object};
 
@@ -69,9 +72,6 @@ const SECRETS: [&str; 12] = [
     "signature",
 ];
 
-/// Bytes that an object takes in a listing beside its path, at least.
-const LISTED: u64 = 100;
-
 /// Objects by path.
 pub(super) struct Bucket {
     pub(super) url: String,
@@ -81,6 +81,8 @@ pub(super) struct Bucket {
     /// Bytes of the temporary directory that may be used.
     pub(super) download_buffer: usize,
     store: Box<dyn ObjectStore>,
+    /// The clock of the service; nothing if the bucket is on this machine.
+    clock: Option<Arc<ServiceClock>>,
     circuit_breaker: CircuitBreaker,
     calls: AtomicU64,
     /// For an operation that reads no object; one that writes an object may take longer, by the
@@ -209,7 +211,7 @@ impl Bucket {
         options.extend(given);
         // An error means that a default is installed already, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (store, base) = open(&inner, options).map_err(|error| with_causes(&error))?;
+        let (store, base, clock) = open(&inner, options).map_err(|error| with_causes(&error))?;
         let base = match base.is_root() {
             true => String::new(),
             false => format!("{base}/"),
@@ -220,6 +222,7 @@ impl Bucket {
             verify,
             download_buffer,
             store,
+            clock,
             circuit_breaker: CircuitBreaker::default(),
             calls: AtomicU64::new(0),
             deadline: DEADLINE,
@@ -267,19 +270,32 @@ impl Bucket {
     /// The object at `path`, if there is one. More than `limit` bytes are not accepted, whatever
     /// size the service reports.
     pub(super) async fn get(&self, path: &str, limit: u64) -> Result<Option<Bytes>, CallFailure> {
+        let collected = self.get_version(path, limit, None).await;
+        Ok(found(collected)?.map(|(bytes, _)| bytes))
+    }
+
+    /// As [`get`](Self::get), with the version of the object; as [`fetch_version`](Self::fetch_version)
+    /// if it is the `known` one.
+    async fn get_version(
+        &self,
+        path: &str,
+        limit: u64,
+        known: Option<&str>,
+    ) -> Result<(Bytes, ObjectVersion), CallFailure> {
         let start = || ReceivedObject {
             first: Bytes::new(),
             all: BytesMut::new(),
             remaining: limit,
         };
-        let collected = self.fetch(path, start, |collected, buffer| {
+        let collected = self.fetch_version(path, known, start, |collected, buffer| {
             if collected.push(buffer) {
                 return Ok(true);
             }
             let why = format!("{path} has more than the {limit} bytes that it may have");
             Err(CallFailure::Status(Code::DataLoss, why))
         });
-        Ok(collected.await?.map(ReceivedObject::into_bytes))
+        let (collected, version) = collected.await?;
+        Ok((collected.into_bytes(), version))
     }
 
     /// Passes the object at `path`, if there is one, to `take` piece by piece, as long as that
@@ -290,9 +306,27 @@ impl Bucket {
         start: impl Fn() -> T,
         take: impl Fn(&mut T, Bytes) -> Result<bool, CallFailure>,
     ) -> Result<Option<T>, CallFailure> {
+        let fetched = self.fetch_version(path, None, start, take).await;
+        Ok(found(fetched)?.map(|(taken, _)| taken))
+    }
+
+    /// As [`fetch`](Self::fetch), with the version of the object. With the ETag of a `known` version, that
+    /// one is not sent again: the failure is then [`Code::AlreadyExists`].
+    async fn fetch_version<T>(
+        &self,
+        path: &str,
+        known: Option<&str>,
+        start: impl Fn() -> T,
+        take: impl Fn(&mut T, Bytes) -> Result<bool, CallFailure>,
+    ) -> Result<(T, ObjectVersion), CallFailure> {
         let at = self.at(path)?;
-        let fetched = self.attempt(|| async {
-            let head = in_time(FIRST_BYTE, self.store.get(&at)).await?;
+        self.attempt(|| async {
+            let options = GetOptions {
+                if_none_match: known.map(str::to_owned),
+                ..GetOptions::default()
+            };
+            let head = in_time(FIRST_BYTE, self.store.get_opts(&at, options)).await?;
+            let version = ObjectVersion::of(&head.meta);
             let mut body = head.into_stream();
             let mut pace = AnswerPace::new(STALL);
             let mut taken = start();
@@ -302,14 +336,14 @@ impl Bucket {
                     Some(Err(_)) | None => 1,
                 });
                 let Some(buffer) = next.await?.transpose().map_err(failure)? else {
-                    return Ok(taken);
+                    return Ok((taken, version));
                 };
                 if !take(&mut taken, buffer)? {
-                    return Ok(taken);
+                    return Ok((taken, version));
                 }
             }
-        });
-        found(fetched.await)
+        })
+        .await
     }
 
     /// Whether there is an object at `path`.
@@ -330,79 +364,12 @@ impl Bucket {
         Ok(())
     }
 
-    /// Puts an object where there is none; returns whether there was none. A service without conditional
-    /// writes is asked first, and may then lose one of two that come at once.
-    pub(super) async fn create(&self, path: &str, bytes: Bytes) -> Result<bool, CallFailure> {
-        let at = self.at(path)?;
-        let created = self.attempt(|| async {
-            let payload = PutPayload::from_bytes(bytes.clone());
-            let create = self.store.put_opts(&at, payload, PutMode::Create.into());
-            match tokio::time::timeout(self.deadline, create).await {
-                Ok(Ok(_)) => Ok(Some(true)),
-                Ok(Err(object_store::Error::AlreadyExists { .. })) => Ok(Some(false)),
-                Ok(Err(
-                    object_store::Error::NotImplemented { .. }
-                    | object_store::Error::NotSupported { .. },
-                )) => Ok(None),
-                Ok(Err(error)) => Err(failure(error)),
-                Err(_) => Err(CallFailure::Timeout(self.deadline)),
-            }
-        });
-        match created.await? {
-            Some(created) => Ok(created),
-            None if self.has(path).await? => Ok(false),
-            None => self.put(path, bytes).await.map(|()| true),
-        }
-    }
-
     /// Removes the object at `path`, if there is one.
     pub(super) async fn delete(&self, path: &str) -> Result<(), CallFailure> {
         let at = self.at(path)?;
         let deleted = self.attempt(|| in_time(self.deadline, self.store.delete(&at)));
         found(deleted.await)?;
         Ok(())
-    }
-
-    /// The paths of all objects below `path`, and their memory; nothing if those are more than `most`.
-    pub(super) async fn list(
-        &self,
-        path: &str,
-        most: usize,
-    ) -> Result<Option<(Vec<String>, ListingMemory)>, CallFailure> {
-        let at = self.at(path)?;
-        let list = || async {
-            let listed = self.store.list(Some(&at)).map_ok(|object| {
-                let path = object.location.to_string();
-                path.strip_prefix(&self.base).unwrap_or(&path).to_owned()
-            });
-            // A long listing takes many requests: it may take as long as paths arrive.
-            let mut listed = std::pin::pin!(listed);
-            let mut pace = AnswerPace::new(self.deadline);
-            let (mut paths, mut seen) = (Vec::new(), HashSet::new());
-            let hasher = RandomState::new();
-            let (mut memory, mut bytes) = (ListingMemory::default(), 0);
-            loop {
-                let next = pace.wait(listed.next(), |path| match path {
-                    Some(Ok(path)) => LISTED + path.len() as u64,
-                    Some(Err(_)) | None => u64::MAX / 2,
-                });
-                let Some(path) = next.await?.transpose().map_err(failure)? else {
-                    return Ok(Some((paths, memory)));
-                };
-                if paths.len() >= most {
-                    return Ok(None);
-                }
-                // A page that refers to itself is a listing without end.
-                if !seen.insert(hasher.hash_one(&path)) {
-                    let why = format!("the listing of {at} has {path} twice");
-                    return Err(CallFailure::Status(Code::DataLoss, why));
-                }
-                bytes += LISTED as usize + path.len();
-                memory.reserve(bytes).await?;
-                paths.push(path);
-            }
-        };
-        self.attempt(list).await
     }
 
     /// Runs `work`, unless the breaker is open. A request that finds no connection, or a busy
@@ -502,16 +469,21 @@ fn failure(error: object_store::Error) -> CallFailure {
         object_store::Error::NotFound { .. } => Code::NotFound,
         object_store::Error::PermissionDenied { .. } => Code::PermissionDenied,
         object_store::Error::Unauthenticated { .. } => Code::Unauthenticated,
+        object_store::Error::NotModified { .. } => Code::AlreadyExists,
         _ => Code::Unavailable,
     };
-    CallFailure::Status(code, with_causes(&error))
+    let why = with_causes(&error);
+    // One of many objects that were to be deleted with a request: the request itself succeeded.
+    let denied = code == Code::Unavailable && why.contains("(code: AccessDenied)");
+    CallFailure::Status(if denied { Code::PermissionDenied } else { code }, why)
 }
 
-/// The store that `url` names, and the path in it.
-fn open(
-    url: &Url,
-    options: Vec<(String, String)>,
-) -> object_store::Result<(Box<dyn ObjectStore>, Path)> {
+/// A store, a path in it, and the clock of its service.
+type OpenedPath = (Box<dyn ObjectStore>, Path, Option<Arc<ServiceClock>>);
+
+/// The store and path that `url` names.
+fn open(url: &Url, options: Vec<(String, String)>) -> object_store::Result<OpenedPath> {
+    let clock = Arc::new(ServiceClock::default());
     // Retries and deadlines are in [`Bucket::attempt`].
     let retry = RetryConfig {
         max_retries: 0,
@@ -528,7 +500,7 @@ fn open(
                 .with_url($url)
                 .with_retry(retry)
                 .with_client_options(client)
-                .with_http_connector(BoundedConnector);
+                .with_http_connector(BoundedConnector(clock.clone()));
             let builder = options.into_iter().fold(builder, |builder, (name, value)| {
                 match name.parse() {
                     Ok(key) => builder.with_config(key, value),
@@ -551,9 +523,12 @@ fn open(
             let host = &url[..url::Position::BeforePath];
             built!(object_store::http::HttpBuilder, host)
         }
-        _ => return object_store::parse_url_opts(url, options),
+        _ => {
+            let (store, path) = object_store::parse_url_opts(url, options)?;
+            return Ok((store, path, None));
+        }
     };
-    Ok((store, path))
+    Ok((store, path, Some(clock)))
 }
 
 /// The options in a file of lines `name = value`: an AWS credentials file of one profile, or an

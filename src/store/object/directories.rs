@@ -68,20 +68,16 @@ impl ClosureDirectories {
         if let Some(directory) = self.cached(digest) {
             return Ok(Some(directory));
         }
-        let root = self.closures.lock().get(digest).unwrap_or(*digest);
+        let mut root = self.source(digest);
         loop {
             let (bucket, wanted, most) = (self.bucket.clone(), *digest, self.most_kept);
             let fetched = self
                 .fetching
                 .join(root, &self.bucket.runtime, || async move {
                     let path = bucket.path("dirs", &root);
-                    let start = || ClosureReader::new(&bucket, root, wanted, most);
-                    let take =
-                        |reader: &mut std::io::Result<ClosureReader>, packed: Bytes| match reader {
-                            Ok(reader) => reader.take(&packed),
-                            Err(_) => Ok(false),
-                        };
-                    let Some(reader) = bucket.fetch(&path, start, take).await? else {
+                    let start =
+                        || ClosureReader::new(&bucket, root, ClosureUse::Cache { wanted, most });
+                    let Some(reader) = bucket.fetch(&path, start, take_packed).await? else {
                         return Ok(None);
                     };
                     let reader = reader
@@ -92,7 +88,13 @@ impl ClosureDirectories {
                 .await
                 .unwrap_or_else(|| Err(CallFailure::crashed()))?;
             let Some(closure) = fetched else {
-                return Ok(None);
+                if root == *digest {
+                    return Ok(None);
+                }
+                // That closure was deleted: this Directory may have one of its own.
+                root = *digest;
+                self.closures.lock().remove(digest);
+                continue;
             };
             let mut found = None;
             let (mut cached, mut closures) = (self.cached.lock(), self.closures.lock());
@@ -109,6 +111,28 @@ impl ClosureDirectories {
                 return Ok(found);
             }
         }
+    }
+
+    /// The root of the closure that `digest` is read from, unless it is cached.
+    pub(super) fn source(&self, digest: &Digest) -> Digest {
+        self.closures.lock().get(digest).unwrap_or(*digest)
+    }
+
+    /// Passes each Directory of the closure of `root` to `visit`, without caching them; returns whether
+    /// there is such a closure. After a failure that is repeated, each comes again.
+    pub(super) async fn visit(
+        &self,
+        root: Digest,
+        visit: &DirectoryVisitor,
+    ) -> Result<bool, CallFailure> {
+        let path = self.bucket.path("dirs", &root);
+        let start = || ClosureReader::new(&self.bucket, root, ClosureUse::Visit(visit.clone()));
+        let Some(reader) = self.bucket.fetch(&path, start, take_packed).await? else {
+            return Ok(false);
+        };
+        let reader =
+            reader.map_err(|error| CallFailure::Status(Code::Internal, error.to_string()))?;
+        reader.finish().map(|_| true)
     }
 
     /// Writes a closure; `leaves_first` ends with its root.
@@ -129,6 +153,30 @@ impl ClosureDirectories {
     }
 }
 
+/// A function for each Directory of a closure.
+pub(super) type DirectoryVisitor = Arc<dyn Fn(&Directory) -> Result<(), CallFailure> + Send + Sync>;
+
+/// What becomes of the Directories of a closure.
+enum ClosureUse {
+    /// They are cached up to `most` bytes, and `wanted` in any case.
+    Cache {
+        wanted: Digest,
+        most: usize,
+    },
+    Visit(DirectoryVisitor),
+}
+
+/// Passes packed bytes on to a reader, if it could be made.
+fn take_packed(
+    reader: &mut std::io::Result<ClosureReader>,
+    packed: Bytes,
+) -> Result<bool, CallFailure> {
+    match reader {
+        Ok(reader) => reader.take(&packed),
+        Err(_) => Ok(false),
+    }
+}
+
 /// A closure that is unpacked and parsed as it comes, so that an invalid one is detected at its
 /// first wrong byte, and only useful parts are held.
 struct ClosureReader {
@@ -140,9 +188,7 @@ struct ClosureReader {
 struct ClosureParser {
     bucket: Arc<Bucket>,
     root: Digest,
-    wanted: Digest,
-    /// Bytes of Directories that are cached.
-    most: usize,
+    purpose: ClosureUse,
     path: String,
     /// The bytes after the last whole Directory.
     rest: Vec<u8>,
@@ -150,27 +196,23 @@ struct ClosureParser {
     announced: HashSet<Digest>,
     /// Announced Directories that have not come.
     awaited: HashSet<Digest>,
+    /// Those that are to be cached, and their bytes.
     directories: Vec<Directory>,
     kept: usize,
+    has_root: bool,
     has_wanted: bool,
     /// Why it is invalid: the unpacker can return only an I/O error.
     failure: Option<CallFailure>,
 }
 
 impl ClosureReader {
-    /// For the closure of `root`, of which Directories up to `most` bytes are cached, and `wanted`.
-    fn new(
-        bucket: &Arc<Bucket>,
-        root: Digest,
-        wanted: Digest,
-        most: usize,
-    ) -> std::io::Result<Self> {
+    /// For the closure of `root`.
+    fn new(bucket: &Arc<Bucket>, root: Digest, purpose: ClosureUse) -> std::io::Result<Self> {
         let path = bucket.path("dirs", &root);
         let parser = ClosureParser {
             bucket: bucket.clone(),
             root,
-            wanted,
-            most,
+            purpose,
             path: path.clone(),
             rest: Vec::new(),
             came: 0,
@@ -178,6 +220,7 @@ impl ClosureReader {
             awaited: HashSet::from([root]),
             directories: Vec::new(),
             kept: 0,
+            has_root: false,
             has_wanted: false,
             failure: None,
         };
@@ -207,7 +250,7 @@ impl ClosureReader {
         self.check(flushed)?;
         let parser = self.unpacker.into_inner();
         let is_whole = !parser.has_enough();
-        if parser.directories.is_empty() {
+        if !parser.has_root {
             return Err(parser.wrong("it is empty"));
         }
         if is_whole && !(parser.rest.is_empty() && parser.awaited.is_empty()) {
@@ -222,7 +265,10 @@ impl ClosureReader {
 
 impl ClosureParser {
     fn has_enough(&self) -> bool {
-        self.has_wanted && self.kept >= self.most
+        match self.purpose {
+            ClosureUse::Cache { most, .. } => self.has_wanted && self.kept >= most,
+            ClosureUse::Visit(_) => false,
+        }
     }
 
     fn wrong(&self, why: &str) -> CallFailure {
@@ -252,7 +298,7 @@ impl ClosureParser {
     }
 
     fn directory(&mut self, bytes: &[u8]) -> Result<(), CallFailure> {
-        let is_root = self.directories.is_empty();
+        let is_root = !self.has_root;
         let directory = match is_root {
             true => Directory::decode_verified(bytes, &self.root).map_err(|error| {
                 tracing::error!("{:?} holds {}, and {error}", self.bucket, self.path);
@@ -275,13 +321,19 @@ impl ClosureParser {
             }
         }
         self.awaited.remove(&own);
-        let is_wanted = own == self.wanted;
-        self.has_wanted |= is_wanted;
-        if is_root || is_wanted || self.kept < self.most {
-            self.kept += directory.resident_bytes();
-            self.directories.push(directory);
+        self.has_root = true;
+        match &self.purpose {
+            ClosureUse::Cache { wanted, most } => {
+                let is_wanted = own == *wanted;
+                self.has_wanted |= is_wanted;
+                if is_root || is_wanted || self.kept < *most {
+                    self.kept += directory.resident_bytes();
+                    self.directories.push(directory);
+                }
+                Ok(())
+            }
+            ClosureUse::Visit(visit) => visit(&directory),
         }
-        Ok(())
     }
 }
 

@@ -3,13 +3,18 @@
 //! Objects are read piece by piece, and no more of them than is useful. Everything else (listings,
 //! errors, credentials) the crate `object_store` collects whole, in a buffer of the answer's
 //! Content-Length. Here that length is hidden, and the body limited to [`MOST_COLLECTED`] bytes.
+//!
+//! The `Date` of the answers is the service's clock ([`ServiceClock`]).
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Method;
+use chrono::{DateTime, Utc};
+use http::{Method, header};
 use http_body::{Body, Frame};
 use object_store::ClientOptions;
 use object_store::client::{
@@ -17,30 +22,63 @@ use object_store::client::{
     HttpResponseBody, HttpService, ReqwestConnector,
 };
 
+use super::bucket_time::BucketTime;
+
 /// Bytes of an answer that is collected whole, at most. A page of a listing has a thousand objects;
 /// a WebDAV server lists a whole directory in one answer.
 const MOST_COLLECTED: u64 = 64 << 20;
 
-/// Makes clients whose answers are limited.
+/// The clock of a service.
+#[derive(Debug, Default)]
+pub(super) struct ServiceClock {
+    /// The date of the latest answer that had one, in seconds since 1970; 0 before.
+    latest: AtomicI64,
+}
+
+impl ServiceClock {
+    /// The date of the latest answer, if any had one.
+    pub(super) fn latest(&self) -> Option<BucketTime> {
+        let seconds = self.latest.load(Ordering::Relaxed);
+        let time = DateTime::<Utc>::from_timestamp(seconds, 0);
+        time.filter(|_| seconds > 0).map(BucketTime::from)
+    }
+
+    fn note(&self, response: &HttpResponse) {
+        let date = response.headers().get(header::DATE);
+        let date = date.and_then(|date| DateTime::parse_from_rfc2822(date.to_str().ok()?).ok());
+        if let Some(date) = date {
+            self.latest.store(date.timestamp(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Makes clients whose answers are limited, and give the time to the clock.
 #[derive(Debug)]
-pub(super) struct BoundedConnector;
+pub(super) struct BoundedConnector(pub(super) Arc<ServiceClock>);
 
 impl HttpConnector for BoundedConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let client = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(BoundedClient(client)))
+        Ok(HttpClient::new(BoundedClient {
+            client,
+            clock: self.0.clone(),
+        }))
     }
 }
 
 #[derive(Debug)]
-struct BoundedClient(HttpClient);
+struct BoundedClient {
+    client: HttpClient,
+    clock: Arc<ServiceClock>,
+}
 
 #[async_trait]
 impl HttpService for BoundedClient {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         // Listings have a query.
         let may_be_object = request.method() == Method::GET && request.uri().query().is_none();
-        let response = self.0.execute(request).await?;
+        let response = self.client.execute(request).await?;
+        self.clock.note(&response);
         let is_object = may_be_object && response.status().is_success();
         let limit = if is_object { u64::MAX } else { MOST_COLLECTED };
         Ok(response.map(|body| {

@@ -3,6 +3,9 @@
 //! Chunks are sent as they come, a blob's list after its chunks, Directories and roots at the
 //! commit: an object is written after all that it refers to. An interrupted addition leaves chunks
 //! and blobs there that cost only space.
+//!
+//! What is there already is not sent. A garbage collection may run meanwhile: [`super::relied`] knows what can be
+//! relied on, and the commit makes sure of it.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -17,7 +20,11 @@ use prost::Message;
 use tonic::Code;
 
 use super::ObjectStoreCalls;
-use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root, bao_field};
+use super::gc::ObjectKind;
+use super::relied::{CheckFailure, GcState, NeededObjects};
+use crate::castore::{
+    BlobHasher, Digest, Directory, GroupTable, Name, Node, NodeRef, Root, bao_field,
+};
 use crate::nix::PathInfo;
 use crate::proto::castore::v1::StatBlobResponse;
 use crate::proto::castore::v1::stat_blob_response::ChunkMeta;
@@ -35,6 +42,8 @@ const CHUNKS: (usize, usize, usize) = (128 << 10, 256 << 10, 512 << 10);
 const AT_ONCE: usize = 32;
 /// zstd's own default.
 const LEVEL: i32 = 3;
+/// Attempts at a commit that garbage collections come between.
+const COMMITS: usize = 5;
 
 pub(super) struct ObjectIngest(Arc<ObjectAddition>);
 
@@ -46,6 +55,8 @@ struct ObjectAddition {
 #[derive(Default)]
 struct ObjectStaged {
     blobs: HashSet<Digest>,
+    /// Chunks of these blobs.
+    chunks: HashSet<Digest>,
     directories: StagedDirectories,
     roots: Vec<RootChange>,
     added: AddedTotals,
@@ -74,25 +85,26 @@ impl ObjectAddition {
 
     fn missing(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
         let wanted = not_put(digests, &self.staged.lock().blobs);
-        let blobs = self.store.blobs.clone();
+        let relied = self.store.relied.clone();
         self.wait(missing(wanted, move |digest| {
-            let blobs = blobs.clone();
-            async move { blobs.has(&digest).await }
+            let relied = relied.clone();
+            async move { relied.has(ObjectKind::Blob, &digest).await }
         }))
     }
 
     /// Sends chunks, each packed by the calling thread.
     fn put_chunks(&self, chunks: Vec<(Digest, Bytes)>) -> Result<(), Error> {
-        let bucket = self.store.bucket.clone();
+        let digests = chunks.iter().map(|(digest, _)| *digest);
+        self.staged.lock().chunks.extend(digests);
+        let relied = self.store.relied.clone();
         self.wait(async move {
             let puts = chunks.into_iter().map(|(digest, packed)| {
-                let bucket = bucket.clone();
+                let relied = relied.clone();
                 async move {
-                    let path = bucket.path("chunks", &digest);
-                    if bucket.has(&path).await? {
+                    if relied.has(ObjectKind::Chunk, &digest).await? {
                         return Ok(());
                     }
-                    bucket.put(&path, packed).await
+                    relied.put(ObjectKind::Chunk, &digest, packed).await
                 }
             });
             stream::iter(puts)
@@ -125,11 +137,8 @@ impl ObjectAddition {
             }
             .encode_to_vec(),
         };
-        let bucket = self.store.bucket.clone();
-        self.wait(async move {
-            let path = bucket.path("blobs", &digest);
-            bucket.put(&path, list.into()).await
-        })?;
+        let relied = self.store.relied.clone();
+        self.wait(async move { relied.put(ObjectKind::Blob, &digest, list.into()).await })?;
         let mut staged = self.staged.lock();
         if staged.blobs.insert(digest) {
             staged.added.blobs += 1;
@@ -162,6 +171,160 @@ impl ObjectAddition {
             store: self.store.bucket.url.clone(),
             what: format!("directory {digest}"),
             why: "it was neither added nor there before".to_owned(),
+        })
+    }
+}
+
+impl ObjectAddition {
+    /// Puts the closures and changes the roots. Once the roots are written, a collection that begins sees
+    /// them; if one has deleted meanwhile, everything is made sure of again.
+    fn commit_roots(&self, new: &[Node], changes: &[RootChange]) -> Result<(), Error> {
+        let mut needed = None;
+        for attempt in 0..COMMITS {
+            let before = self.make_sure(new, &mut needed).inspect_err(|error| {
+                if attempt > 0 && matches!(error, Error::Refused { .. }) {
+                    self.withdraw(changes);
+                }
+            })?;
+            // Where a collection ran, the closure of a root that was there before may be a candidate.
+            let nodes = if before.has_list() { new } else { &[] };
+            self.put_closures(nodes)?;
+            self.change_roots(changes)?;
+            let relied = self.store.relied.clone();
+            let after = self.wait(async move { relied.refresh().await })?;
+            if after.is_same(&before) {
+                return Ok(());
+            }
+        }
+        let why = "garbage collections ran again and again meanwhile";
+        Err(self.error(CallFailure::Status(Code::Aborted, why.to_owned())))
+    }
+
+    /// Makes sure that everything is there that the `new` roots need, if a collection ever ran; returns
+    /// the state of collections for which that holds. `needed` keeps what that is.
+    fn make_sure(
+        &self,
+        new: &[Node],
+        needed: &mut Option<Arc<NeededObjects>>,
+    ) -> Result<GcState, Error> {
+        let relied = self.store.relied.clone();
+        let state = self.wait(async move { relied.refresh().await })?;
+        if !state.has_list() {
+            return Ok(state);
+        }
+        let needed = match needed {
+            Some(needed) => needed.clone(),
+            None => needed.insert(Arc::new(self.needed(new)?)).clone(),
+        };
+        let relied = self.store.relied.clone();
+        let checked = self.wait(async move { Ok(relied.check(state, &needed).await) })?;
+        checked.map_err(|failure| self.lost(failure))
+    }
+
+    /// Removes roots that this addition has written, as something below them is gone.
+    fn withdraw(&self, changes: &[RootChange]) {
+        for root in changes.iter().filter_map(RootChange::root) {
+            let (roots, root) = (self.store.roots.clone(), root.clone());
+            let removed = self.wait(async move {
+                match roots.ask(&root.name).await? {
+                    Some((found, _)) if found.node == root.node => roots.remove(&root.name).await,
+                    _ => Ok(()),
+                }
+            });
+            if let Err(error) = removed {
+                tracing::warn!("{error}");
+            }
+        }
+        self.store.roots.changed_by_us();
+    }
+
+    /// Something is not there that this addition relies on: what it added itself and is broken now is
+    /// removed, so that the next one sends it.
+    fn lost(&self, failure: CheckFailure) -> Error {
+        if let CheckFailure::Lost(lost) = &failure {
+            let blobs = self.staged.lock().blobs.iter().copied().collect();
+            let (relied, lost) = (self.store.relied.clone(), lost.clone());
+            let discarded = self.wait(async move { relied.discard(blobs, &lost).await });
+            if let Err(error) = discarded {
+                tracing::warn!("{error}");
+            }
+        }
+        self.error(failure.into())
+    }
+
+    /// What the new roots need.
+    fn needed(&self, new: &[Node]) -> Result<NeededObjects, Error> {
+        let mut needed = NeededObjects {
+            chunks: self.staged.lock().chunks.clone(),
+            ..NeededObjects::default()
+        };
+        for closure in self.closures(new) {
+            let closure = closure?;
+            needed.written.extend(closure.last().map(Directory::digest));
+            for directory in closure {
+                let digest = directory.digest();
+                let is_staged = self.staged.lock().directories.get(&digest).is_some();
+                let blobs = match is_staged {
+                    true => &mut needed.blobs,
+                    false => {
+                        let source = self.store.directories.source(&digest);
+                        needed.shared.entry(source).or_default()
+                    }
+                };
+                blobs.extend(directory.iter().filter_map(|entry| match entry.node {
+                    NodeRef::File { digest, .. } => Some(digest),
+                    _ => None,
+                }));
+            }
+        }
+        for node in new {
+            if let Node::File { digest, .. } = node {
+                needed.blobs.insert(*digest);
+            }
+        }
+        needed.blobs.insert(Digest::empty_blob());
+        Ok(needed)
+    }
+
+    /// The closures of the Directories that were added and that no other refers to, and those of these
+    /// nodes, each once, leaves first.
+    fn closures<'a>(
+        &'a self,
+        nodes: &'a [Node],
+    ) -> impl Iterator<Item = Result<Vec<Directory>, Error>> + 'a {
+        let tops = self.staged.lock().directories.tops();
+        let known: HashSet<Digest> = tops.iter().map(Directory::digest).collect();
+        let others = nodes.iter().filter_map(move |node| match node {
+            Node::Directory { digest, .. } if !known.contains(digest) => {
+                Some(self.directory(digest))
+            }
+            _ => None,
+        });
+        let all = tops.into_iter().map(Ok).chain(others);
+        all.map(|top: Result<Directory, Error>| {
+            leaves_first(&top?, |digest| self.directory(digest))
+        })
+    }
+
+    fn put_closures(&self, nodes: &[Node]) -> Result<(), Error> {
+        for closure in self.closures(nodes) {
+            let (closure, directories) = (closure?, self.store.directories.clone());
+            self.wait(async move { directories.put(&closure).await })?;
+        }
+        Ok(())
+    }
+
+    fn change_roots(&self, changes: &[RootChange]) -> Result<(), Error> {
+        let (roots, changes) = (self.store.roots.clone(), changes.to_vec());
+        self.wait(async move {
+            for change in changes {
+                match change {
+                    RootChange::Put(root, path_info) => roots.put(&root, path_info).await?,
+                    RootChange::Add(root, path_info) => roots.add(&root, path_info).await?,
+                    RootChange::Remove(name) => roots.remove(&name).await?,
+                }
+            }
+            Ok(())
         })
     }
 }
@@ -256,27 +419,20 @@ impl Ingest for ObjectIngest {
             self.put_blobs(&[(Digest::empty_blob(), b"")])?;
         }
         let addition = &self.0;
-        let tops = addition.staged.lock().directories.tops();
-        for top in tops {
-            let closure = leaves_first(&top, |digest| addition.directory(digest))?;
-            let directories = addition.store.directories.clone();
-            addition.wait(async move { directories.put(&closure).await })?;
-        }
         let (changes, added) = {
             let mut staged = addition.staged.lock();
             (std::mem::take(&mut staged.roots), staged.added)
         };
-        let roots = addition.store.roots.clone();
-        addition.wait(async move {
-            for change in changes {
-                match change {
-                    RootChange::Put(root, path_info) => roots.put(&root, path_info).await?,
-                    RootChange::Add(root, path_info) => roots.add(&root, path_info).await?,
-                    RootChange::Remove(name) => roots.remove(&name).await?,
-                }
-            }
-            Ok(())
-        })?;
+        let new: Vec<Node> = changes
+            .iter()
+            .filter_map(|change| change.root().map(|root| root.node.clone()))
+            .collect();
+        if new.is_empty() {
+            addition.put_closures(&new)?;
+            addition.change_roots(&changes)?;
+        } else {
+            addition.commit_roots(&new, &changes)?;
+        }
         addition.store.roots.changed_by_us();
         Ok(added)
     }

@@ -4,6 +4,7 @@
 //! The integration tests and the unit tests depend on it. It depends on the library as any user of it
 //! does, so a unit test uses only what has no type of the library in its interface.
 
+pub mod bucket;
 pub mod collector;
 pub mod double;
 pub mod fixtures;

@@ -10,6 +10,7 @@ use super::super::index::Snapshot;
 use super::super::large::ST_BLOCK;
 use super::super::location::StorageKind;
 use super::super::{LocalInner, LocalStore, leases};
+use super::mark::MarkReason;
 use super::{GcResult, MarkedObjects, space};
 use crate::castore::{Digest, Node, NodeRef};
 use crate::store::Error;
@@ -63,7 +64,7 @@ impl LocalStore {
     pub(in crate::store) fn evict(&self, keep: &CacheRetention) -> Result<GcResult, Error> {
         let store = &*self.0;
         let mut marks = MarkedObjects::default();
-        self.sweep(&mut marks, PATIENCE, true, |snapshot, marks| {
+        let evicted = self.sweep(&mut marks, PATIENCE, true, |snapshot, marks| {
             let parts: HashMap<_, _> = store.parts.sizes().into_iter().collect();
             let mut room = RemainingBudget {
                 remaining: u64::MAX,
@@ -90,7 +91,8 @@ impl LocalStore {
                 }
             }
             Ok(())
-        })
+        });
+        Ok(evicted?.removed)
     }
 
     /// When something below each of `nodes` was last used, by the times of single objects in
@@ -217,7 +219,7 @@ impl RemainingBudget<'_> {
         });
         let part = self.parts.get(&digest).copied().unwrap_or(0);
         if self.take(stored + part) {
-            marks.blob(digest);
+            marks.blob(digest, MarkReason::Reachable);
         }
         Ok(())
     }

@@ -1,39 +1,70 @@
 //! The marks of a collection.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use super::super::LocalInner;
 use super::super::index::Snapshot;
 use crate::castore::{Digest, NodeRef};
 use crate::store::Error;
 
+/// Why an object stays. Of several reasons the greatest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum MarkReason {
+    /// The grace, up to this time in seconds since 1970.
+    Grace(u64),
+    /// It belongs to a path whose content has not come completely.
+    Incomplete,
+    /// A mount or guest shows it.
+    InUse,
+    /// A root reaches it.
+    Reachable,
+}
+
 /// Blobs and Directories that stay.
 #[derive(Debug, Default)]
 pub(super) struct MarkedObjects {
-    blobs: HashSet<Digest>,
-    /// Directories below which everything was marked.
-    directories: HashSet<Digest>,
+    blobs: HashMap<Digest, MarkReason>,
+    /// Directories below which everything was marked, for the same reason or a greater one.
+    directories: HashMap<Digest, MarkReason>,
     /// Directories that are referred to and were missing.
-    absent: HashSet<Digest>,
+    absent: HashMap<Digest, MarkReason>,
+}
+
+/// Marks `digest` in `marks`; returns false if it was marked for as great a reason.
+fn mark(marks: &mut HashMap<Digest, MarkReason>, digest: Digest, reason: MarkReason) -> bool {
+    let known = marks.entry(digest).or_insert(MarkReason::Grace(0));
+    let is_greater = reason > *known;
+    *known = reason.max(*known);
+    is_greater
 }
 
 impl MarkedObjects {
     pub(super) fn has_blob(&self, digest: &Digest) -> bool {
-        self.blobs.contains(digest)
+        self.blobs.contains_key(digest)
     }
 
     pub(super) fn has_directory(&self, digest: &Digest) -> bool {
-        self.directories.contains(digest)
+        self.directories.contains_key(digest)
     }
 
-    /// Marks a blob; returns false if it was marked.
-    pub(super) fn blob(&mut self, digest: Digest) -> bool {
-        self.blobs.insert(digest)
+    /// Why a blob stays, if it does.
+    pub(super) fn blob_reason(&self, digest: &Digest) -> Option<MarkReason> {
+        self.blobs.get(digest).copied()
+    }
+
+    /// Why a Directory stays, if it does.
+    pub(super) fn directory_reason(&self, digest: &Digest) -> Option<MarkReason> {
+        self.directories.get(digest).copied()
+    }
+
+    /// Marks a blob.
+    pub(super) fn blob(&mut self, digest: Digest, reason: MarkReason) {
+        mark(&mut self.blobs, digest, reason);
     }
 
     /// Marks a Directory alone.
     pub(super) fn directory(&mut self, digest: Digest) {
-        self.directories.insert(digest);
+        mark(&mut self.directories, digest, MarkReason::Reachable);
     }
 
     /// Looks again for missing objects: they may have come since.
@@ -42,8 +73,8 @@ impl MarkedObjects {
         store: &LocalInner,
         snapshot: &Snapshot,
     ) -> Result<(), Error> {
-        for digest in std::mem::take(&mut self.absent) {
-            self.below_directory(store, snapshot, digest, true)?;
+        for (digest, reason) in std::mem::take(&mut self.absent) {
+            self.below_directory(store, snapshot, digest, reason, true)?;
         }
         Ok(())
     }
@@ -55,7 +86,7 @@ impl MarkedObjects {
         snapshot: &Snapshot,
         node: NodeRef<'_>,
     ) -> Result<(), Error> {
-        self.node(store, snapshot, node, false)
+        self.node(store, snapshot, node, MarkReason::Reachable, false)
     }
 
     /// As [`below`](Self::below), for optional objects: what is below a Directory that cannot be
@@ -65,8 +96,9 @@ impl MarkedObjects {
         store: &LocalInner,
         snapshot: &Snapshot,
         node: NodeRef<'_>,
+        reason: MarkReason,
     ) -> Result<(), Error> {
-        self.node(store, snapshot, node, true)
+        self.node(store, snapshot, node, reason, true)
     }
 
     fn node(
@@ -74,16 +106,17 @@ impl MarkedObjects {
         store: &LocalInner,
         snapshot: &Snapshot,
         node: NodeRef<'_>,
+        reason: MarkReason,
         lenient: bool,
     ) -> Result<(), Error> {
         match node {
             NodeRef::Symlink { .. } => Ok(()),
             NodeRef::File { digest, .. } => {
-                self.blobs.insert(digest);
+                self.blob(digest, reason);
                 Ok(())
             }
             NodeRef::Directory { digest, .. } => {
-                self.below_directory(store, snapshot, digest, lenient)
+                self.below_directory(store, snapshot, digest, reason, lenient)
             }
         }
     }
@@ -94,6 +127,7 @@ impl MarkedObjects {
         store: &LocalInner,
         snapshot: &Snapshot,
         digest: Digest,
+        reason: MarkReason,
         lenient: bool,
     ) -> Result<(), Error> {
         let MarkedObjects {
@@ -103,14 +137,17 @@ impl MarkedObjects {
         } = self;
         let mut next = vec![digest];
         while let Some(digest) = next.pop() {
-            if directories.contains(&digest) {
+            if directories
+                .get(&digest)
+                .is_some_and(|known| *known >= reason)
+            {
                 continue;
             }
             let Some(at) = snapshot.directory(&digest)? else {
-                absent.insert(digest);
+                mark(absent, digest, reason);
                 continue;
             };
-            directories.insert(digest);
+            mark(directories, digest, reason);
             let directory = match store.files.directory(&digest, at) {
                 Ok(directory) => directory,
                 Err(error) if lenient => {
@@ -122,7 +159,7 @@ impl MarkedObjects {
             for entry in directory.iter() {
                 match entry.node {
                     NodeRef::Symlink { .. } => {}
-                    NodeRef::File { digest, .. } => drop(blobs.insert(digest)),
+                    NodeRef::File { digest, .. } => drop(mark(blobs, digest, reason)),
                     NodeRef::Directory { digest, .. } => next.push(digest),
                 }
             }

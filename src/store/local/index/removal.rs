@@ -7,6 +7,7 @@
 //! it is right again, and would count as young until then; a collection moves it to the present
 //! ([`IndexChange::correct_times`]), which is the latest that it can have happened.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
@@ -59,6 +60,25 @@ pub(super) fn note_past_root(
     Ok(())
 }
 
+/// Where in each pack the objects of each minute start, and the end of that minute in seconds since
+/// 1970. Those of a pack are in the order of time.
+#[derive(Debug, Default)]
+pub(in crate::store::local) struct YoungObjects(HashMap<u32, Vec<(u64, u64)>>);
+
+impl YoungObjects {
+    pub(in crate::store::local) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The end of the minute in which the object at `at` was added, in seconds since 1970, if it is
+    /// one of these.
+    pub(in crate::store::local) fn added(&self, at: &ObjectLocation) -> Option<u64> {
+        let starts = self.0.get(&at.pack)?;
+        let after = starts.partition_point(|(start, _)| *start <= at.offset);
+        Some(starts.get(after.checked_sub(1)?)?.1)
+    }
+}
+
 impl Snapshot {
     pub(in crate::store::local) fn each_blob(
         &self,
@@ -99,17 +119,16 @@ impl Snapshot {
         }
     }
 
-    /// For each pack with objects since `cutoff` (seconds since 1970), where those start.
-    pub(in crate::store::local) fn young(&self, cutoff: u64) -> Result<Vec<(u32, u64)>, Error> {
+    /// The objects that were added since `cutoff` (seconds since 1970).
+    pub(in crate::store::local) fn young(&self, cutoff: u64) -> Result<YoungObjects, Error> {
         guarded(&self.dir, || {
-            let mut young: Vec<(u32, u64)> = Vec::new();
+            let mut young = YoungObjects::default();
             for found in self.ages.iter()? {
                 let (key, len) = found?;
                 let ((pack, minute), len) = (key.value(), len.value());
-                // The entries of a pack are in the order of time: the first is the lowest.
-                let known = young.last().is_some_and(|(last, _)| *last == pack);
-                if minute + MINUTE > cutoff && !known {
-                    young.push((pack, len));
+                if minute + MINUTE > cutoff {
+                    let starts = young.0.entry(pack).or_default();
+                    starts.push((len, minute + MINUTE));
                 }
             }
             Ok(young)
@@ -132,19 +151,23 @@ impl Snapshot {
     }
 
     /// The roots that were removed since `cutoff` (seconds since 1970), which are spared for a
-    /// while.
-    pub(in crate::store::local) fn past_roots(&self, cutoff: u64) -> Result<Vec<Root>, Error> {
+    /// while, each with the time when it was.
+    pub(in crate::store::local) fn past_roots(
+        &self,
+        cutoff: u64,
+    ) -> Result<Vec<(u64, Root)>, Error> {
         let entries = guarded(&self.dir, || {
             let mut entries = Vec::new();
             for found in self.past_roots.range((cutoff, &[][..])..)? {
                 let (key, entry) = found?;
-                entries.push((key.value().1.to_vec(), entry.value().to_vec()));
+                let (time, name) = key.value();
+                entries.push((time, name.to_vec(), entry.value().to_vec()));
             }
             Ok(entries)
         })?;
         entries
             .iter()
-            .map(|(name, entry)| self.decode_root(name, entry))
+            .map(|(time, name, entry)| Ok((*time, self.decode_root(name, entry)?)))
             .collect()
     }
 }

@@ -1,0 +1,130 @@
+//! Objects that are written or read on a condition.
+
+use bytes::Bytes;
+use object_store::{ObjectMeta, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
+use tonic::Code;
+
+use super::super::bucket_time::BucketTime;
+use super::{Bucket, failure, in_time};
+use crate::store::failure::{CallFailure, found};
+
+/// A version of an object.
+#[derive(Clone, Debug)]
+pub(in crate::store::object) struct ObjectVersion {
+    pub(in crate::store::object) e_tag: Option<String>,
+    version: Option<String>,
+    pub(in crate::store::object) modified: BucketTime,
+}
+
+impl ObjectVersion {
+    pub(super) fn of(object: &ObjectMeta) -> Self {
+        Self {
+            e_tag: object.e_tag.clone(),
+            version: object.version.clone(),
+            modified: object.last_modified.into(),
+        }
+    }
+}
+
+/// An object that may be known already.
+#[derive(Debug)]
+pub(in crate::store::object) enum ReadVersion {
+    Absent,
+    /// It is the version that was known.
+    Unchanged,
+    Read(Bytes, ObjectVersion),
+}
+
+impl Bucket {
+    /// The version of the object at `path`, if there is one.
+    pub(in crate::store::object) async fn version(
+        &self,
+        path: &str,
+    ) -> Result<Option<ObjectVersion>, CallFailure> {
+        let at = self.at(path)?;
+        let head = self.attempt(|| in_time(self.deadline, self.store.head(&at)));
+        Ok(found(head.await)?.map(|object| ObjectVersion::of(&object)))
+    }
+
+    /// The object at `path` of at most `limit` bytes, unless its ETag is the `known` one.
+    pub(in crate::store::object) async fn get_unless(
+        &self,
+        path: &str,
+        limit: u64,
+        known: Option<&str>,
+    ) -> Result<ReadVersion, CallFailure> {
+        match self.get_version(path, limit, known).await {
+            Ok((bytes, version)) => Ok(ReadVersion::Read(bytes, version)),
+            Err(failure) if failure.is(Code::NotFound) => Ok(ReadVersion::Absent),
+            Err(failure) if known.is_some() && failure.is(Code::AlreadyExists) => {
+                Ok(ReadVersion::Unchanged)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Puts an object where there is none; returns whether there was none. A service without conditional
+    /// writes is asked first, and may then lose one of two that come at once.
+    pub(in crate::store::object) async fn create(
+        &self,
+        path: &str,
+        bytes: Bytes,
+    ) -> Result<bool, CallFailure> {
+        let at = self.at(path)?;
+        let created = self.attempt(|| async {
+            let payload = PutPayload::from_bytes(bytes.clone());
+            let create = self.store.put_opts(&at, payload, PutMode::Create.into());
+            match tokio::time::timeout(self.deadline, create).await {
+                Ok(Ok(_)) => Ok(Some(true)),
+                Ok(Err(object_store::Error::AlreadyExists { .. })) => Ok(Some(false)),
+                Ok(Err(
+                    object_store::Error::NotImplemented { .. }
+                    | object_store::Error::NotSupported { .. },
+                )) => Ok(None),
+                Ok(Err(error)) => Err(failure(error)),
+                Err(_) => Err(CallFailure::Timeout(self.deadline)),
+            }
+        });
+        match created.await? {
+            Some(created) => Ok(created),
+            None if self.has(path).await? => Ok(false),
+            None => self.put(path, bytes).await.map(|()| true),
+        }
+    }
+
+    /// Puts an object in the place of this version of it; returns whether it was there. A service
+    /// without conditional writes puts it in any case.
+    pub(in crate::store::object) async fn replace(
+        &self,
+        path: &str,
+        bytes: Bytes,
+        version: &ObjectVersion,
+    ) -> Result<bool, CallFailure> {
+        let at = self.at(path)?;
+        let replaced = self.attempt(|| async {
+            let version = UpdateVersion {
+                e_tag: version.e_tag.clone(),
+                version: version.version.clone(),
+            };
+            let payload = PutPayload::from_bytes(bytes.clone());
+            let mode = PutMode::Update(version).into();
+            let update = self.store.put_opts(&at, payload, mode);
+            match tokio::time::timeout(self.deadline, update).await {
+                Ok(Ok(_)) => Ok(Some(true)),
+                Ok(Err(
+                    object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. },
+                )) => Ok(Some(false)),
+                Ok(Err(
+                    object_store::Error::NotImplemented { .. }
+                    | object_store::Error::NotSupported { .. },
+                )) => Ok(None),
+                Ok(Err(error)) => Err(failure(error)),
+                Err(_) => Err(CallFailure::Timeout(self.deadline)),
+            }
+        });
+        match replaced.await? {
+            Some(replaced) => Ok(replaced),
+            None => self.put(path, bytes).await.map(|()| true),
+        }
+    }
+}
