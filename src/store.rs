@@ -20,6 +20,7 @@ mod authorities;
 mod blocking;
 mod bounded;
 mod cache;
+mod call_meter;
 mod chunked;
 mod circuit_breaker;
 pub(crate) mod combined;
@@ -36,7 +37,6 @@ mod join;
 mod last_listing;
 mod latency;
 mod local;
-mod measured;
 mod memory;
 mod mirrors;
 mod missing;
@@ -67,6 +67,7 @@ pub use blocking::Blocking;
 pub(crate) use bounded::Bounded;
 pub(crate) use cache::WithoutCache;
 pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
+pub(crate) use call_meter::CallMeter;
 pub use combined::CombinedStore;
 pub use error::{Damage, Error, Object};
 pub use filter::{FilteredStore, RootPattern, names_in};
@@ -81,7 +82,6 @@ pub use local::{
     ChunkPlace, GcOptions, GcResult, InUseLease, LocalStore, RebuiltIndex, RepairOutcome,
     RootRecord, StoredChunk, ValidPath, WaitingNar,
 };
-pub(crate) use measured::MeasuredStore;
 pub use memory::MemoryStore;
 pub use mirrors::{MemberOrder, Mirrors};
 pub use object::ObjectStore;

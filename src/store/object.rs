@@ -26,6 +26,7 @@ use self::bucket::Bucket;
 use self::directories::ClosureDirectories;
 use self::ingest::ObjectIngest;
 use self::roots::BucketRoots;
+use super::call_meter::CallMeter;
 use super::extents::Extents;
 use super::failure::CallFailure;
 use super::upstream::{UpstreamCalls, UpstreamStore};
@@ -97,6 +98,10 @@ impl UpstreamCalls for ObjectStoreCalls {
 
     fn url(&self) -> &str {
         &self.bucket.url
+    }
+
+    fn meter(&self) -> &CallMeter {
+        self.bucket.meter()
     }
 
     fn runtime(&self) -> &Handle {

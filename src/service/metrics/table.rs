@@ -1,7 +1,8 @@
 //! The list of metrics, and how each is read; except those of warm-up, which are in `warm_up`.
 
-use super::{Metric, MetricKind};
+use super::{DEVICE, MOUNT, Metric, MetricKind};
 use crate::service::status::{PrefetchStatus, ServiceStatus, StoreStatus};
+use crate::service::traffic::TrafficStatus;
 use crate::store::{CacheStatus, EndpointHealth, EndpointState, MemberHealth, MemberState};
 use crate::transport::fuse::MountView;
 
@@ -22,63 +23,31 @@ pub(super) const METRICS: &[Metric] = &[
         read: |status, to| to.put(&[], status.uptime_seconds),
     },
     Metric {
-        name: "castore_fs_mount_up",
-        kind: MetricKind::Gauge,
-        labels: "mount",
-        help: "1 while the mount is at its mount point.",
-        read: |status, to| {
-            for (name, mount) in &status.mounts {
-                to.put(&[("mount", name)], u64::from(mount.mounted));
-            }
-        },
-    },
-    Metric {
-        name: "castore_fs_mount_taken_over",
-        kind: MetricKind::Gauge,
-        labels: "mount",
-        help: "1 if the mount was made by an earlier process.",
-        read: |status, to| {
-            for (name, mount) in &status.mounts {
-                to.put(&[("mount", name)], u64::from(mount.taken_over));
-            }
-        },
-    },
-    Metric {
-        name: "castore_fs_mount_image",
-        kind: MetricKind::Gauge,
-        labels: "mount",
-        help: "1 if the mount is an image, 0 if it is FUSE.",
-        read: |status, to| {
-            for (name, mount) in &status.mounts {
-                to.put(
-                    &[("mount", name)],
-                    u64::from(mount.view == MountView::Image),
-                );
-            }
-        },
-    },
-    Metric {
-        name: "castore_fs_image_read_bytes_total",
+        name: "castore_fs_reloads_total",
         kind: MetricKind::Counter,
-        labels: "mount",
-        help: "Bytes that the kernel read of the mount's images since this process serves it.",
+        labels: "outcome",
+        help: "Reloads of the configuration: ok, or failed (refused, or something of it is missing).",
         read: |status, to| {
-            for (name, mount) in &status.mounts {
-                let images = mount.opened_images.iter();
-                let read: u64 = images.map(|image| image.read_bytes).sum();
-                to.put(&[("mount", name)], read);
-            }
+            to.put(&[("outcome", "ok")], status.reloads.succeeded);
+            to.put(&[("outcome", "failed")], status.reloads.failed);
         },
+    },
+    Metric {
+        name: "castore_fs_last_reload_ok",
+        kind: MetricKind::Gauge,
+        labels: "",
+        help: "1 if the last reload succeeded or there was none, 0 if it failed.",
+        read: |status, to| to.put(&[], u64::from(status.reloads.failure.is_none())),
     },
     Metric {
         name: "castore_fs_requests_total",
         kind: MetricKind::Counter,
-        labels: "mount, kind",
-        help: "Requests of the kernel since this process began to serve the mount.",
+        labels: "transport, name, kind",
+        help: "Requests of the kernel or of guests since this process began to serve the mount or device.",
         read: |status, to| {
-            for (name, mount) in &status.mounts {
-                for (kind, count) in &mount.requests {
-                    to.put(&[("mount", name), ("kind", kind)], *count);
+            for served in served(status) {
+                for (kind, count) in &served.traffic.requests {
+                    to.put(&served.with("kind", kind), *count);
                 }
             }
         },
@@ -86,58 +55,141 @@ pub(super) const METRICS: &[Metric] = &[
     Metric {
         name: "castore_fs_request_seconds",
         kind: MetricKind::Histogram,
-        labels: "mount, kind",
+        labels: "transport, name, kind",
         help: "How long requests took, from their reading to the reply.",
         read: |status, to| {
-            for (name, mount) in &status.mounts {
-                for (kind, latency) in &mount.latencies {
-                    to.put_histogram(&[("mount", name), ("kind", kind)], latency);
+            for served in served(status) {
+                for (kind, latency) in &served.traffic.latencies {
+                    to.put_histogram(&served.with("kind", kind), latency);
                 }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_request_waits_total",
+        kind: MetricKind::Counter,
+        labels: "transport, name, kind",
+        help: "Requests that waited for an upstream.",
+        read: |status, to| {
+            for served in served(status) {
+                for (kind, count) in &served.traffic.waits {
+                    to.put(&served.with("kind", kind), *count);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_errors_total",
+        kind: MetricKind::Counter,
+        labels: "transport, name, errno",
+        help: "Error replies to programs, by errno; without ENOENT, ENODATA, ERANGE and ENOSYS, which are ordinary answers.",
+        read: |status, to| {
+            for served in served(status) {
+                for (errno, count) in &served.traffic.errors {
+                    to.put(&served.with("errno", errno), *count);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_read_bytes_total",
+        kind: MetricKind::Counter,
+        labels: "transport, name",
+        help: "Bytes of files in replies to READ; without what the kernel had cached or read through passthrough.",
+        read: |status, to| {
+            for served in served(status) {
+                to.put(&served.labels(), served.traffic.read_bytes);
             }
         },
     },
     Metric {
         name: "castore_fs_cached_directories",
         kind: MetricKind::Gauge,
-        labels: "mount",
-        help: "Directories that the kernel knows.",
+        labels: "transport, name",
+        help: "Directories that the kernel knows, or the guests.",
         read: |status, to| {
-            for (name, mount) in &status.mounts {
-                to.put(&[("mount", name)], mount.cached_directories);
+            for served in served(status) {
+                to.put(&served.labels(), served.cached_directories);
             }
         },
     },
     Metric {
         name: "castore_fs_directory_bytes",
         kind: MetricKind::Gauge,
-        labels: "mount",
+        labels: "transport, name",
         help: "Bytes of Directories in memory.",
         read: |status, to| {
-            for (name, mount) in &status.mounts {
-                to.put(&[("mount", name)], mount.directory_bytes);
+            for served in served(status) {
+                to.put(&served.labels(), served.directory_bytes);
             }
         },
     },
     Metric {
         name: "castore_fs_node_table_bytes",
         kind: MetricKind::Gauge,
-        labels: "mount",
-        help: "Bytes of the node table.",
+        labels: "transport, name",
+        help: "Bytes of the node table, or of those of the guests.",
+        read: |status, to| {
+            for served in served(status) {
+                to.put(&served.labels(), served.table_bytes);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mount_up",
+        kind: MetricKind::Gauge,
+        labels: "name",
+        help: "1 while the mount is at its mount point.",
         read: |status, to| {
             for (name, mount) in &status.mounts {
-                to.put(&[("mount", name)], mount.table_bytes);
+                to.put(&[("name", name)], u64::from(mount.mounted));
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mount_taken_over",
+        kind: MetricKind::Gauge,
+        labels: "name",
+        help: "1 if the mount was made by an earlier process.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                to.put(&[("name", name)], u64::from(mount.taken_over));
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mount_image",
+        kind: MetricKind::Gauge,
+        labels: "name",
+        help: "1 if the mount is an image, 0 if it is FUSE.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                to.put(&[("name", name)], u64::from(mount.view == MountView::Image));
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_image_read_bytes_total",
+        kind: MetricKind::Counter,
+        labels: "name",
+        help: "Bytes that the kernel read of the mount's images since this process serves it.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                let images = mount.opened_images.iter();
+                let read: u64 = images.map(|image| image.read_bytes).sum();
+                to.put(&[("name", name)], read);
             }
         },
     },
     Metric {
         name: "castore_fs_open_files",
         kind: MetricKind::Gauge,
-        labels: "mount",
+        labels: "name",
         help: "Open files of a mount with passthrough; other mounts get no open requests.",
         read: |status, to| {
             for (name, mount) in &status.mounts {
                 if let Some(open) = &mount.open {
-                    to.put(&[("mount", name)], open.files);
+                    to.put(&[("name", name)], open.files);
                 }
             }
         },
@@ -145,12 +197,12 @@ pub(super) const METRICS: &[Metric] = &[
     Metric {
         name: "castore_fs_backed_files",
         kind: MetricKind::Gauge,
-        labels: "mount",
+        labels: "name",
         help: "Open files read through kernel passthrough.",
         read: |status, to| {
             for (name, mount) in &status.mounts {
                 if let Some(open) = &mount.open {
-                    to.put(&[("mount", name)], open.backed);
+                    to.put(&[("name", name)], open.backed);
                 }
             }
         },
@@ -165,81 +217,22 @@ pub(super) const METRICS: &[Metric] = &[
     Metric {
         name: "castore_fs_virtiofs_connections_total",
         kind: MetricKind::Counter,
-        labels: "device",
+        labels: "name",
         help: "Front ends of virtual machines that connected since this process began to serve the device.",
         read: |status, to| {
             for (name, device) in &status.virtiofs {
-                to.put(&[("device", name)], device.connections);
+                to.put(&[("name", name)], device.connections);
             }
         },
     },
     Metric {
         name: "castore_fs_virtiofs_guests",
         kind: MetricKind::Gauge,
-        labels: "device",
+        labels: "name",
         help: "Front ends that are connected.",
         read: |status, to| {
             for (name, device) in &status.virtiofs {
-                to.put(&[("device", name)], device.guests);
-            }
-        },
-    },
-    Metric {
-        name: "castore_fs_virtiofs_requests_total",
-        kind: MetricKind::Counter,
-        labels: "device, kind",
-        help: "Requests of guests since this process began to serve the device.",
-        read: |status, to| {
-            for (name, device) in &status.virtiofs {
-                for (kind, count) in &device.requests {
-                    to.put(&[("device", name), ("kind", kind)], *count);
-                }
-            }
-        },
-    },
-    Metric {
-        name: "castore_fs_virtiofs_request_seconds",
-        kind: MetricKind::Histogram,
-        labels: "device, kind",
-        help: "How long requests of guests took, from the queue to the reply.",
-        read: |status, to| {
-            for (name, device) in &status.virtiofs {
-                for (kind, latency) in &device.latencies {
-                    to.put_histogram(&[("device", name), ("kind", kind)], latency);
-                }
-            }
-        },
-    },
-    Metric {
-        name: "castore_fs_virtiofs_cached_directories",
-        kind: MetricKind::Gauge,
-        labels: "device",
-        help: "Directories that the guests know.",
-        read: |status, to| {
-            for (name, device) in &status.virtiofs {
-                to.put(&[("device", name)], device.cached_directories);
-            }
-        },
-    },
-    Metric {
-        name: "castore_fs_virtiofs_directory_bytes",
-        kind: MetricKind::Gauge,
-        labels: "device",
-        help: "Bytes of Directories in memory for the guests.",
-        read: |status, to| {
-            for (name, device) in &status.virtiofs {
-                to.put(&[("device", name)], device.directory_bytes);
-            }
-        },
-    },
-    Metric {
-        name: "castore_fs_virtiofs_node_table_bytes",
-        kind: MetricKind::Gauge,
-        labels: "device",
-        help: "Bytes of the guests' node tables.",
-        read: |status, to| {
-            for (name, device) in &status.virtiofs {
-                to.put(&[("device", name)], device.table_bytes);
+                to.put(&[("name", name)], device.guests);
             }
         },
     },
@@ -300,7 +293,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_endpoint_requests_total",
         kind: MetricKind::Counter,
         labels: "store",
-        help: "Requests to an upstream, which memory could not answer.",
+        help: "Calls to an upstream. What memory answered is none.",
         read: |status, to| {
             for (name, endpoint) in endpoints(status) {
                 to.put(&[("store", name)], endpoint.requests);
@@ -311,7 +304,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_endpoint_failures_total",
         kind: MetricKind::Counter,
         labels: "store",
-        help: "Requests to an upstream that failed.",
+        help: "Calls to an upstream that failed.",
         read: |status, to| {
             for (name, endpoint) in endpoints(status) {
                 to.put(&[("store", name)], endpoint.failures);
@@ -322,7 +315,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_endpoint_in_flight",
         kind: MetricKind::Gauge,
         labels: "store",
-        help: "Requests to an upstream in flight.",
+        help: "Calls to an upstream in flight.",
         read: |status, to| {
             for (name, endpoint) in endpoints(status) {
                 to.put(&[("store", name)], endpoint.in_flight);
@@ -333,7 +326,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_endpoint_received_bytes_total",
         kind: MetricKind::Counter,
         labels: "store",
-        help: "Bytes of blobs and Directories in an upstream's answers.",
+        help: "Bytes of content in an upstream's answers.",
         read: |status, to| {
             for (name, endpoint) in endpoints(status) {
                 to.put(&[("store", name)], endpoint.bytes_in);
@@ -341,28 +334,13 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
-        name: "castore_fs_endpoint_median_seconds",
-        kind: MetricKind::Gauge,
+        name: "castore_fs_endpoint_call_seconds",
+        kind: MetricKind::Histogram,
         labels: "store",
-        help: "The median time of an upstream's latest 64 answers.",
+        help: "How long calls to an upstream took, until the answer or its first part; without what memory answered.",
         read: |status, to| {
             for (name, endpoint) in endpoints(status) {
-                if let Some(micros) = endpoint.median_micros {
-                    to.put_micros(&[("store", name)], micros);
-                }
-            }
-        },
-    },
-    Metric {
-        name: "castore_fs_endpoint_p95_seconds",
-        kind: MetricKind::Gauge,
-        labels: "store",
-        help: "The 95th percentile of the times of an upstream's latest 64 answers.",
-        read: |status, to| {
-            for (name, endpoint) in endpoints(status) {
-                if let Some(micros) = endpoint.p95_micros {
-                    to.put_micros(&[("store", name)], micros);
-                }
+                to.put_histogram(&[("store", name)], &endpoint.times);
             }
         },
     },
@@ -454,6 +432,17 @@ pub(super) const METRICS: &[Metric] = &[
                 if let Some(limit) = cache.limit {
                     to.put(&[("store", name)], limit);
                 }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_pins",
+        kind: MetricKind::Gauge,
+        labels: "store",
+        help: "Roots that are pinned in a cache.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.pins.len() as u64);
             }
         },
     },
@@ -578,6 +567,49 @@ const MEMBER_STATES: [(MemberState, &str); 4] = [
     (MemberState::Slow, "slow"),
     (MemberState::Corrupt, "corrupt"),
 ];
+
+/// A mount or a device: what both have.
+struct ServedView<'a> {
+    transport: &'static str,
+    name: &'a str,
+    traffic: &'a TrafficStatus,
+    cached_directories: u64,
+    directory_bytes: u64,
+    table_bytes: u64,
+}
+
+impl<'a> ServedView<'a> {
+    fn labels(&self) -> [(&'static str, &'a str); 2] {
+        [("transport", self.transport), ("name", self.name)]
+    }
+
+    /// Its labels and another one.
+    fn with<'b>(&'b self, label: &'static str, value: &'b str) -> [(&'static str, &'b str); 3] {
+        let [transport, name] = self.labels();
+        [transport, name, (label, value)]
+    }
+}
+
+/// The mounts, then the devices.
+fn served(status: &ServiceStatus) -> impl Iterator<Item = ServedView<'_>> {
+    let mounts = status.mounts.iter().map(|(name, mount)| ServedView {
+        transport: MOUNT,
+        name,
+        traffic: &mount.traffic,
+        cached_directories: mount.cached_directories,
+        directory_bytes: mount.directory_bytes,
+        table_bytes: mount.table_bytes,
+    });
+    let devices = status.virtiofs.iter().map(|(name, device)| ServedView {
+        transport: DEVICE,
+        name,
+        traffic: &device.traffic,
+        cached_directories: device.cached_directories,
+        directory_bytes: device.directory_bytes,
+        table_bytes: device.table_bytes,
+    });
+    mounts.chain(devices)
+}
 
 /// The stores of `status` that have `of`.
 fn stores<'a, T: 'a>(
