@@ -39,6 +39,7 @@ pub use reachability::{CheckedStore, ProbeOutcome, check_reachability};
 pub use reloads::{ReloadFailure, ReloadStatus};
 pub use sockets::{ServedSocket, ServiceSocketError, StatusSource, listen_for_metrics, metrics_on};
 pub use status::{
-    ListenStatus, MountStatus, PrefetchStatus, ServiceStatus, StoreStatus, VirtiofsStatus,
+    CacheRoots, ListenStatus, MountStatus, PrefetchStatus, ServiceStatus, StoreStatus,
+    VirtiofsStatus,
 };
 pub use traffic::TrafficStatus;

@@ -66,7 +66,7 @@ use crate::nix::PathInfo;
 pub use blocking::Blocking;
 pub(crate) use bounded::Bounded;
 pub(crate) use cache::WithoutCache;
-pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
+pub use cache::{Cache, CacheOptions, CacheStatus, CachedShare, Prefetch};
 pub(crate) use call_meter::CallMeter;
 pub use combined::CombinedStore;
 pub use error::{Damage, Error, Object};

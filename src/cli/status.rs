@@ -6,14 +6,15 @@ use std::time::Duration;
 use castore_fs::castore::Printable;
 use castore_fs::fs::WarmUpCount;
 use castore_fs::service::{
-    self, ReloadStatus, ServiceStatus as Answer, StoreRate, StoreStatus, TrafficRate, TrafficStatus,
+    self, CacheRoots, ControlRequest, ControlResult, ReloadStatus, ServiceStatus as Answer,
+    StoreRate, StoreStatus, TrafficRate, TrafficStatus,
 };
 use castore_fs::store::{EndpointState, MemberState};
 use castore_fs::transport::fuse::{FileUsers, MountView};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 
-use super::control::ControlArguments;
+use super::control::{ControlArguments, not_that};
 use super::failure::CommandFailure;
 use super::output::Output;
 use super::units;
@@ -28,6 +29,7 @@ const PINS_SHOWN: usize = 10;
 #[command(after_help = "Example:
   castore-fs status
   castore-fs status --watch
+  castore-fs status --roots
   castore-fs status --json | jq .mounts")]
 pub(super) struct StatusCommand {
     #[command(flatten)]
@@ -35,6 +37,9 @@ pub(super) struct StatusCommand {
     /// One JSON object
     #[arg(long)]
     json: bool,
+    /// With how much of each root is in a cache
+    #[arg(long)]
+    roots: bool,
     /// Again every second, until interrupted
     #[arg(long)]
     watch: bool,
@@ -45,6 +50,9 @@ impl StatusCommand {
         loop {
             let mut status = service::ask_status(&self.control.socket)?;
             count_image_users(&mut status);
+            if self.roots {
+                self.ask_roots(&mut status)?;
+            }
             let mut output = Output::open()?;
             match self.json {
                 true => output.json(&status)?,
@@ -56,6 +64,21 @@ impl StatusCommand {
             }
             std::thread::sleep(Duration::from_secs(1));
         }
+    }
+
+    /// Adds the roots of caches to `status`.
+    fn ask_roots(&self, status: &mut Answer) -> Result<(), CommandFailure> {
+        let socket = &self.control.socket;
+        let done = service::send_request(socket, &ControlRequest::CacheRoots, |_| {})?;
+        let ControlResult::CacheRoots(caches) = done else {
+            return Err(not_that(&done));
+        };
+        for (name, roots) in caches {
+            if let Some(store) = status.stores.get_mut(&name) {
+                store.roots = Some(roots);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -168,6 +191,9 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
             }
         }
     }
+    if let Some(roots) = &store.roots {
+        show_roots(roots, text)?;
+    }
     let rate = |rate: &StoreRate| {
         let mut parts = Vec::new();
         let requests = rate.requests_per_second;
@@ -275,6 +301,34 @@ fn times(median: Option<u64>, p95: Option<u64>) -> String {
             format!(", {} (p95 {})", units::micros(median), units::micros(p95))
         }
         _ => String::new(),
+    }
+}
+
+/// How much of its roots a cache has.
+fn show_roots(roots: &CacheRoots, text: &mut Vec<u8>) -> io::Result<()> {
+    for root in &roots.shares {
+        let name = Printable(root.name.as_bytes());
+        let cached = HumanBytes(root.cached_bytes);
+        write!(text, "  root {name}: ")?;
+        match root.share() {
+            Some(share) => {
+                let (share, all) = (units::percent(share), HumanBytes(root.known_bytes));
+                write!(text, "{share} cached, {cached} of {all}")?;
+            }
+            None => {
+                let missing = HumanCount(root.missing_directories);
+                write!(
+                    text,
+                    "{cached} cached, {missing} directories or more are not"
+                )?;
+            }
+        }
+        let pinned = if root.pinned { ", pinned" } else { "" };
+        writeln!(text, "{pinned}")?;
+    }
+    match roots.left_out {
+        0 => Ok(()),
+        more => writeln!(text, "  and {} more roots", HumanCount(more)),
     }
 }
 

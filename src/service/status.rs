@@ -9,7 +9,7 @@ use super::rates::StoreRate;
 use super::reloads::ReloadStatus;
 use super::traffic::TrafficStatus;
 use crate::fs::{ImageCount, OpenCount, WarmUpCount};
-use crate::store::{Cache, CacheStatus, Health};
+use crate::store::{Cache, CacheStatus, CachedShare, Health};
 use crate::stores::OpenedStore;
 use crate::transport::fuse::MountView;
 use crate::transport::virtiofs::EndpointStatus;
@@ -77,6 +77,9 @@ pub struct StoreStatus {
     /// The state of a cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheStatus>,
+    /// The roots of a cache, if they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roots: Option<CacheRoots>,
     /// Blobs in it, if known.
     pub blobs: Option<u64>,
     /// Their bytes.
@@ -86,6 +89,15 @@ pub struct StoreStatus {
     /// Rates over the last 10 s and over the last minute, of an upstream or a cache.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rates: Vec<StoreRate>,
+}
+
+/// How much of its roots a cache has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheRoots {
+    /// Of each cached or pinned root, those that were used last first.
+    pub shares: Vec<CachedShare>,
+    /// Roots that are left out, since there would be too much to look at.
+    pub left_out: u64,
 }
 
 /// A mount.
@@ -193,6 +205,7 @@ impl StoreStatus {
             blob_bytes: usage.map(|usage| usage.blob_bytes),
             directories: usage.map(|usage| usage.directories),
             rates: Vec::new(),
+            roots: None,
         }
     }
 }

@@ -30,6 +30,7 @@ mod circuit_breaker;
 mod fetch;
 mod prefetch;
 mod roots;
+mod shares;
 mod status;
 mod without_cache;
 mod writer;
@@ -46,6 +47,7 @@ use tokio::runtime::Handle;
 
 use self::circuit_breaker::UpstreamBreaker;
 pub use self::prefetch::Prefetch;
+pub use self::shares::CachedShare;
 pub use self::status::CacheStatus;
 pub(crate) use self::without_cache::WithoutCache;
 use self::writer::CacheWriter;

@@ -11,6 +11,7 @@ mod distance;
 mod fairness;
 mod image;
 mod listing;
+mod metered;
 mod numbers;
 mod peer;
 mod reading;
