@@ -326,7 +326,7 @@ fn show_roots(roots: &CacheRoots, text: &mut Vec<u8>) -> io::Result<()> {
         let pinned = if root.pinned { ", pinned" } else { "" };
         writeln!(text, "{pinned}")?;
     }
-    match roots.left_out {
+    match roots.omitted {
         0 => Ok(()),
         more => writeln!(text, "  and {} more roots", HumanCount(more)),
     }

@@ -294,8 +294,8 @@ impl ControlState {
                     let caches = stores.into_iter();
                     let caches = caches.filter_map(|(name, opened)| Some((name, opened.cache?)));
                     let of = |(name, cache): (String, Cache)| {
-                        let (shares, left_out) = cache.shares()?;
-                        Ok((name, CacheRoots { shares, left_out }))
+                        let (shares, omitted) = cache.shares()?;
+                        Ok((name, CacheRoots { shares, omitted }))
                     };
                     caches.map(of).collect()
                 });

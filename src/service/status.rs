@@ -97,7 +97,7 @@ pub struct CacheRoots {
     /// Of each cached or pinned root, those that were used last first.
     pub shares: Vec<CachedShare>,
     /// Roots that are left out, since there would be too much to look at.
-    pub left_out: u64,
+    pub omitted: u64,
 }
 
 /// A mount.

@@ -21,8 +21,8 @@ fn the_cached_share_of_a_root_grows_with_what_is_read_and_asks_for_nothing() {
     let share = || {
         cache.flush();
         upstream.asked();
-        let (shares, left_out) = cache.shares().unwrap();
-        assert_eq!((upstream.asked(), left_out), (0, 0));
+        let (shares, omitted) = cache.shares().unwrap();
+        assert_eq!((upstream.asked(), omitted), (0, 0));
         shares
     };
     assert_eq!(share(), []);

@@ -13,6 +13,11 @@ fn the_table_of_metrics_is_current() {
          `the_table_of_metrics_is_current`; write with CASTORE_FS_REGENERATE=1. -->\n\
          # Metrics\n\nServed at `/metrics` of the `address` under `[metrics]`, \
          or by `castore-fs virtiofs --metrics ADDRESS`.\n\n\
+         `transport` is `fuse` for a mount and `virtiofs` for a device for guests, `name` its name in the \
+         configuration (`castore-fs virtiofs` numbers its devices). The share of READs that waited for no \
+         upstream is `1 - rate(castore_fs_request_waits_total{kind=\"READ\"}[5m]) / \
+         rate(castore_fs_requests_total{kind=\"READ\"}[5m])`; [status.md](status.md) has what each number \
+         means.\n\n\
          | metric | kind | labels | meaning |\n|---|---|---|---|\n",
     );
     for metric in all() {

@@ -55,10 +55,10 @@ impl Cache {
     fn shares_within(&self, most: usize) -> Result<(Vec<CachedShare>, u64), Error> {
         let mut roots = self.0.inner.writer.roots.kept_by_name();
         roots.sort_by(|(a, left), (b, right)| right.used.cmp(&left.used).then(a.cmp(b)));
-        let (mut shares, mut looked_at, mut left_out) = (Vec::new(), 0, 0);
+        let (mut shares, mut looked_at, mut omitted) = (Vec::new(), 0, 0);
         for (name, kept) in roots {
             if looked_at >= most {
-                left_out += 1;
+                omitted += 1;
                 continue;
             }
             let narinfo = kept.path_info.and_then(|info| info.narinfo);
@@ -74,7 +74,7 @@ impl Cache {
             }
             shares.push(share);
         }
-        Ok((shares, left_out))
+        Ok((shares, omitted))
     }
 
     /// Adds what is below `node` to `share`; returns how many objects were looked at.
