@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod dashboard;
+mod stores;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -41,7 +42,9 @@ struct Metric {
 
 /// Every metric.
 fn all() -> impl Iterator<Item = &'static Metric> {
-    [METRICS, warm_up::WARM_UP].into_iter().flatten()
+    [METRICS, stores::STORES, warm_up::WARM_UP]
+        .into_iter()
+        .flatten()
 }
 
 /// Collects the values of a metric.

@@ -60,6 +60,20 @@ fn a_failed_reload_is_in_the_status_until_one_succeeds() {
     );
     assert!(reloads["failure"].is_null(), "{reloads}");
     assert!(!printed(&manager).contains("RELOAD"));
+    // Every line of the log begins with its time.
+    for line in manager.log().lines() {
+        let (time, rest) = line.split_once(' ').unwrap();
+        let shape: String = time
+            .chars()
+            .map(|c| if c.is_ascii_digit() { '0' } else { c })
+            .collect();
+        assert_eq!(shape, "0000-00-00T00:00:00.000000Z", "{line}");
+        assert!(
+            ["INFO", "WARN", "ERROR"]
+                .iter()
+                .any(|level| rest.trim_start().starts_with(level))
+        );
+    }
 }
 
 #[test]

@@ -70,7 +70,10 @@ impl Cache {
             };
             match &kept.root {
                 Some(root) => looked_at += self.measure(root.node.borrow(), &mut share)?,
-                None => share.missing_directories = 1,
+                None => {
+                    looked_at += 1;
+                    share.missing_directories = 1;
+                }
             }
             shares.push(share);
         }
@@ -116,5 +119,28 @@ impl Cache {
         }
         share.missing_directories += missing;
         Ok(seen.len().max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::castore::Name;
+    use crate::store::{CacheOptions, LocalStore, MemoryStore};
+
+    #[test]
+    fn roots_beyond_the_limit_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let local_store = LocalStore::open(dir.path()).unwrap();
+        let upstream = Arc::new(MemoryStore::new());
+        let cache = Cache::new(local_store, upstream, CacheOptions::default()).unwrap();
+        for name in ["a", "b", "c"] {
+            cache.pin(&Name::new(name.as_bytes()).unwrap()).unwrap();
+        }
+        let (shares, omitted) = cache.shares_within(2).unwrap();
+        let names: Vec<_> = shares.iter().map(|share| share.name.as_str()).collect();
+        assert_eq!((names, omitted), (vec!["a", "b"], 1));
     }
 }
