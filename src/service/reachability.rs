@@ -235,25 +235,32 @@ mod tests {
         let path = dir.path().display();
         let cache = |name: &str, address: &str| {
             format!(
-                "[stores.{name}.binary-cache]\nurl = 'http://{address}'\ninto = 'local'\n\
+                "[stores.{name}-local]\nurl = 'local:{path}/{name}'\n\
+                 [stores.{name}.binary-cache]\nurl = 'http://{address}'\ninto = '{name}-local'\n\
                  require-signatures = false\n"
             )
         };
         let reached = reached(&format!(
-            "[stores.local]\nurl = 'local:{path}/local'\n{}{}{}",
+            "{}{}{}",
             cache("a-right", &right),
             cache("b-other", &other),
             cache("c-absent", &absent),
         ));
-        let names: Vec<_> = reached.iter().map(|one| one.name.as_str()).collect();
-        assert_eq!(names, ["a-right", "b-other", "c-absent", "local"]);
-        assert!(matches!(reached[0].outcome, ProbeOutcome::Answered(_)));
-        for (at, what) in [(1, "/gnu/store"), (2, "address of a binary cache")] {
-            let ProbeOutcome::Failed { why, .. } = &reached[at].outcome else {
-                panic!("{:?}", reached[at]);
+        let of = |name: &str| {
+            let mut found = reached.iter().filter(|one| one.name == name);
+            found.next().unwrap().outcome.clone()
+        };
+        assert!(matches!(of("a-right"), ProbeOutcome::Answered(_)));
+        for (name, what) in [
+            ("b-other", "/gnu/store"),
+            ("c-absent", "address of a binary cache"),
+        ] {
+            let ProbeOutcome::Failed { why, .. } = of(name) else {
+                panic!("{name} answers");
             };
             assert!(why.contains(what), "{why}");
         }
-        assert!(!dir.path().join("local").exists(), "nothing is made");
+        assert_eq!(of("a-right-local"), ProbeOutcome::ToBeMade);
+        assert!(!dir.path().join("a-right").exists(), "nothing is made");
     }
 }
