@@ -165,9 +165,9 @@ mod tests {
 
     use super::*;
 
-    fn reached(text: &str) -> Vec<CheckedStore> {
+    fn reached(text: &str, patience: Duration) -> Vec<CheckedStore> {
         let config = Config::parse(Path::new("test.toml"), text).unwrap();
-        check_reachability(&config, Duration::from_millis(500)).unwrap()
+        check_reachability(&config, patience).unwrap()
     }
 
     #[test]
@@ -179,14 +179,17 @@ mod tests {
         let silent = dir.path().join("silent");
         let _silent = std::os::unix::net::UnixListener::bind(silent).unwrap();
         let path = dir.path().display();
-        let reached = reached(&format!(
-            "[stores.a-memory]\nurl = 'memory:'\n\
+        let reached = reached(
+            &format!(
+                "[stores.a-memory]\nurl = 'memory:'\n\
              [stores.b-none]\nurl = 'local:{path}/store'\n\
              [stores.c-closed]\nurl = 'grpc+http://{closed}'\n\
              [stores.d-socket]\nurl = 'grpc+unix:{path}/socket'\n\
              [stores.e-silent]\nurl = 'grpc+unix:{path}/silent'\n\
              [stores.f-all]\njoin = ['a-memory', 'b-none']\n"
-        ));
+            ),
+            Duration::from_millis(500),
+        );
         assert_eq!(reached.len(), 5, "composed stores get no request");
         assert!(matches!(reached[0].outcome, ProbeOutcome::Answered(_)));
         assert_eq!(reached[1].outcome, ProbeOutcome::ToBeMade);
@@ -240,12 +243,15 @@ mod tests {
                  require-signatures = false\n"
             )
         };
-        let reached = reached(&format!(
-            "{}{}{}",
-            cache("a-right", &right),
-            cache("b-other", &other),
-            cache("c-absent", &absent),
-        ));
+        let reached = reached(
+            &format!(
+                "{}{}{}",
+                cache("a-right", &right),
+                cache("b-other", &other),
+                cache("c-absent", &absent),
+            ),
+            Duration::from_secs(60),
+        );
         let of = |name: &str| {
             let mut found = reached.iter().filter(|one| one.name == name);
             found.next().unwrap().outcome.clone()
