@@ -22,10 +22,12 @@ mod closure;
 mod failure;
 mod info;
 mod netrc;
+mod probe;
 mod rate;
 mod unpack;
 mod upstream;
 
 pub use address::{AddressError, CacheAddress, CacheLocation, SCHEMES, is_url};
 pub use closure::ClosureMode;
+pub use probe::probe;
 pub use upstream::BinaryCaches;

@@ -45,6 +45,7 @@ mod status;
 mod store;
 mod supervisor;
 mod tag;
+mod units;
 mod utc;
 mod verify;
 mod virtiofs;

@@ -7,6 +7,7 @@
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
 //! | 0 | [`compression`] | streams out of gzip, xz, zstd, bzip2 and brotli |
 //! | 0 | [`descent`] | walking directory trees deeper than the limit of descriptors |
+//! | 0 | `latencies` | times of requests, in buckets |
 //! | 0 | [`sandbox`] | giving up privileges, files and system calls |
 //! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
 //! | 1 | [`image`] | a tree as an EROFS disk image: pure, no I/O |
@@ -60,6 +61,7 @@ pub mod descent;
 pub mod fs;
 pub mod image;
 pub mod import;
+mod latencies;
 pub mod nar;
 pub mod nix;
 pub mod profile;

@@ -20,6 +20,7 @@ mod authorities;
 mod blocking;
 mod bounded;
 mod cache;
+mod call_meter;
 mod chunked;
 mod circuit_breaker;
 pub(crate) mod combined;
@@ -37,7 +38,6 @@ mod join;
 mod last_listing;
 mod latency;
 mod local;
-mod measured;
 mod memory;
 mod mirrors;
 mod missing;
@@ -68,7 +68,8 @@ use crate::nix::PathInfo;
 pub use blocking::Blocking;
 pub(crate) use bounded::Bounded;
 pub(crate) use cache::WithoutCache;
-pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
+pub use cache::{Cache, CacheOptions, CacheStatus, CachedShare, Prefetch};
+pub(crate) use call_meter::CallMeter;
 pub use combined::CombinedStore;
 pub use error::{Damage, Error, Object};
 pub use filter::{FilteredStore, RootPattern, names_in};
@@ -83,7 +84,6 @@ pub use local::{
     ChunkPlace, GcOptions, GcReport, GcResult, InUseLease, LocalStore, RebuiltIndex, RepairOutcome,
     RootRecord, SparedObjects, StoredChunk, ValidPath, WaitingNar,
 };
-pub(crate) use measured::MeasuredStore;
 pub use memory::MemoryStore;
 pub use mirrors::{MemberOrder, Mirrors};
 pub use object::{BucketGcOptions, BucketGcReport, BucketObjects, ObjectStore};

@@ -6,6 +6,7 @@ mod plan;
 mod url;
 mod valid_paths;
 
+pub(crate) use binary_cache_url::address as binary_cache_address;
 pub use needs::{StoreNeeds, UsedFile, needs};
 pub use plan::{NamedStore, OpenError, OpenStores, OpenedStore, StorePlan, open_all, open_each};
 pub use url::{check_url, must_exist, open};

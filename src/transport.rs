@@ -4,4 +4,5 @@ pub mod fuse;
 mod init;
 mod reply;
 mod requests;
+mod traffic;
 pub mod virtiofs;

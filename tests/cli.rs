@@ -674,6 +674,110 @@ fn a_log_level_that_is_none_is_reported_and_silences_nothing() {
     );
 }
 
+/// A castore has files, directories and symbolic links.
+#[test]
+fn a_special_file_is_named_with_the_option_that_leaves_it_out() {
+    let place = Place::new();
+    fs::create_dir(place.path("tree")).unwrap();
+    let fifo = place.path("tree/pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+    assert_eq!(
+        place.bad(1, &["import", "tree"]),
+        "tree/pipe is a named pipe, which a castore cannot hold; leave it out, or all such files with \
+         --skip-special"
+    );
+}
+
+#[test]
+fn a_path_of_the_nix_store_names_its_root_in_every_verb() {
+    let place = Place::with_tree();
+    let at = "/nix/store/tree";
+    assert_eq!(place.text(&["ls", &format!("{at}/bin/deep")]), "text\n");
+    assert_eq!(
+        place.text(&["cat", &format!("{at}/bin/deep/text")]),
+        "some text\n"
+    );
+    for verb in ["stat", "verify", "du"] {
+        place.good(&[verb, at]);
+    }
+    place.good(&["export", at, "out"]);
+    place.good(&["copy", "--from", "local:store", "--to", "local:other", at]);
+    place.good(&["tag", "/nix/store/tagged", &format!("{at}/bin")]);
+    place.good(&["mv", "/nix/store/tagged", "/nix/store/moved"]);
+    assert_eq!(place.text(&["ls"]), "moved\ntree\n");
+    assert_eq!(place.text(&["rm", "/nix/store/moved"]), "moved\n");
+    fs::create_dir(place.path("profiles")).unwrap();
+    let reported = place.bad(1, &["profile", "rm", "--directory", "profiles", at]);
+    assert!(
+        reported.contains("tree") && !reported.contains("/nix/store"),
+        "{reported}"
+    );
+}
+
+#[test]
+fn what_a_copy_did_and_what_is_wrong_with_a_configuration_can_be_json() {
+    let place = Place::with_tree();
+    let copy = [
+        "copy",
+        "--json",
+        "--from",
+        "local:store",
+        "--to",
+        "local:other",
+        "--all",
+    ];
+    let copied = &place.json(&copy)[0];
+    assert_eq!(copied["roots"], 1);
+    assert_eq!(copied["directories"], 4, "{copied}");
+    assert_eq!(
+        copied["blob_bytes"].as_u64(),
+        Some((3 << 20) + 20),
+        "{copied}"
+    );
+    let again = &place.json(&copy)[0];
+    assert_eq!(
+        (&again["blobs"], &again["blobs_there"]),
+        (&0.into(), &4.into())
+    );
+
+    fs::write(place.path("c.toml"), "[log]\nlevel = 'loud'\nx = 1\n").unwrap();
+    let run = place.run(&["check-config", "--json", "c.toml"]);
+    assert_eq!((run.status.code(), run.stderr.len()), (Some(1), 0));
+    let mistakes = json_lines(&String::from_utf8(run.stdout).unwrap());
+    assert_eq!(mistakes[0]["path"], "c.toml");
+    assert_eq!(
+        (&mistakes[0]["line"], &mistakes[0]["key"]),
+        (&3.into(), &"log.x".into())
+    );
+}
+
+/// Progress is for people at a terminal, who can do without it.
+#[test]
+fn progress_is_shown_on_a_terminal_only_and_not_with_quiet() {
+    let place = Place::with_tree();
+    // Its standard error is the terminal that `script` makes.
+    let terminal = |arguments: &str| {
+        let line = format!(r#"script -qec "$CASTORE {arguments} >stdout" /dev/null </dev/null"#);
+        let run = shell(&place, &line);
+        (run.status.code(), String::from_utf8(run.stdout).unwrap())
+    };
+    let (status, shown) = terminal("import tree");
+    if status == Some(127) {
+        kit::skip::skip("there is no `script` to make a terminal with");
+        return;
+    }
+    assert!(shown.contains("5 files, 3.00 MiB; new: 0 blobs"), "{shown}");
+    for quiet in [
+        "import --quiet tree",
+        "export -q tree out",
+        "verify -q",
+        "copy -q --from local:store --to local:other tree",
+    ] {
+        let (status, shown) = terminal(quiet);
+        assert_eq!((status, shown.as_str()), (Some(0), ""), "{quiet}");
+    }
+}
+
 /// Common mistakes in a connection: one line, with advice.
 #[test]
 fn a_connection_that_fails_is_one_line_with_what_to_do() {
@@ -1628,17 +1732,28 @@ fn a_remote_store_is_mounted_with_a_cache_and_without_a_configuration() {
 fn the_store_of_a_configuration_file_is_used_where_none_is_named() {
     let place = Place::with_tree();
     let config = |stores: &str| fs::write(place.path("config.toml"), stores).unwrap();
-    let ls = || {
-        let mut command = place.command(&["ls", "--config", "config.toml"]);
-        command.env_remove("CASTORE_FS_STORE");
-        let run = command.env("HOME", place.dir.path()).output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (text(run.stdout), text(run.stderr))
-    };
     let disk = format!(
         "[stores.disk]\nurl = 'local:{}'\n",
         place.path("store").display()
     );
+    let ls = || {
+        let mut command = place.command(&["ls", "--config", "config.toml"]);
+        command.env_remove("CASTORE_FS_STORE");
+        let run = command.env("HOME", place.dir.path()).output().unwrap();
+        // An import uses the same.
+        let mut import = place.command(&["import", "--config", "config.toml", "tree"]);
+        import
+            .env_remove("CASTORE_FS_STORE")
+            .env("HOME", place.dir.path());
+        if fs::read_to_string(place.path("config.toml")).unwrap() == disk {
+            let imported = import.output().unwrap();
+            assert_eq!(imported.stderr, run.stderr);
+            import.arg("--quiet");
+            assert!(import.output().unwrap().stderr.is_empty());
+        }
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (text(run.stdout), text(run.stderr))
+    };
     config(&disk);
     let (listed, reported) = ls();
     assert_eq!(listed, "tree\n");

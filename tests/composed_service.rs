@@ -147,9 +147,12 @@ fn a_mount_of_mirrors_reads_on_when_one_hangs_and_when_it_dies() {
     assert!(bytes.unwrap() > contents(10).len() as u64);
     let lookups = &status["mounts"]["tree"]["latencies"]["LOOKUP"];
     assert!(lookups["p95_micros"].as_u64().unwrap() > 0);
+    assert!(status["mounts"]["tree"]["waits"]["READ"].as_u64() >= Some(1));
     let metrics = metrics(manager.join("metrics"));
     for line in [
         "castore_fs_endpoint_up{store=\"b\"} 1",
+        "castore_fs_endpoint_call_seconds_count{store=\"b\"} ",
+        "castore_fs_request_waits_total{transport=\"fuse\",name=\"tree\",kind=\"READ\"} ",
         "castore_fs_mirror_state{store=\"main\",member=\"b\",state=\"up\"} 1",
         "castore_fs_mirror_state{store=\"main\",member=\"a\",state=\"up\"} 0",
     ] {
@@ -333,7 +336,9 @@ fn check_config_online_reports_which_stores_answer() {
     let text = format!(
         "[stores.up]\nurl = 'grpc+unix:{path}/a'\n\
          [stores.down]\nurl = 'grpc+unix:{path}/no-server'\n\
-         [stores.new]\nurl = 'local:{path}/new'\n"
+         [stores.new]\nurl = 'local:{path}/new'\n\
+         [stores.nix.binary-cache]\nurl = 'file://{path}/none'\ninto = 'new'\n\
+         require-signatures = false\n"
     );
     fs::write(&config, text).unwrap();
     let config = config.to_str().unwrap();
@@ -351,6 +356,31 @@ fn check_config_online_reports_which_stores_answer() {
         "{stderr}"
     );
     assert!(stderr.contains("is the server running"), "{stderr}");
+    assert!(stderr.contains("nix: nix+file://"), "{stderr}");
+    // Nothing but the lines of the two that fail.
+    let mut lines = stderr.lines();
+    assert!(
+        lines.all(|line| line.starts_with("castore-fs: ")),
+        "{stderr}"
+    );
+    assert_eq!(stderr.lines().count(), 2, "{stderr}");
+    let output = castore_fs(&["check-config", "--online", "--json", config]);
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let states: Vec<_> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|line| format!("{} {}", line["store"], line["state"]))
+        .collect();
+    assert_eq!(
+        states,
+        [
+            "\"down\" \"fails\"",
+            "\"new\" \"to-be-made\"",
+            "\"nix\" \"fails\"",
+            "\"up\" \"answers\"",
+        ]
+    );
+    assert!(output.stderr.is_empty() && output.status.code() == Some(1));
     assert!(!dir.path().join("new").exists());
 }
 
@@ -385,6 +415,25 @@ fn commands_pin_and_prefetch_in_the_cache_of_a_running_service() {
     assert_eq!(fetched["blobs"], DIRS, "{fetched}");
     assert_eq!(fetched["total_blobs"], DIRS, "{fetched}");
     assert_eq!(send_request(&["pin", "tree"]), "tree\n");
+    assert_eq!(
+        send_request(&["pin", "--json", "/nix/store/tree"]),
+        "{\"name\":\"tree\"}\n"
+    );
+    let shown = send_request(&["status", "--roots"]);
+    assert!(shown.contains("\n  pinned: tree\n"), "{shown}");
+    assert!(shown.contains("\n  root tree: 100 % cached, "), "{shown}");
+    let status = send_request(&["status", "--roots", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let root = &status["stores"]["main"]["roots"]["shares"][0];
+    assert_eq!(root["cached_bytes"], root["known_bytes"], "{root}");
+    assert_eq!(
+        (&root["name"], &root["pinned"]),
+        (&"tree".into(), &true.into())
+    );
+    assert_eq!(
+        status["stores"]["main"]["cache"]["pins"],
+        serde_json::json!(["tree"])
+    );
     send_request(&["drop-cache"]);
     // A pinned root is readable without the upstream; after its removal it is not.
     drop(server);

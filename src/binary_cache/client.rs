@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use super::address::{CacheAddress, CacheLocation};
 use super::failure::CacheFailure;
 use super::netrc;
 use super::rate::{SlowestRate, WINDOW};
-use crate::store::credential;
+use crate::store::{CallMeter, credential};
 
 /// How often a request is made at the most, unless it made progress meanwhile.
 const TRIES: u32 = 5;
@@ -47,11 +48,13 @@ pub(super) struct CacheClient {
     http: reqwest::Client,
     headers: HeaderMap,
     requests: AtomicU64,
+    meter: Arc<CallMeter>,
 }
 
 impl CacheClient {
     /// Fails where a netrc or token file cannot be read or the HTTP client cannot be made.
-    pub(super) fn new(address: CacheAddress) -> Result<Self, String> {
+    /// Requests are measured by `meter`.
+    pub(super) fn new(address: CacheAddress, meter: Arc<CallMeter>) -> Result<Self, String> {
         // An error means that one is installed already, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
@@ -67,6 +70,7 @@ impl CacheClient {
             address,
             http,
             requests: AtomicU64::new(0),
+            meter,
         })
     }
 
@@ -87,7 +91,7 @@ impl CacheClient {
             let tried = self.try_small(path, limit);
             let tried = match tokio::time::timeout(SMALL_DEADLINE, tried).await {
                 Ok(tried) => tried,
-                Err(_) => Err((CacheFailure::TimedOut(SMALL_DEADLINE), None)),
+                Err(_) => Err((self.timed_out(SMALL_DEADLINE), None)),
             };
             match tried {
                 Ok(found) => return Ok(found),
@@ -107,6 +111,7 @@ impl CacheClient {
             FileLocation::Url(url) => url,
             FileLocation::File(file) => {
                 self.requests.fetch_add(1, Ordering::Relaxed);
+                let metered = self.meter.begin();
                 let directory = self.address.directory().map(std::path::Path::to_owned);
                 let read = tokio::task::spawn_blocking(move || {
                     let is_there = || directory.is_none_or(|directory| directory.is_dir());
@@ -121,6 +126,14 @@ impl CacheClient {
                     }
                 });
                 let read = read.await.map_err(std::io::Error::other).flatten();
+                match &read {
+                    Ok(bytes) => {
+                        let bytes = bytes.as_ref().map_or(0, Vec::len);
+                        self.meter.received(bytes as u64);
+                        metered.answered();
+                    }
+                    Err(error) => metered.failed(self.describe(error)),
+                }
                 return match read {
                     Ok(Some(bytes)) if bytes.len() > limit => Err((too_long(), None)),
                     Ok(bytes) => Ok(bytes.map(Bytes::from)),
@@ -144,6 +157,7 @@ impl CacheClient {
             if bytes.len() + chunk.len() > limit {
                 return Err((too_long(), None));
             }
+            self.meter.received(chunk.len() as u64);
             bytes.extend_from_slice(&chunk);
         }
     }
@@ -172,8 +186,8 @@ impl CacheClient {
             FileLocation::Url(url) => url,
             FileLocation::File(file) => {
                 self.requests.fetch_add(1, Ordering::Relaxed);
-                let out = out.clone();
-                let send = move || send_file(&file, limit, &out);
+                let (out, meter) = (out.clone(), self.meter.clone());
+                let send = move || send_file(&file, limit, &out, &meter);
                 let sent = tokio::task::spawn_blocking(send).await;
                 return sent
                     .unwrap_or_else(|error| Err(CacheFailure::Unreachable(error.to_string())));
@@ -203,7 +217,7 @@ impl CacheClient {
         out: &mpsc::Sender<Result<Bytes, CacheFailure>>,
     ) -> Result<(), (CacheFailure, Option<Duration>)> {
         let asked = tokio::time::timeout(SMALL_DEADLINE, self.get(url, *sent)).await;
-        let asked = asked.unwrap_or(Err((CacheFailure::TimedOut(SMALL_DEADLINE), None)))?;
+        let asked = asked.unwrap_or_else(|_| Err((self.timed_out(SMALL_DEADLINE), None)))?;
         let absent = || CacheFailure::Refused("the NAR that its narinfo names is not there".into());
         let mut response = asked.ok_or_else(|| (absent(), None))?;
         // A server without ranges sends everything again.
@@ -222,12 +236,13 @@ impl CacheClient {
         loop {
             let since = Instant::now();
             let chunk = tokio::time::timeout(rate.patience(), response.chunk()).await;
-            let chunk = chunk.map_err(|_| (CacheFailure::TimedOut(WINDOW), None))?;
+            let chunk = chunk.map_err(|_| (self.timed_out(WINDOW), None))?;
             let Some(mut chunk) = chunk.map_err(|error| (unreachable(error), None))? else {
                 return Ok(());
             };
+            self.meter.received(chunk.len() as u64);
             rate.took(chunk.len() as u64, since)
-                .map_err(|_| (CacheFailure::TimedOut(WINDOW), None))?;
+                .map_err(|_| (self.timed_out(WINDOW), None))?;
             let skipped = skip.min(chunk.len() as u64);
             skip -= skipped;
             let chunk = chunk.split_off(skipped as usize);
@@ -257,18 +272,36 @@ impl CacheClient {
         if from > 0 {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
-        let response = request.send().await;
-        let response = response.map_err(|error| (unreachable(error), None))?;
-        let status = response.status();
-        match status.as_u16() {
-            200 | 206 => Ok(Some(response)),
-            403 | 404 | 410 => Ok(None),
-            status @ (401 | 407) => Err((CacheFailure::Unauthorized(status), None)),
-            status => Err((
-                CacheFailure::Status(status),
-                retry_after(response.headers()),
-            )),
+        let metered = self.meter.begin();
+        let outcome = match request.send().await {
+            Err(error) => Err((unreachable(error), None)),
+            Ok(response) => match response.status().as_u16() {
+                200 | 206 => Ok(Some(response)),
+                403 | 404 | 410 => Ok(None),
+                status @ (401 | 407) => Err((CacheFailure::Unauthorized(status), None)),
+                status => Err((
+                    CacheFailure::Status(status),
+                    retry_after(response.headers()),
+                )),
+            },
+        };
+        match &outcome {
+            Ok(_) => metered.answered(),
+            Err((failure, _)) => metered.failed(self.describe(failure)),
         }
+        outcome
+    }
+
+    /// The text of a failed request.
+    fn describe(&self, failure: &dyn std::fmt::Display) -> String {
+        format!("{}: a request failed: {failure}", self.address.shown)
+    }
+
+    /// The failure of a request that took longer than `limit`, which is counted.
+    fn timed_out(&self, limit: Duration) -> CacheFailure {
+        let failure = CacheFailure::TimedOut(limit);
+        self.meter.failed(self.describe(&failure));
+        failure
     }
 
     /// Whether `url` is on this cache's server, which alone gets the login.
@@ -347,7 +380,9 @@ fn send_file(
     path: &std::path::Path,
     limit: u64,
     out: &mpsc::Sender<Result<Bytes, CacheFailure>>,
+    meter: &CallMeter,
 ) -> Result<(), CacheFailure> {
+    let metered = meter.begin();
     let failed = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => {
             CacheFailure::Refused("the NAR that its narinfo names is not there".to_owned())
@@ -355,6 +390,7 @@ fn send_file(
         _ => CacheFailure::Unreachable(error.to_string()),
     };
     let mut file = File::open(path).map_err(failed)?;
+    metered.answered();
     let length = file.seek(SeekFrom::End(0)).map_err(failed)?;
     if length > limit {
         let why = format!("the NAR's file is longer than {limit} bytes");
@@ -368,6 +404,7 @@ fn send_file(
             return Ok(());
         }
         chunk.truncate(read);
+        meter.received(read as u64);
         if out.blocking_send(Ok(chunk.into())).is_err() {
             return Ok(());
         }

@@ -23,8 +23,8 @@ use crate::castore::{Digest, Directory, GroupTable, Node, NodeRef, Root};
 use crate::nix::{MAX_NARINFO_BYTES, NarinfoFile, NixHash, PathInfo, StorePath};
 use crate::store::single_flight::SingleFlight;
 use crate::store::{
-    Answer, BackingFile, CachedRoot, Error, Health, Ingest, LocalStore, Store, StoreUsage,
-    ValidPath, network,
+    Answer, BackingFile, CachedRoot, CallMeter, Error, Health, Ingest, LocalStore, Store,
+    StoreUsage, ValidPath, network,
 };
 
 /// NARs that are downloaded and unpacked at once.
@@ -55,6 +55,8 @@ pub(super) struct UpstreamInner {
     caches: Vec<CacheClient>,
     local: LocalStore,
     runtime: Handle,
+    /// The requests to all of them.
+    meter: Arc<CallMeter>,
     closure: ClosureMode,
     /// The caches by their priority, once that is known.
     order: tokio::sync::Mutex<Vec<CachePriority>>,
@@ -108,8 +110,10 @@ impl BinaryCaches {
             url: url.clone(),
             why,
         };
-        let caches: Result<Vec<CacheClient>, String> =
-            addresses.into_iter().map(CacheClient::new).collect();
+        let meter = Arc::new(CallMeter::default());
+        let caches: Result<Vec<CacheClient>, String> = (addresses.into_iter())
+            .map(|address| CacheClient::new(address, meter.clone()))
+            .collect();
         let caches = caches.map_err(wrong)?;
         for cache in &caches {
             cache.address.check_trust().map_err(|why| Error::Url {
@@ -125,6 +129,7 @@ impl BinaryCaches {
         })?;
         Ok(Self(Arc::new(UpstreamInner {
             caches,
+            meter,
             local,
             runtime: runtime.clone(),
             closure,
@@ -645,7 +650,10 @@ impl Store for BinaryCaches {
     }
 
     fn health(&self) -> Health {
-        Health::default()
+        Health {
+            endpoint: Some(self.0.meter.health()),
+            ..Health::default()
+        }
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

@@ -1,13 +1,16 @@
 //! `castore-fs check-config`.
 
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use castore_fs::service::{self, Config, ProbeOutcome};
+use castore_fs::service::{self, Config, ConfigProblem, ProbeOutcome};
 use clap::Args;
+use serde::Serialize;
 
 use super::failure::{CommandFailure, print_error};
+use super::json::JsonPath;
 use super::output::Output;
 use super::store::DEFAULT_CONFIG;
 
@@ -32,6 +35,10 @@ pub(super) struct CheckConfig {
     /// Look at no file with tokens or certificates and look up no host: on another machine than its own
     #[arg(long, conflicts_with = "online")]
     no_files: bool,
+    /// One JSON object a line: a mistake with its file, line and key; with --online, a store and whether it
+    /// answers
+    #[arg(long)]
+    json: bool,
     /// The configuration
     #[arg(default_value = DEFAULT_CONFIG)]
     file: PathBuf,
@@ -39,43 +46,109 @@ pub(super) struct CheckConfig {
 
 impl CheckConfig {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
-        let config = Config::load_with_files(&self.file, !self.no_files).map_err(|problems| {
-            problems
-                .iter()
-                .for_each(|problem| print_error(&problem.to_string()));
-            CommandFailure::Reported
-        })?;
+        let config = match Config::load_with_files(&self.file, !self.no_files) {
+            Ok(config) => config,
+            Err(problems) => return self.report(&problems),
+        };
         match self.online {
-            true => check_online(&config),
+            true => self.check_online(&config),
             false => Ok(()),
+        }
+    }
+
+    fn report(&self, problems: &[ConfigProblem]) -> Result<(), CommandFailure> {
+        if self.json {
+            let mut output = Output::open()?;
+            for problem in problems {
+                output.json(&MistakeObject {
+                    file: JsonPath::from(problem.file.as_os_str().as_bytes()),
+                    line: problem.line,
+                    key: &problem.key,
+                    mistake: &problem.what,
+                })?;
+            }
+            output.flush()?;
+        } else {
+            let problems = problems.iter();
+            problems.for_each(|problem| print_error(&problem.to_string()));
+        }
+        Err(CommandFailure::Reported)
+    }
+
+    fn check_online(&self, config: &Config) -> Result<(), CommandFailure> {
+        let mut output = Output::open()?;
+        let mut all_answer = true;
+        for reached in service::check_reachability(config, PATIENCE)? {
+            let name = reached.name;
+            if self.json {
+                all_answer &= !matches!(reached.outcome, ProbeOutcome::Failed { .. });
+                output.json(&StoreObject::new(&name, &reached.outcome))?;
+                continue;
+            }
+            match reached.outcome {
+                ProbeOutcome::Answered(after) => {
+                    let millis = after.as_secs_f64() * 1000.0;
+                    output.line(&format!("{name}: ok, {millis:.1} ms"))?;
+                }
+                ProbeOutcome::ToBeMade => {
+                    output.line(&format!("{name}: ok, to be made by the service"))?
+                }
+                ProbeOutcome::Failed { why, advice } => {
+                    all_answer = false;
+                    output.flush()?;
+                    let advice = advice.map(|advice| format!("; {advice}"));
+                    print_error(&format!("{name}: {why}{}", advice.unwrap_or_default()));
+                }
+            }
+        }
+        output.flush()?;
+        match all_answer {
+            true => Ok(()),
+            false => Err(CommandFailure::Reported),
         }
     }
 }
 
-fn check_online(config: &Config) -> Result<(), CommandFailure> {
-    let mut output = Output::open()?;
-    let mut all_answer = true;
-    for reached in service::check_reachability(config, PATIENCE)? {
-        let name = reached.name;
-        match reached.outcome {
+/// A mistake in the file.
+#[derive(Serialize)]
+struct MistakeObject<'a> {
+    #[serde(flatten)]
+    file: JsonPath,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    key: &'a str,
+    mistake: &'a str,
+}
+
+/// A store, and whether it answers.
+#[derive(Serialize)]
+struct StoreObject<'a> {
+    store: &'a str,
+    /// `answers`, `to-be-made` or `fails`.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    micros: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<&'static str>,
+}
+
+impl<'a> StoreObject<'a> {
+    fn new(store: &'a str, outcome: &'a ProbeOutcome) -> Self {
+        let (state, micros, why, advice) = match outcome {
             ProbeOutcome::Answered(after) => {
-                let millis = after.as_secs_f64() * 1000.0;
-                output.line(&format!("{name}: ok, {millis:.1} ms"))?;
+                ("answers", Some(after.as_micros() as u64), None, None)
             }
-            ProbeOutcome::ToBeMade => {
-                output.line(&format!("{name}: ok, to be made by the service"))?
-            }
-            ProbeOutcome::Failed { why, advice } => {
-                all_answer = false;
-                output.flush()?;
-                let advice = advice.map(|advice| format!("; {advice}"));
-                print_error(&format!("{name}: {why}{}", advice.unwrap_or_default()));
-            }
+            ProbeOutcome::ToBeMade => ("to-be-made", None, None, None),
+            ProbeOutcome::Failed { why, advice } => ("fails", None, Some(&why[..]), *advice),
+        };
+        Self {
+            store,
+            state,
+            micros,
+            why,
+            advice,
         }
-    }
-    output.flush()?;
-    match all_answer {
-        true => Ok(()),
-        false => Err(CommandFailure::Reported),
     }
 }

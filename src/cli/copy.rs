@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use castore_fs::castore::{Printable, Root};
+use castore_fs::castore::{Node, Printable, Root};
 use castore_fs::nix::{MAX_GRAPH_BYTES, NarinfoFile, STORE_DIR, parse_reference_graph};
 use castore_fs::store::Blocking;
 use castore_fs::tree::copy::{self, CopyProgress};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
+use serde::Serialize;
 use tokio::runtime::Runtime;
 
 use super::failure::{CommandFailure, failure};
@@ -19,7 +20,7 @@ use super::import_paths::import_graph;
 use super::interrupt::on_interrupt;
 use super::names::{closure_roots, root_name};
 use super::output::Output;
-use super::progress::ProgressLine;
+use super::progress::{ProgressLine, ProgressState, QuietArgument};
 use super::store::{ConfigArguments, StoreLocation};
 
 /// Copy roots and everything below them from one store to another
@@ -62,6 +63,11 @@ pub(super) struct CopyCommand {
     /// With --graph and without --from: the directory that the store paths are in
     #[arg(long, value_name = "DIR", default_value = STORE_DIR, conflicts_with = "from")]
     paths_in: PathBuf,
+    #[command(flatten)]
+    quiet: QuietArgument,
+    /// One JSON object: roots, and the directories, blobs and bytes that were sent, or were there already
+    #[arg(long)]
+    json: bool,
     /// The roots' names
     #[arg(value_name = "NAME", required_unless_present_any = ["all", "graph"])]
     names: Vec<PathBuf>,
@@ -69,6 +75,7 @@ pub(super) struct CopyCommand {
 
 impl CopyCommand {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
+        self.quiet.apply();
         let graph = self.graph.as_deref().map(read_graph).transpose()?;
         let runtime = Runtime::new()?;
         let from = self.from.as_deref().map(|from| self.config.place(from));
@@ -85,7 +92,11 @@ impl CopyCommand {
         match (from, graph) {
             (Some(from), graph) => self.copy(&runtime, &from, &to, graph, &mut output)?,
             (None, Some(graph)) => {
-                import_graph(&runtime, &to, &graph, &self.paths_in, &mut output)?
+                let imported = import_graph(&runtime, &to, &graph, &self.paths_in)?;
+                match self.json {
+                    true => output.json(&imported)?,
+                    false => output.line(&imported.to_string())?,
+                }
             }
             (None, None) => return Err(failure("there is neither --from nor --graph")),
         }
@@ -111,14 +122,16 @@ impl CopyCommand {
             stopped.stop.store(true, Ordering::Relaxed);
         })?;
         let counted = progress.clone();
+        // Of a graph the nodes are not known yet.
+        let all = graph.is_none().then(|| roots.iter().map(names_of).sum());
         let line = ProgressLine::show("copying", move || {
             let blobs = HumanCount(counted.blobs.load(Ordering::Relaxed));
             let skipped = HumanCount(counted.skipped.load(Ordering::Relaxed));
-            let bytes = counted.bytes.load(Ordering::Relaxed);
-            (
-                format!("{blobs} blobs sent, {skipped} there already"),
-                bytes,
-            )
+            ProgressState {
+                words: format!("{blobs} blobs sent, {skipped} there already"),
+                bytes: counted.bytes.load(Ordering::Relaxed),
+                part: all.map(|all| (counted.entries.load(Ordering::Relaxed), all)),
+            }
         });
         match &graph {
             Some(graph) => copy::copy_graph(from, to, graph, &progress)?,
@@ -126,15 +139,25 @@ impl CopyCommand {
         };
         drop(line);
         let count = graph.map_or(roots.len(), |graph| graph.len());
-        let sent = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+        let load = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+        let copied = CopiedRoots {
+            roots: count as u64,
+            directories: load(&progress.directories),
+            blobs: load(&progress.blobs),
+            blob_bytes: load(&progress.bytes),
+            blobs_there: load(&progress.skipped),
+        };
+        if self.json {
+            return output.json(&copied);
+        }
         writeln!(
             output,
             "{} roots; sent {} directories, {} blobs, {}; {} blobs were there already",
-            HumanCount(count as u64),
-            HumanCount(sent(&progress.directories)),
-            HumanCount(sent(&progress.blobs)),
-            HumanBytes(sent(&progress.bytes)),
-            HumanCount(sent(&progress.skipped)),
+            HumanCount(copied.roots),
+            HumanCount(copied.directories),
+            HumanCount(copied.blobs),
+            HumanBytes(copied.blob_bytes),
+            HumanCount(copied.blobs_there),
         )?;
         Ok(())
     }
@@ -156,6 +179,27 @@ impl CopyCommand {
             );
         }
         Ok(roots)
+    }
+}
+
+/// The output.
+#[derive(Serialize)]
+struct CopiedRoots {
+    roots: u64,
+    /// What was sent.
+    directories: u64,
+    blobs: u64,
+    blob_bytes: u64,
+    /// Blobs that were there already.
+    blobs_there: u64,
+}
+
+/// Names in a tree, as its node states it: for the progress only.
+fn names_of(root: &Root) -> u64 {
+    match root.node {
+        // Twice the number of names below it.
+        Node::Directory { size, .. } => 1 + size / 2,
+        _ => 1,
     }
 }
 

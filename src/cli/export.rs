@@ -16,13 +16,13 @@ use castore_fs::tree::{
     image_to_file, nar, tar, write_image,
 };
 use clap::{Args, ValueEnum};
-use indicatif::HumanCount;
+use indicatif::{HumanBytes, HumanCount};
 
 use super::failure::{CommandFailure, failure};
 use super::interrupt::on_interrupt;
 use super::names::closure_roots;
 use super::output::Output;
-use super::progress::ProgressLine;
+use super::progress::{ProgressLine, ProgressState, QuietArgument};
 use super::store::StoreArguments;
 
 /// Write a tree out: as files, as a tar or NAR archive, or as a disk image
@@ -49,6 +49,8 @@ pub(super) struct ExportCommand {
     /// TARGET is a root: with every Nix store path that it refers to
     #[arg(long)]
     closure: bool,
+    #[command(flatten)]
+    quiet: QuietArgument,
     /// What to export: NAME[/PATH] or a digest
     target: PathBuf,
     /// The output; must not exist. Archives and images go to standard output without it
@@ -77,6 +79,7 @@ struct ExportedTree {
 
 impl ExportCommand {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
+        self.quiet.apply();
         let opened = self.store.open()?;
         let tree = self.find(&opened.store)?;
         let progress = Arc::new(export::ExportProgress::default());
@@ -85,11 +88,27 @@ impl ExportCommand {
             stopped.stop.store(true, Ordering::Relaxed);
         })?;
         let destination = self.destination.filter(|path| path.as_os_str() != "-");
-        let counted = progress.clone();
+        let image = match self.format {
+            ExportFormat::Erofs => Some(tree.image()?),
+            _ => None,
+        };
+        let (counted, all) = (progress.clone(), tree.names());
+        let image_size = image.as_ref().map(ImageFile::size);
         let state = move || {
-            let nodes = HumanCount(counted.nodes.load(Ordering::Relaxed));
+            let nodes = counted.nodes.load(Ordering::Relaxed);
             let bytes = counted.bytes.load(Ordering::Relaxed);
-            (format!("{nodes} files"), bytes)
+            match image_size {
+                Some(size) => ProgressState {
+                    words: format!("of an image of {}", HumanBytes(size)),
+                    bytes,
+                    part: Some((bytes, size)),
+                },
+                None => ProgressState {
+                    words: format!("{} of {} files", HumanCount(nodes), HumanCount(all)),
+                    bytes,
+                    part: Some((nodes, all)),
+                },
+            }
         };
         match (self.format, destination) {
             (ExportFormat::Dir, None) => Err(failure(
@@ -109,19 +128,14 @@ impl ExportCommand {
                     ));
                 }
                 let _line = ProgressLine::show("exporting", state);
-                match format {
-                    ExportFormat::Erofs => Ok(write_image(
-                        &tree.image()?,
-                        &tree.store,
-                        &mut output,
-                        &progress,
-                    )?),
-                    _ => tree.write_archive(format, &mut output, &progress),
+                match image {
+                    Some(image) => Ok(write_image(&image, &tree.store, &mut output, &progress)?),
+                    None => tree.write_archive(format, &mut output, &progress),
                 }
             }
             (format, Some(path)) => {
                 let _line = ProgressLine::show("exporting", state);
-                tree.write_file(format, &path, &progress)
+                tree.write_file(format, image.as_ref(), &path, &progress)
             }
         }
     }
@@ -163,19 +177,27 @@ impl ExportCommand {
 }
 
 impl ExportedTree {
+    /// Files, directories and symbolic links in it, as its node states it: for the progress only.
+    fn names(&self) -> u64 {
+        match self.found.node {
+            // Twice the number of names below it.
+            Node::Directory { size, .. } => 1 + size / 2,
+            _ => 1,
+        }
+    }
+
     /// Writes an archive or image to a new file, which appears when it is complete.
     fn write_file(
         &self,
         format: ExportFormat,
+        image: Option<&ImageFile>,
         path: &Path,
         progress: &export::ExportProgress,
     ) -> Result<(), CommandFailure> {
         let new = NewFile::make(path)?;
-        match format {
-            ExportFormat::Erofs => {
-                image_to_file(&self.image()?, &self.store, new.file(), path, progress)?;
-            }
-            _ => {
+        match image {
+            Some(image) => image_to_file(image, &self.store, new.file(), path, progress)?,
+            None => {
                 let mut out = BufWriter::with_capacity(256 << 10, new.file());
                 self.write_archive(format, &mut out, progress)?;
                 out.flush().map_err(tree::TreeError::Output)?;

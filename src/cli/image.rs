@@ -14,8 +14,8 @@ use super::output::Output;
 
 /// Print the path and size of a disk image that the running service shows
 ///
-/// NAME is the name of a root, of an image in the configuration ([images.NAME]), or the 64 hex
-/// digits of a root's digest. The first mount with images (images = true) that has it is used. The
+/// NAME is the name of a root (also /nix/store/NAME), of an image in the configuration ([images.NAME]), or
+/// the 64 hex digits of a root's digest. The first mount with images (images = true) that has it is used. The
 /// size is in bytes, and a multiple of 2 MiB.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
@@ -44,12 +44,13 @@ struct PrintedImage {
 impl ImageCommand {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
         let status = service::ask_status(&self.control.socket)?;
+        let image = self.name.strip_prefix("/nix/store/").unwrap_or(&self.name);
         let mut searched = Vec::new();
         for (name, mount) in &status.mounts {
             if !mount.images || self.mount.as_ref().is_some_and(|wanted| wanted != name) {
                 continue;
             }
-            let path = mount.path.join(format!(".images/{}.erofs", self.name));
+            let path = mount.path.join(format!(".images/{image}.erofs"));
             match fs::metadata(&path) {
                 Ok(stat) => {
                     let size = stat.len();

@@ -29,7 +29,7 @@ use super::import_paths::{closure_of_machine, import_closure, path_of_machine, s
 use super::interrupt::on_interrupt;
 use super::json;
 use super::output::Output;
-use super::progress::{self, ProgressLine};
+use super::progress::{self, ProgressLine, ProgressState, QuietArgument};
 use super::running_import::RunningImport;
 use super::store::StoreArguments;
 
@@ -63,6 +63,8 @@ pub(super) struct Import {
     /// One JSON object a line: the root, what was read, and what of it was new
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    quiet: QuietArgument,
     /// What to import; - reads an archive from standard input
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
@@ -158,6 +160,7 @@ struct ImportedNixPath {
 impl Import {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
         self.check()?;
+        self.quiet.apply();
         // Before a signal is handled: until the daemon has answered, it ends the command.
         let closure = match self.closure {
             true => Some(closure_of_machine(&self.paths)?),
@@ -420,9 +423,9 @@ impl Read for PolledStdin<'_> {
 }
 
 /// The progress of an import, for display.
-fn state(progress: &ImportProgress) -> (String, u64) {
+fn state(progress: &ImportProgress) -> ProgressState {
     let totals = progress.totals();
-    match progress.stage() {
+    let (words, bytes) = match progress.stage() {
         ImportStage::Reading => {
             let files = HumanCount(totals.files);
             let found = HumanCount(progress.files_found());
@@ -430,5 +433,10 @@ fn state(progress: &ImportProgress) -> (String, u64) {
         }
         ImportStage::Committing => ("making it durable".to_owned(), totals.bytes),
         ImportStage::HashingNar => ("hashing the NAR".to_owned(), progress.nar_bytes()),
+    };
+    ProgressState {
+        words,
+        bytes,
+        part: None,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::env;
-use std::io::Write;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,8 +16,7 @@ use tokio::runtime::Runtime;
 
 use super::failure::{CommandFailure, failure, print_error};
 use super::interrupt::on_interrupt;
-use super::output::Output;
-use super::progress::ProgressLine;
+use super::progress::{ProgressLine, ProgressState};
 use super::running_import::RunningImport;
 
 /// The store path that `path` is, if it is one and nothing below it: `/nix/store/HASH-NAME`.
@@ -89,7 +88,11 @@ pub(super) fn import_closure(
         let (counted, all) = (progress.clone(), closure.len());
         let line = ProgressLine::show("importing", move || {
             let bytes = counted.totals().bytes;
-            (format!("path {} of {all}", number + 1), bytes)
+            ProgressState {
+                words: format!("path {} of {all}", number + 1),
+                bytes,
+                part: None,
+            }
         });
         let imported = import::import_path(store, directory, path, &required, &progress);
         drop(line);
@@ -112,14 +115,28 @@ pub(super) fn import_closure(
     Ok(())
 }
 
+/// What became of a reference graph.
+#[derive(serde::Serialize)]
+pub(super) struct ImportedGraph {
+    paths: u64,
+    /// Paths that were there already.
+    paths_there: u64,
+}
+
+impl fmt::Display for ImportedGraph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (paths, there) = (HumanCount(self.paths), HumanCount(self.paths_there));
+        write!(f, "{paths} paths; {there} were there already")
+    }
+}
+
 /// Imports the paths of a reference graph.
 pub(super) fn import_graph(
     runtime: &Runtime,
     to: &Blocking,
     graph: &[NarinfoFile],
     directory: &Path,
-    output: &mut Output,
-) -> Result<(), CommandFailure> {
+) -> Result<ImportedGraph, CommandFailure> {
     let current = Arc::new(RunningImport::default());
     let interrupted = current.clone();
     on_interrupt(runtime, move || interrupted.cancel())?;
@@ -128,11 +145,8 @@ pub(super) fn import_graph(
         there += u64::from(imported.was_there);
         Ok(())
     })?;
-    writeln!(
-        output,
-        "{} paths; {} were there already",
-        HumanCount(graph.len() as u64),
-        HumanCount(there),
-    )?;
-    Ok(())
+    Ok(ImportedGraph {
+        paths: graph.len() as u64,
+        paths_there: there,
+    })
 }

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::control::{NamedRoots, ServiceCacheArguments, not_that};
 use super::failure::CommandFailure;
+use super::json;
 use super::output::Output;
 
 /// Make the running service keep in its cache what was read below some roots
@@ -41,6 +42,9 @@ struct PinArguments {
     cache: ServiceCacheArguments,
     #[command(flatten)]
     roots: NamedRoots,
+    /// One JSON object a line: the name of a pinned root
+    #[arg(long)]
+    json: bool,
 }
 
 impl Pin {
@@ -65,7 +69,10 @@ impl PinArguments {
         };
         let mut output = Output::open()?;
         for pin in pins {
-            output.line(&pin)?;
+            match self.json {
+                true => output.json(&json::JsonName::from(pin.as_bytes()))?,
+                false => output.line(&pin)?,
+            }
         }
         output.flush()?;
         Ok(())

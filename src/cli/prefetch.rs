@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::control::{NamedRoots, ServiceCacheArguments, not_that};
 use super::failure::CommandFailure;
 use super::output::Output;
-use super::progress::ProgressLine;
+use super::progress::{ProgressLine, ProgressState, QuietArgument};
 
 /// Make the running service fetch everything below some roots into its cache
 ///
@@ -29,10 +29,13 @@ pub(super) struct PrefetchCommand {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    quiet: QuietArgument,
 }
 
 impl PrefetchCommand {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
+        self.quiet.apply();
         let last = Arc::new(Mutex::new(PrefetchStatus::default()));
         let shown = last.clone();
         let line = ProgressLine::show("fetching", move || {
@@ -42,7 +45,11 @@ impl PrefetchCommand {
                 total => format!(" of {}", HumanCount(total)),
             };
             let words = format!("{}{of} blobs", HumanCount(status.blobs));
-            (words, status.bytes)
+            ProgressState {
+                words,
+                bytes: status.bytes,
+                part: (status.total_bytes > 0).then_some((status.bytes, status.total_bytes)),
+            }
         });
         let request = ControlRequest::Prefetch(self.cache.roots(&self.roots)?);
         let done = self

@@ -63,6 +63,9 @@ enum ProfileAction {
         /// Store it for this root, instead of the one in the profile
         #[arg(long = "as", value_name = "NAME")]
         name: Option<String>,
+        /// One JSON object: the profile
+        #[arg(long)]
+        json: bool,
         /// A file from `castore-fs profile export`; - is standard input
         file: PathBuf,
     },
@@ -109,7 +112,12 @@ impl ProfileVerb {
         match self.verb {
             ProfileAction::List { place, json } => list(&place, json),
             ProfileAction::Export { place, name } => export(&place, name),
-            ProfileAction::Import { place, name, file } => import(&place, name, &file),
+            ProfileAction::Import {
+                place,
+                name,
+                json,
+                file,
+            } => import(&place, name, json, &file),
             ProfileAction::Rm { place, names } => {
                 names.into_iter().try_for_each(|name| {
                     match place.ask(ProfileRequest::Remove { name })? {
@@ -164,6 +172,7 @@ fn export(place: &ProfileLocation, name: String) -> Result<(), CommandFailure> {
 fn import(
     place: &ProfileLocation,
     name: Option<String>,
+    json: bool,
     file: &PathBuf,
 ) -> Result<(), CommandFailure> {
     let shown = file.display();
@@ -182,7 +191,10 @@ fn import(
         return Err(unexpected(done));
     };
     let mut output = Output::open()?;
-    output.line(&line(&profile))?;
+    match json {
+        true => output.json(&profile)?,
+        false => output.line(&line(&profile))?,
+    }
     output.flush()?;
     Ok(())
 }

@@ -1,20 +1,26 @@
 //! `castore-fs status`.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
 use castore_fs::castore::Printable;
 use castore_fs::fs::WarmUpCount;
-use castore_fs::service::{self, LatencyStatus, ServiceStatus as Answer, StoreStatus};
+use castore_fs::service::{
+    self, CacheRoots, ControlRequest, ControlResult, ReloadStatus, ServiceStatus as Answer,
+    StoreRate, StoreStatus, TrafficRate, TrafficStatus,
+};
 use castore_fs::store::{EndpointState, MemberState};
 use castore_fs::transport::fuse::{FileUsers, MountView};
 use clap::Args;
-use indicatif::HumanBytes;
+use indicatif::{HumanBytes, HumanCount};
 
-use super::control::ControlArguments;
+use super::control::{ControlArguments, not_that};
 use super::failure::CommandFailure;
 use super::output::Output;
+use super::units;
+
+/// Names of pinned roots that are printed.
+const PINS_SHOWN: usize = 10;
 
 /// Show the status of the running service
 ///
@@ -23,6 +29,7 @@ use super::output::Output;
 #[command(after_help = "Example:
   castore-fs status
   castore-fs status --watch
+  castore-fs status --roots
   castore-fs status --json | jq .mounts")]
 pub(super) struct StatusCommand {
     #[command(flatten)]
@@ -30,6 +37,9 @@ pub(super) struct StatusCommand {
     /// One JSON object
     #[arg(long)]
     json: bool,
+    /// With how much of each root is in a cache
+    #[arg(long)]
+    roots: bool,
     /// Again every second, until interrupted
     #[arg(long)]
     watch: bool,
@@ -40,6 +50,9 @@ impl StatusCommand {
         loop {
             let mut status = service::ask_status(&self.control.socket)?;
             count_image_users(&mut status);
+            if self.roots {
+                self.ask_roots(&mut status)?;
+            }
             let mut output = Output::open()?;
             match self.json {
                 true => output.json(&status)?,
@@ -51,6 +64,21 @@ impl StatusCommand {
             }
             std::thread::sleep(Duration::from_secs(1));
         }
+    }
+
+    /// Adds the roots of caches to `status`.
+    fn ask_roots(&self, status: &mut Answer) -> Result<(), CommandFailure> {
+        let socket = &self.control.socket;
+        let done = service::send_request(socket, &ControlRequest::CacheRoots, |_| {})?;
+        let ControlResult::CacheRoots(caches) = done else {
+            return Err(not_that(&done));
+        };
+        for (name, roots) in caches {
+            if let Some(store) = status.stores.get_mut(&name) {
+                store.roots = Some(roots);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -83,7 +111,9 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
         )?,
     }
     match (store.blobs, store.blob_bytes) {
-        (Some(blobs), Some(bytes)) => writeln!(text, ", {blobs} blobs, {bytes} bytes")?,
+        (Some(blobs), Some(bytes)) => {
+            writeln!(text, ", {} blobs, {}", HumanCount(blobs), HumanBytes(bytes))?;
+        }
         _ => writeln!(text, ", its size is not known")?,
     }
     if let Some(endpoint) = &store.health.endpoint {
@@ -94,10 +124,10 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
         };
         writeln!(
             text,
-            "  {state}: {} requests, {} failed, {} in flight, {} in{}",
-            endpoint.requests,
-            endpoint.failures,
-            endpoint.in_flight,
+            "  {state}: {} requests, {} failed, {} in flight, {} received{}",
+            HumanCount(endpoint.requests),
+            HumanCount(endpoint.failures),
+            HumanCount(endpoint.in_flight),
             HumanBytes(endpoint.bytes_in),
             times(endpoint.median_micros, endpoint.p95_micros),
         )?;
@@ -116,10 +146,10 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
             text,
             "  {}: {state}: {} requests, {} failed, {} hedged, {} corrupt{}",
             member.name,
-            member.requests,
-            member.failures,
-            member.hedges,
-            member.corrupt_responses,
+            HumanCount(member.requests),
+            HumanCount(member.failures),
+            HumanCount(member.hedges),
+            HumanCount(member.corrupt_responses),
             times(member.median_micros, member.p95_micros),
         )?;
         if let (true, Some(why)) = (member.state != MemberState::Up, &member.last_failure) {
@@ -135,12 +165,23 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
             "  cached {}{}: {} hits, {} misses, {} evicted, {} not kept, {} repaired",
             HumanBytes(cache.size),
             limit.unwrap_or_default(),
-            cache.hits,
-            cache.misses,
-            cache.evictions,
-            cache.not_stored,
-            cache.repairs,
+            HumanCount(cache.hits),
+            HumanCount(cache.misses),
+            HumanCount(cache.evictions),
+            HumanCount(cache.not_stored),
+            HumanCount(cache.repairs),
         )?;
+        if !cache.pins.is_empty() {
+            let shown = cache.pins.iter().take(PINS_SHOWN);
+            let names: Vec<_> = shown
+                .map(|name| Printable(name.as_bytes()).to_string())
+                .collect();
+            let more = match cache.pins.len().saturating_sub(PINS_SHOWN) {
+                0 => String::new(),
+                more => format!(" and {} more", HumanCount(more as u64)),
+            };
+            writeln!(text, "  pinned: {}{more}", names.join(", "))?;
+        }
         for (what, why) in [
             ("fetched objects are not kept at the moment", &cache.backoff),
             ("the upstream is unreachable", &cache.upstream_down),
@@ -150,7 +191,19 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
             }
         }
     }
-    Ok(())
+    if let Some(roots) = &store.roots {
+        show_roots(roots, text)?;
+    }
+    let rate = |rate: &StoreRate| {
+        let mut parts = Vec::new();
+        let requests = rate.requests_per_second;
+        parts.extend(requests.map(|requests| units::per_second(requests, "requests")));
+        let received = rate.received_bytes_per_second;
+        parts.extend(received.map(|bytes| format!("{} received", units::bytes_per_second(bytes))));
+        parts.extend(rate.hit_ratio.map(hit_ratio));
+        (rate.seconds, parts)
+    };
+    show_rates(store.rates.iter().map(rate), text)
 }
 
 fn show_warmup(warmup: &WarmUpCount, text: &mut Vec<u8>) -> io::Result<()> {
@@ -165,7 +218,7 @@ fn show_warmup(warmup: &WarmUpCount, text: &mut Vec<u8>) -> io::Result<()> {
         0 => writeln!(text)?,
         fetches => {
             let mean = warmup.fetch_micros / fetches;
-            writeln!(text, ", {} a profile", shown_micros(mean))?;
+            writeln!(text, ", {} a profile", units::micros(mean))?;
         }
     }
     writeln!(
@@ -189,18 +242,54 @@ fn show_warmup(warmup: &WarmUpCount, text: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Requests by kind, the most frequent first, and their times.
-fn show_requests(
-    requests: &BTreeMap<String, u64>,
-    latencies: &BTreeMap<String, LatencyStatus>,
-    text: &mut Vec<u8>,
-) -> io::Result<()> {
-    let mut kinds: Vec<_> = requests.iter().collect();
+/// The rates of a mount or device, its errors, and its requests by kind, the most frequent first, with
+/// their times.
+fn show_traffic(traffic: &TrafficStatus, text: &mut Vec<u8>) -> io::Result<()> {
+    let rate = |rate: &TrafficRate| {
+        let mut parts = vec![
+            units::per_second(rate.requests_per_second, "requests"),
+            format!(
+                "{} read",
+                units::bytes_per_second(rate.read_bytes_per_second)
+            ),
+        ];
+        parts.extend(rate.hit_ratio.map(hit_ratio));
+        (rate.seconds, parts)
+    };
+    show_rates(traffic.rates.iter().map(rate), text)?;
+    if !traffic.errors.is_empty() {
+        let errors = traffic.errors.iter();
+        let errors: Vec<_> = errors
+            .map(|(errno, count)| format!("{} {errno}", HumanCount(*count)))
+            .collect();
+        writeln!(text, "  errors: {}", errors.join(", "))?;
+    }
+    let mut kinds: Vec<_> = traffic.requests.iter().collect();
     kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     for (kind, count) in kinds {
-        let latency = latencies.get(kind).cloned().unwrap_or_default();
+        let latency = traffic.latencies.get(kind).cloned().unwrap_or_default();
         let times = times(latency.median_micros, latency.p95_micros);
-        writeln!(text, "  {kind}: {count}{times}")?;
+        let waited = match traffic.waits.get(kind) {
+            Some(waited) => format!(", {} waited for an upstream", HumanCount(*waited)),
+            None => String::new(),
+        };
+        writeln!(text, "  {kind}: {}{waited}{times}", HumanCount(*count))?;
+    }
+    Ok(())
+}
+
+fn hit_ratio(ratio: f64) -> String {
+    format!("hit ratio {}", units::percent(ratio))
+}
+
+/// The rates of each window: its length in seconds, and what there is to print.
+fn show_rates(
+    rates: impl Iterator<Item = (f64, Vec<String>)>,
+    text: &mut Vec<u8>,
+) -> io::Result<()> {
+    for (seconds, parts) in rates.filter(|(_, parts)| !parts.is_empty()) {
+        let window = units::span(Duration::from_secs_f64(seconds.round()));
+        writeln!(text, "  last {window}: {}", parts.join(", "))?;
     }
     Ok(())
 }
@@ -209,39 +298,78 @@ fn show_requests(
 fn times(median: Option<u64>, p95: Option<u64>) -> String {
     match (median, p95) {
         (Some(median), Some(p95)) => {
-            format!(", {} (p95 {})", shown_micros(median), shown_micros(p95))
+            format!(", {} (p95 {})", units::micros(median), units::micros(p95))
         }
         _ => String::new(),
     }
 }
 
-fn shown_micros(micros: u64) -> String {
-    match micros {
-        0..1000 => format!("{micros} µs"),
-        1000..1_000_000 => format!("{:.1} ms", micros as f64 / 1e3),
-        _ => format!("{:.1} s", micros as f64 / 1e6),
+/// How much of its roots a cache has.
+fn show_roots(roots: &CacheRoots, text: &mut Vec<u8>) -> io::Result<()> {
+    for root in &roots.shares {
+        let name = Printable(root.name.as_bytes());
+        let cached = HumanBytes(root.cached_bytes);
+        write!(text, "  root {name}: ")?;
+        match root.share() {
+            Some(share) => {
+                let (share, all) = (units::percent(share), HumanBytes(root.known_bytes));
+                write!(text, "{share} cached, {cached} of {all}")?;
+            }
+            None => {
+                let missing = HumanCount(root.missing_directories);
+                write!(
+                    text,
+                    "{cached} cached, {missing} directories or more are not"
+                )?;
+            }
+        }
+        let pinned = if root.pinned { ", pinned" } else { "" };
+        writeln!(text, "{pinned}")?;
     }
+    match roots.omitted {
+        0 => Ok(()),
+        more => writeln!(text, "  and {} more roots", HumanCount(more)),
+    }
+}
+
+/// A failed reload.
+fn show_reloads(reloads: &ReloadStatus, text: &mut Vec<u8>) -> io::Result<()> {
+    let Some(failure) = &reloads.failure else {
+        return Ok(());
+    };
+    let ago = units::span(Duration::from_secs(failure.seconds_ago));
+    let outcome = match failure.refused {
+        true => "the new configuration was refused, and the old one stays",
+        false => "not everything of the new configuration is there",
+    };
+    writeln!(text, "THE LAST RELOAD FAILED {ago} ago: {outcome}")?;
+    for problem in &failure.problems {
+        writeln!(text, "  {}", Printable(problem.as_bytes()))?;
+    }
+    Ok(())
 }
 
 fn show(status: &Answer, output: &mut Output) -> Result<(), CommandFailure> {
     let mut text = Vec::new();
-    let (version, pid, uptime) = (&status.version, status.pid, status.uptime_seconds);
+    let (version, pid) = (&status.version, status.pid);
+    let uptime = units::span(Duration::from_secs(status.uptime_seconds));
     writeln!(
         text,
-        "castore-fs {version}, process {pid}, up {uptime} s: {}",
+        "castore-fs {version}, process {pid}, up {uptime}: {}",
         status.line()
     )?;
+    show_reloads(&status.reloads, &mut text)?;
     for (name, store) in &status.stores {
         show_store(name, store, &mut text)?;
     }
     for prefetch in &status.prefetches {
         let (into, roots) = (&prefetch.store, prefetch.roots.join(", "));
         let roots = Printable(roots.as_bytes());
-        let (blobs, total) = (prefetch.blobs, prefetch.total_blobs);
-        let bytes = HumanBytes(prefetch.bytes);
+        let (blobs, total) = (HumanCount(prefetch.blobs), HumanCount(prefetch.total_blobs));
+        let (bytes, of) = (HumanBytes(prefetch.bytes), HumanBytes(prefetch.total_bytes));
         writeln!(
             text,
-            "fetching {roots} into {into}: {blobs} of {total} blobs, {bytes}"
+            "fetching {roots} into {into}: {blobs} of {total} blobs, {bytes} of {of}"
         )?;
     }
     for (name, mount) in &status.mounts {
@@ -262,8 +390,10 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), CommandFailure> {
         }
         writeln!(
             text,
-            "  {} cached Directories, {} bytes of Directories, {} bytes of node table",
-            mount.cached_directories, mount.directory_bytes, mount.table_bytes
+            "  {} cached Directories, {} of Directories, {} of node table",
+            HumanCount(mount.cached_directories),
+            HumanBytes(mount.directory_bytes),
+            HumanBytes(mount.table_bytes)
         )?;
         if let Some(open) = &mount.open {
             writeln!(
@@ -287,7 +417,7 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), CommandFailure> {
         if let Some(warmup) = &mount.warmup {
             show_warmup(warmup, &mut text)?;
         }
-        show_requests(&mount.requests, &mount.latencies, &mut text)?;
+        show_traffic(&mount.traffic, &mut text)?;
     }
     for (name, device) in &status.virtiofs {
         let (name, store) = (Printable(name.as_bytes()), &device.store);
@@ -299,13 +429,15 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), CommandFailure> {
         )?;
         writeln!(
             text,
-            "  {} cached Directories, {} bytes of Directories, {} bytes of node tables",
-            device.cached_directories, device.directory_bytes, device.table_bytes
+            "  {} cached Directories, {} of Directories, {} of node tables",
+            HumanCount(device.cached_directories),
+            HumanBytes(device.directory_bytes),
+            HumanBytes(device.table_bytes)
         )?;
         if let Some(warmup) = &device.warmup {
             show_warmup(warmup, &mut text)?;
         }
-        show_requests(&device.requests, &device.latencies, &mut text)?;
+        show_traffic(&device.traffic, &mut text)?;
     }
     for (name, listen) in &status.listen {
         writeln!(

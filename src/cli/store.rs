@@ -14,6 +14,7 @@ use clap::Args;
 use tokio::runtime::{self, Runtime};
 
 use super::failure::{CommandFailure, failure, print_error};
+use super::progress::print_note;
 
 /// The configuration that names stores, where none is given: that of the service.
 pub(super) const DEFAULT_CONFIG: &str = "/etc/castore-fs/config.toml";
@@ -177,11 +178,11 @@ impl ConfigArguments {
         let file = self.config.display();
         let stores = load(&self.config)?.outer_stores();
         if let [store] = &stores[..] {
-            print_error(&format!("using store:{} of {file}", store.name));
+            print_note(&format!("using store:{} of {file}", store.name));
             return self.place(&format!("store:{}", store.name));
         }
         let url = default_url()?;
-        print_error(&format!(
+        print_note(&format!(
             "using {url}: {file} describes several stores, which --store store:NAME chooses from"
         ));
         self.place(&url)

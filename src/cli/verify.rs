@@ -17,7 +17,7 @@ use super::failure::{CommandFailure, failure};
 use super::interrupt::on_interrupt;
 use super::json;
 use super::output::Output;
-use super::progress::ProgressLine;
+use super::progress::{ProgressLine, ProgressState, QuietArgument};
 use super::store::{CommandStore, StoreArguments};
 
 /// Read and hash again everything below some roots; report damage, and repair it
@@ -48,6 +48,8 @@ pub(super) struct VerifyCommand {
     /// One JSON object a line: one for each damaged object, then the sum
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    quiet: QuietArgument,
     /// What to verify: NAME[/PATH] or a digest; without any, all roots
     targets: Vec<PathBuf>,
 }
@@ -84,6 +86,7 @@ struct VerifySummary {
 
 impl VerifyCommand {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
+        self.quiet.apply();
         let mut output = Output::open()?;
         if self.repair {
             self.repair_files(&mut output)?;
@@ -267,7 +270,11 @@ fn verify(
         let blobs = counted.blobs.load(Ordering::Relaxed);
         let objects = HumanCount(directories + blobs);
         let bytes = counted.bytes.load(Ordering::Relaxed);
-        (format!("{objects} objects"), bytes)
+        ProgressState {
+            words: format!("{objects} objects"),
+            bytes,
+            part: None,
+        }
     });
     let report = verify::verify(store, trees, &progress)?;
     drop(line);

@@ -38,10 +38,13 @@ pub(super) fn is_unreachable(error: &Error) -> bool {
     )
 }
 
-/// The address of the endpoint that failed, for the log.
+/// The address of the endpoint that failed, for the log; of several mirrors that all failed, the name of the
+/// store that they are.
 pub(super) fn endpoint(error: &Error) -> Option<&str> {
     match error {
-        Error::Timeout { store, .. } | Error::Remote { store, .. } => Some(store),
+        Error::Timeout { store, .. }
+        | Error::Remote { store, .. }
+        | Error::Undecided { store, .. } => Some(store),
         _ => None,
     }
 }
@@ -62,4 +65,29 @@ pub(super) fn parked() -> io::Error {
 /// An errno as the error type of a FUSE request.
 pub(super) fn failure(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_as_an_endpoint_is_named_and_a_damaged_object_is_none() {
+        let store = "store:main".to_owned();
+        let undecided = Error::Undecided {
+            store: store.clone(),
+            request: "reading".to_owned(),
+            why: "both are down".to_owned(),
+            late: false,
+        };
+        assert_eq!(endpoint(&undecided), Some("store:main"));
+        let damaged = Error::Damaged {
+            store,
+            object: crate::store::Object::Blob,
+            digest: Digest::of(b""),
+            damage: Box::new(crate::store::Damage::Quarantined),
+        };
+        assert_eq!(endpoint(&damaged), None);
+        assert_eq!(self::damaged(&damaged), Some(&Digest::of(b"")));
+    }
 }

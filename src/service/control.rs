@@ -7,6 +7,7 @@
 //! ends early if the client disconnects. Only processes that may write to the socket's file can
 //! connect; it is made for the service's own user.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -28,7 +29,7 @@ use super::socket_file::SocketFileGuard;
 use super::sockets::{
     ServedSocket, ServiceSocketError, StatusSource, bind_path, complain_of_accept,
 };
-use super::status::{PrefetchStatus, ServiceStatus};
+use super::status::{CacheRoots, PrefetchStatus, ServiceStatus};
 use crate::castore::Name;
 use crate::profile::Profiles;
 use crate::store::{Cache, GcResult, Prefetch, Store};
@@ -76,6 +77,8 @@ pub enum ControlRequest {
         /// The cache, by its name in the configuration. Can be left out if there is only one.
         store: Option<String>,
     },
+    /// How much of its roots each cache has.
+    CacheRoots,
     /// About profiles.
     Profile(ProfileRequest),
 }
@@ -102,6 +105,8 @@ pub enum ControlResult {
     Pinned(Vec<String>),
     /// What was removed.
     Dropped(GcResult),
+    /// How much of its roots each cache has, by the cache's name.
+    CacheRoots(BTreeMap<String, CacheRoots>),
     /// The result for profiles.
     Profile(ProfileDone),
 }
@@ -282,6 +287,19 @@ impl ControlState {
                 let (_, _, cache) = self.cache(store.as_deref())?;
                 let dropped = blocking(move || cache.drop_cache()).await?;
                 Ok(ControlReply::Done(ControlResult::Dropped(dropped)))
+            }
+            ControlRequest::CacheRoots => {
+                let stores = (self.stores)();
+                let roots = blocking(move || {
+                    let caches = stores.into_iter();
+                    let caches = caches.filter_map(|(name, opened)| Some((name, opened.cache?)));
+                    let of = |(name, cache): (String, Cache)| {
+                        let (shares, omitted) = cache.shares()?;
+                        Ok((name, CacheRoots { shares, omitted }))
+                    };
+                    caches.map(of).collect()
+                });
+                Ok(ControlReply::Done(ControlResult::CacheRoots(roots.await?)))
             }
             ControlRequest::Profile(request) => {
                 let (profiles, remember) = (self.profiles.clone(), self.remember.clone());

@@ -34,6 +34,8 @@ use super::config::{self, Config};
 use super::control::{self, ControlState, Prefetches};
 use super::endpoints::{NotServed, RunningEndpoints};
 use super::mounts::{self, RunningMounts, ServiceContext, StartError};
+use super::rates::RateHistory;
+use super::reloads::ReloadHistory;
 use super::signals::{self, SignalEvent};
 use super::sockets::{self, ServedSocket, ServiceSocketError, StatusSource};
 use super::systemd::PassedDescriptors;
@@ -116,6 +118,8 @@ struct RunningDaemon {
     metrics: Option<ServedSocket>,
     view: Arc<Mutex<PublishedState>>,
     watched: Arc<WatchedMounts>,
+    rates: Arc<RateHistory>,
+    reloads: Arc<ReloadHistory>,
     status_line: String,
 }
 
@@ -186,6 +190,8 @@ fn serve(
         metrics: None,
         view: Arc::default(),
         watched: Arc::default(),
+        rates: Arc::default(),
+        reloads: Arc::default(),
         status_line: String::new(),
     };
     if let Err(error) = daemon.start(std::mem::take(&mut passed_descriptors.mounts), control) {
@@ -193,6 +199,7 @@ fn serve(
         return Err(error);
     }
     watchdog::start(daemon.watched.clone()).map_err(failed("start a thread"))?;
+    daemon.sample();
     daemon.status_line = daemon.line();
     systemd::ready(&daemon.status_line);
     let pause = started.elapsed().as_millis() as u64;
@@ -213,7 +220,7 @@ impl RunningDaemon {
         mut previous: BTreeMap<String, systemd::PreviousMount>,
         control: control::ControlSocket,
     ) -> Result<(), DaemonError> {
-        self.stores = self.open_stores(&self.config)?;
+        self.stores = self.open_stores(&self.config, &mut Vec::new())?;
         self.context.images.set(self.config.image_closures());
         let wanted = RunningMounts::wanted(&self.config, &self.stores);
         // First those that exist and that no process serves: paths that are checked for a new one
@@ -263,14 +270,19 @@ impl RunningDaemon {
 
     /// The stores of `config`: those that are open already and the same, and new ones. A store that
     /// cannot be opened affects its own mounts and endpoints and no others; but if it was open
-    /// before, another description of it is refused.
-    fn open_stores(&self, config: &Config) -> Result<OpenStores, DaemonError> {
+    /// before, another description of it is refused. What is missing then is added to `missing`.
+    fn open_stores(
+        &self,
+        config: &Config,
+        missing: &mut Vec<String>,
+    ) -> Result<OpenStores, DaemonError> {
         let _inside = self.runtime.enter();
         let (stores, failed) = stores::open_each(&config.plans(), &self.stores);
         for (name, error) in failed {
             if self.stores.contains_key(&name) {
                 return Err(error.into());
             }
+            missing.push(error.to_string());
             tracing::error!(
                 STORE = name,
                 "cannot open {error}; what is to be mounted or served of it is not, until the \
@@ -303,6 +315,7 @@ impl RunningDaemon {
         self.mounts.notice_ends();
         log_rate_limiter::report();
         self.refresh();
+        self.sample();
         let line = self.line();
         if line != self.status_line {
             systemd::status(&line);
@@ -313,12 +326,17 @@ impl RunningDaemon {
     fn reload(&mut self) {
         systemd::reloading();
         match self.try_reload() {
-            Ok(()) => tracing::info!("the configuration was read again"),
+            Ok(missing) => {
+                tracing::info!("the configuration was read again");
+                self.reloads.note(Ok(missing));
+            }
             Err(error) => {
-                for line in error.to_string().lines() {
-                    tracing::error!("{line}");
+                let problems: Vec<_> = error.to_string().lines().map(str::to_owned).collect();
+                for problem in &problems {
+                    tracing::error!("{problem}");
                 }
                 tracing::error!("the new configuration is refused; the old one stays");
+                self.reloads.note(Err(problems));
             }
         }
         self.refresh();
@@ -326,9 +344,11 @@ impl RunningDaemon {
         systemd::ready(&self.status_line);
     }
 
-    fn try_reload(&mut self) -> Result<(), DaemonError> {
+    /// Reads the configuration again; returns what is missing of it.
+    fn try_reload(&mut self) -> Result<Vec<String>, DaemonError> {
         let config = Config::load(&self.file).map_err(DaemonError::Config)?;
-        let stores = self.open_stores(&config)?;
+        let mut not_there = Vec::new();
+        let stores = self.open_stores(&config, &mut not_there)?;
         if config.metrics != self.config.metrics {
             // The old socket goes first: both may be the same.
             self.metrics = None;
@@ -358,12 +378,14 @@ impl RunningDaemon {
         for (name, wanted) in missing {
             if let Err(error) = self.mounts.start(&name, wanted, None, stores, context) {
                 tracing::error!(MOUNT = name, %error, "cannot mount");
+                not_there.push(format!("the mount {name:?}: {error}"));
             }
         }
         if let Err(error) = self.endpoints.start(&self.config, stores, context) {
             tracing::error!(%error, "not everything of the new configuration is served");
+            not_there.push(error.to_string());
         }
-        Ok(())
+        Ok(not_there)
     }
 
     /// Ends the service, or hands the mounts over.
@@ -427,12 +449,19 @@ impl RunningDaemon {
         *self.view.lock() = view;
     }
 
+    /// Samples the counters, for rates.
+    fn sample(&self) {
+        let view = self.view.lock().clone();
+        self.rates.add(view.sample());
+    }
+
     fn ask(&self) -> StatusSource {
         let (view, started) = (self.view.clone(), self.started);
-        let prefetches = self.prefetches.clone();
+        let (prefetches, rates) = (self.prefetches.clone(), self.rates.clone());
+        let reloads = self.reloads.clone();
         Arc::new(move || {
             let view = view.lock().clone();
-            view.status(started, prefetches.status())
+            view.status(started, prefetches.status(), &rates, reloads.status())
         })
     }
 }

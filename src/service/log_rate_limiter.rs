@@ -2,9 +2,11 @@
 //!
 //! An endpoint that is down fails every read, and a damaged blob every program that reads it: a
 //! journal full of that hides other events. Warnings and errors are the same if they come from the
-//! same place in the code and name the same mount, store, endpoint, digest and errno. And since
-//! each of ten thousand files may fail with values of its own, no place in the code logs more than
-//! [`MOST_KINDS`] kinds in a minute; the others are counted together.
+//! same place in the code and name the same mount, store, endpoint, digest and errno. If it is the endpoint
+//! that failed, the digest makes no difference: the count of the others names the endpoint, and no object
+//! that they were not about. And since each of ten thousand files may fail with values of its own, no place
+//! in the code logs more than [`MOST_KINDS`] kinds in a minute; the others are counted together, by mount,
+//! store and endpoint.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -70,13 +72,25 @@ impl LoggedEvents {
         now: Instant,
     ) -> bool {
         let kinds = self.0.entry(place).or_default();
-        // All that exceeds the limit is of one kind, without distinguishing fields.
+        // All that exceeds the limit is of one kind for each mount, store and endpoint; or of one altogether,
+        // if those are many as well.
         let kind = match kinds.contains_key(&kind) || kinds.len() < MOST_KINDS {
             true => kind,
-            false => EventKey {
-                message: format!("{} (of many kinds)", kind.message),
-                ..EventKey::default()
-            },
+            false => {
+                let many = EventKey {
+                    digest: None,
+                    errno: None,
+                    message: format!("{} (of many kinds)", kind.message),
+                    ..kind
+                };
+                match kinds.contains_key(&many) || kinds.len() < 2 * MOST_KINDS {
+                    true => many,
+                    false => EventKey {
+                        message: many.message,
+                        ..EventKey::default()
+                    },
+                }
+            }
         };
         match kinds.get_mut(&kind) {
             Some(entry) => {
@@ -162,6 +176,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogRateLimiter {
             }
         }
         event.record(&mut kind);
+        // A call that failed for want of the endpoint, whatever it was to fetch.
+        if kind.endpoint.is_some() && kind.errno.is_some() {
+            kind.digest = None;
+        }
         let (place, level) = (metadata.callsite(), *metadata.level());
         self.0.lock().admit(place, kind, level, Instant::now())
     }
@@ -239,12 +257,13 @@ mod tests {
         }
     }
 
-    fn fail(endpoint: &str, digest: u32) {
-        tracing::error!(endpoint, digest = %digest, errno = 5, "a request failed");
+    /// An object fails by itself: it is damaged.
+    fn fail(digest: u32) {
+        tracing::error!(digest = %digest, errno = 5, "a request failed");
     }
 
-    #[test]
-    fn a_repeated_error_is_logged_once_and_counted_for_a_minute() {
+    /// The limiter, its counts, and what gets through.
+    fn limited() -> (impl Subscriber, Arc<Mutex<LoggedEvents>>, PassedEvents) {
         let (passed, counted) = (
             PassedEvents::default(),
             Arc::<Mutex<LoggedEvents>>::default(),
@@ -252,13 +271,19 @@ mod tests {
         let subscriber = tracing_subscriber::registry()
             .with(LogRateLimiter(counted.clone()))
             .with(passed.clone());
+        (subscriber, counted, passed)
+    }
+
+    #[test]
+    fn a_repeated_error_is_logged_once_and_counted_for_a_minute() {
+        let (subscriber, counted, passed) = limited();
         let passed = || std::mem::take(&mut *passed.0.lock());
         tracing::subscriber::with_default(subscriber, || {
             let in_mount = |name: &str| tracing::error_span!("mount", MOUNT = name, STORE = "s");
-            in_mount("a").in_scope(|| (0..100).for_each(|_| fail("far", 1)));
+            in_mount("a").in_scope(|| (0..100).for_each(|_| fail(1)));
             assert_eq!(passed(), 1);
-            in_mount("b").in_scope(|| fail("far", 1));
-            in_mount("a").in_scope(|| fail("far", 2));
+            in_mount("b").in_scope(|| fail(1));
+            in_mount("a").in_scope(|| fail(2));
             assert_eq!(passed(), 2);
             tracing::info!("what is no trouble");
             tracing::info!("what is no trouble");
@@ -274,27 +299,74 @@ mod tests {
             assert_eq!(again[0].kind.errno, Some(5));
             // After a minute without it, it is logged again.
             assert_eq!(counted.lock().due(now + 2 * QUIET), []);
-            in_mount("a").in_scope(|| fail("far", 1));
+            in_mount("a").in_scope(|| fail(1));
             assert_eq!(passed(), 1);
         });
     }
 
     #[test]
     fn ten_thousand_kinds_are_not_ten_thousand_lines() {
-        let (passed, counted) = (
-            PassedEvents::default(),
-            Arc::<Mutex<LoggedEvents>>::default(),
-        );
-        let subscriber = tracing_subscriber::registry()
-            .with(LogRateLimiter(counted.clone()))
-            .with(passed.clone());
+        let (subscriber, counted, passed) = limited();
         tracing::subscriber::with_default(subscriber, || {
-            (0..10_000).for_each(|digest| fail("far", digest));
+            (0..10_000).for_each(fail);
         });
         assert_eq!(*passed.0.lock(), MOST_KINDS as u32);
         let again = counted.lock().due(Instant::now() + QUIET);
         assert_eq!(again.len(), 1);
         assert_eq!(again[0].more, 10_000 - MOST_KINDS as u64);
         assert!(again[0].kind.message.ends_with("(of many kinds)"));
+    }
+
+    #[test]
+    fn a_failing_endpoint_is_one_kind_that_names_it_and_no_object() {
+        let (subscriber, counted, passed) = limited();
+        let unreachable = |endpoint: &str, digest: u32| {
+            tracing::error!(endpoint, digest = %digest, errno = 5, "a request failed");
+        };
+        tracing::subscriber::with_default(subscriber, || {
+            let in_mount = tracing::error_span!("mount", MOUNT = "tree", STORE = "main");
+            in_mount.in_scope(|| (0..1000).for_each(|digest| unreachable("grpc://a", digest)));
+            in_mount.in_scope(|| (0..10).for_each(|digest| unreachable("grpc://b", digest)));
+        });
+        assert_eq!(*passed.0.lock(), 2, "once for each endpoint");
+        let mut again = counted.lock().due(Instant::now() + QUIET);
+        again.sort_by_key(|repeated| repeated.kind.endpoint.clone());
+        let shown: Vec<_> = again
+            .iter()
+            .map(|repeated| {
+                let kind = &repeated.kind;
+                (
+                    kind.endpoint.as_deref(),
+                    kind.mount.as_deref(),
+                    &kind.digest,
+                    repeated.more,
+                )
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                (Some("grpc://a"), Some("tree"), &None, 999),
+                (Some("grpc://b"), Some("tree"), &None, 9),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_beyond_the_limit_is_counted_by_mount() {
+        let (subscriber, counted, _) = limited();
+        tracing::subscriber::with_default(subscriber, || {
+            for mount in ["a", "b"] {
+                let in_mount = tracing::error_span!("mount", MOUNT = mount);
+                in_mount.in_scope(|| (0..100).for_each(fail));
+            }
+        });
+        let again = counted.lock().due(Instant::now() + QUIET);
+        let mut counts: Vec<_> = again
+            .iter()
+            .map(|repeated| (repeated.kind.mount.as_deref(), repeated.more))
+            .collect();
+        counts.sort();
+        assert_eq!(counts, [(Some("a"), 80), (Some("b"), 100)]);
     }
 }

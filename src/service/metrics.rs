@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod dashboard;
+mod stores;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -14,8 +15,12 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use self::table::METRICS;
-use super::status::{LatencyStatus, ServiceStatus};
-use crate::transport::fuse::RequestTimes;
+use super::status::ServiceStatus;
+use crate::latencies::{LatencyStatus, RequestTimes};
+
+/// The values of the label `transport`: of mounts, and of devices for guests. Both have the same families.
+const MOUNT: &str = "fuse";
+const DEVICE: &str = "virtiofs";
 
 /// The kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +42,7 @@ struct Metric {
 
 /// Every metric.
 fn all() -> impl Iterator<Item = &'static Metric> {
-    [METRICS, warm_up::MOUNTS, warm_up::GUESTS]
+    [METRICS, stores::STORES, warm_up::WARM_UP]
         .into_iter()
         .flatten()
 }

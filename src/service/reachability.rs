@@ -5,7 +5,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
+
 use super::Config;
+use crate::binary_cache::{self, CacheAddress};
 use crate::castore::Digest;
 use crate::store::{self, Error, Store};
 use crate::stores::{self, StorePlan};
@@ -35,27 +38,40 @@ pub enum ProbeOutcome {
     },
 }
 
-/// Asks every store of `config` that has a URL, all at once, whether it has a blob. Takes
-/// `patience` at most. Nothing is made or changed.
+/// Asks every store of `config` that has a URL, all at once, whether it has a blob, and every Nix binary
+/// cache for its `nix-cache-info`. Takes `patience` at most. Nothing is made or changed.
 pub fn check_reachability(config: &Config, patience: Duration) -> io::Result<Vec<CheckedStore>> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     let mut asked = BTreeMap::new();
     for named in config.plans() {
-        if let StorePlan::Url(url) = named.plan {
-            let ask = ask(url.clone());
-            let answer = runtime.spawn(async move { tokio::time::timeout(patience, ask).await });
-            asked.insert(named.name, (url, answer));
-        }
+        let (shown, probe) = match named.plan {
+            StorePlan::Url(url) if binary_cache::is_url(&url) => {
+                let address = stores::binary_cache_address(&url);
+                (
+                    store::shown_url(&url),
+                    StoreProbe::BinaryCaches(address.map(|one| vec![one])),
+                )
+            }
+            StorePlan::BinaryCache { caches, .. } => {
+                let shown: Vec<_> = caches.iter().map(|cache| cache.shown.clone()).collect();
+                (shown.join(" "), StoreProbe::BinaryCaches(Ok(caches)))
+            }
+            StorePlan::Url(url) => (store::shown_url(&url), StoreProbe::Url(url)),
+            _ => continue,
+        };
+        let answer = async move { tokio::time::timeout(patience, probe.send()).await };
+        let answer = runtime.spawn(answer);
+        asked.insert(named.name, (shown, answer));
     }
     let mut reached = Vec::new();
-    for (name, (url, answer)) in asked {
+    for (name, (shown, answer)) in asked {
         let outcome = match runtime.block_on(answer) {
             Ok(Ok(Ok(outcome))) => outcome,
             Ok(Ok(Err(error))) => failed(&error),
             Ok(Err(_)) => failed(&Error::Timeout {
-                store: store::shown_url(&url),
+                store: shown,
                 after: patience,
             }),
             Err(error) => return Err(io::Error::other(error)),
@@ -65,6 +81,25 @@ pub fn check_reachability(config: &Config, patience: Duration) -> io::Result<Vec
     // Requests that still hang are not waited for.
     runtime.shutdown_background();
     Ok(reached)
+}
+
+/// How a store is asked.
+enum StoreProbe {
+    Url(String),
+    BinaryCaches(Result<Vec<CacheAddress>, Error>),
+}
+
+impl StoreProbe {
+    async fn send(self) -> Result<ProbeOutcome, Error> {
+        match self {
+            Self::Url(url) => ask(url).await,
+            Self::BinaryCaches(addresses) => {
+                let began = Instant::now();
+                try_join_all(addresses?.into_iter().map(binary_cache::probe)).await?;
+                Ok(ProbeOutcome::Answered(began.elapsed()))
+            }
+        }
+    }
 }
 
 async fn ask(url: String) -> Result<ProbeOutcome, Error> {
@@ -130,9 +165,9 @@ mod tests {
 
     use super::*;
 
-    fn reached(text: &str) -> Vec<CheckedStore> {
+    fn reached(text: &str, patience: Duration) -> Vec<CheckedStore> {
         let config = Config::parse(Path::new("test.toml"), text).unwrap();
-        check_reachability(&config, Duration::from_millis(500)).unwrap()
+        check_reachability(&config, patience).unwrap()
     }
 
     #[test]
@@ -144,14 +179,17 @@ mod tests {
         let silent = dir.path().join("silent");
         let _silent = std::os::unix::net::UnixListener::bind(silent).unwrap();
         let path = dir.path().display();
-        let reached = reached(&format!(
-            "[stores.a-memory]\nurl = 'memory:'\n\
+        let reached = reached(
+            &format!(
+                "[stores.a-memory]\nurl = 'memory:'\n\
              [stores.b-none]\nurl = 'local:{path}/store'\n\
              [stores.c-closed]\nurl = 'grpc+http://{closed}'\n\
              [stores.d-socket]\nurl = 'grpc+unix:{path}/socket'\n\
              [stores.e-silent]\nurl = 'grpc+unix:{path}/silent'\n\
              [stores.f-all]\njoin = ['a-memory', 'b-none']\n"
-        ));
+            ),
+            Duration::from_millis(500),
+        );
         assert_eq!(reached.len(), 5, "composed stores get no request");
         assert!(matches!(reached[0].outcome, ProbeOutcome::Answered(_)));
         assert_eq!(reached[1].outcome, ProbeOutcome::ToBeMade);
@@ -168,5 +206,67 @@ mod tests {
         };
         assert!(why.contains("did not answer within 500ms"), "{why}");
         assert!(advice.unwrap().contains("firewall"));
+    }
+
+    /// A server of one page, for any request.
+    fn page(status: &'static str, body: &'static str) -> String {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut head = [0; 4096];
+                let read = stream.read(&mut head).unwrap();
+                assert!(head[..read].starts_with(b"GET /nix-cache-info "));
+                let length = body.len();
+                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n");
+                stream.write_all((head + body).as_bytes()).unwrap();
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn binary_caches_have_a_line_of_their_own() {
+        let right = page("200 OK", "StoreDir: /nix/store\nPriority: 40\n");
+        let (other, absent) = (
+            page("200 OK", "StoreDir: /gnu/store\n"),
+            page("404 Not Found", ""),
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().display();
+        let cache = |name: &str, address: &str| {
+            format!(
+                "[stores.{name}-local]\nurl = 'local:{path}/{name}'\n\
+                 [stores.{name}.binary-cache]\nurl = 'http://{address}'\ninto = '{name}-local'\n\
+                 require-signatures = false\n"
+            )
+        };
+        let reached = reached(
+            &format!(
+                "{}{}{}",
+                cache("a-right", &right),
+                cache("b-other", &other),
+                cache("c-absent", &absent),
+            ),
+            Duration::from_secs(60),
+        );
+        let of = |name: &str| {
+            let mut found = reached.iter().filter(|one| one.name == name);
+            found.next().unwrap().outcome.clone()
+        };
+        assert!(matches!(of("a-right"), ProbeOutcome::Answered(_)));
+        for (name, what) in [
+            ("b-other", "/gnu/store"),
+            ("c-absent", "address of a binary cache"),
+        ] {
+            let ProbeOutcome::Failed { why, .. } = of(name) else {
+                panic!("{name} answers");
+            };
+            assert!(why.contains(what), "{why}");
+        }
+        assert_eq!(of("a-right-local"), ProbeOutcome::ToBeMade);
+        assert!(!dir.path().join("a-right").exists(), "nothing is made");
     }
 }

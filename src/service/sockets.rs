@@ -248,3 +248,26 @@ async fn answer_http(stream: impl AsyncRead + AsyncWrite + Unpin, ask: StatusSou
     };
     let _ = tokio::time::timeout(PATIENCE, answer).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_socket_that_is_not_permitted_or_not_there_comes_with_advice() {
+        let shown = |kind: io::ErrorKind| {
+            let error = ServiceSocketError::NoService {
+                socket: "/run/castore-fs/control.sock".into(),
+                source: kind.into(),
+            };
+            error.to_string()
+        };
+        let denied = shown(io::ErrorKind::PermissionDenied);
+        assert!(
+            denied.contains("only the user that it runs as may connect: try sudo"),
+            "{denied}"
+        );
+        let absent = shown(io::ErrorKind::NotFound);
+        assert!(absent.contains("is castore-fs daemon running"), "{absent}");
+    }
+}

@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::rates::StoreRate;
+use super::reloads::ReloadStatus;
+use super::traffic::TrafficStatus;
 use crate::fs::{ImageCount, OpenCount, WarmUpCount};
-use crate::store::{Cache, CacheStatus, Health};
+use crate::store::{Cache, CacheStatus, CachedShare, Health};
 use crate::stores::OpenedStore;
-use crate::transport::fuse::{MountView, RequestTimes};
+use crate::transport::fuse::MountView;
 use crate::transport::virtiofs::EndpointStatus;
 
 /// The whole service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServiceStatus {
     /// The version of the program.
     pub version: String,
@@ -35,6 +37,9 @@ pub struct ServiceStatus {
     /// Running prefetches into caches.
     #[serde(default)]
     pub prefetches: Vec<PrefetchStatus>,
+    /// How reloads of the configuration went.
+    #[serde(default)]
+    pub reloads: ReloadStatus,
 }
 
 /// The progress of a prefetch.
@@ -57,7 +62,7 @@ pub struct PrefetchStatus {
 }
 
 /// A store.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StoreStatus {
     /// Its kind: `url`, or how it is made of others: `cache`, `mirrors`, `filter`, `join`.
     pub kind: String,
@@ -72,16 +77,31 @@ pub struct StoreStatus {
     /// The state of a cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheStatus>,
+    /// The roots of a cache, if they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roots: Option<CacheRoots>,
     /// Blobs in it, if known.
     pub blobs: Option<u64>,
     /// Their bytes.
     pub blob_bytes: Option<u64>,
     /// Directories in it.
     pub directories: Option<u64>,
+    /// Rates over the last 10 s and over the last minute, of an upstream or a cache.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rates: Vec<StoreRate>,
+}
+
+/// How much of its roots a cache has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheRoots {
+    /// Of each cached or pinned root, those that were used last first.
+    pub shares: Vec<CachedShare>,
+    /// Roots that are left out, since there would be too much to look at.
+    pub omitted: u64,
 }
 
 /// A mount.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MountStatus {
     /// Its mount point.
     pub path: PathBuf,
@@ -97,11 +117,9 @@ pub struct MountStatus {
     pub mounted: bool,
     /// Whether an earlier process made it.
     pub taken_over: bool,
-    /// Requests since this process began to serve it, by kind.
-    pub requests: BTreeMap<String, u64>,
-    /// How long they took, by kind.
-    #[serde(default)]
-    pub latencies: BTreeMap<String, LatencyStatus>,
+    /// Its requests.
+    #[serde(flatten)]
+    pub traffic: TrafficStatus,
     /// Directories that the kernel knows.
     pub cached_directories: u64,
     /// Bytes of Directories in memory.
@@ -143,36 +161,8 @@ impl From<OpenCount> for OpenStatus {
     }
 }
 
-/// How long requests of a kind took.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LatencyStatus {
-    /// The total, in microseconds.
-    pub total_micros: u64,
-    /// The median, in microseconds; known to a factor of two.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub median_micros: Option<u64>,
-    /// The 95th percentile.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub p95_micros: Option<u64>,
-    /// How many took how long: the first bucket up to 8.192 µs, each further one up to twice as
-    /// long as the one before, the last longer.
-    pub buckets: Vec<u64>,
-}
-
-impl From<RequestTimes> for LatencyStatus {
-    fn from(times: RequestTimes) -> Self {
-        let micros = |time: Duration| time.as_nanos().div_ceil(1000) as u64;
-        Self {
-            total_micros: micros(times.total),
-            median_micros: times.percentile(50).map(micros),
-            p95_micros: times.percentile(95).map(micros),
-            buckets: times.buckets,
-        }
-    }
-}
-
 /// A device for virtual machines.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VirtiofsStatus {
     /// Its socket.
     pub socket: PathBuf,
@@ -182,12 +172,9 @@ pub struct VirtiofsStatus {
     pub connections: u64,
     /// Guests that are connected.
     pub guests: u64,
-    /// Requests of guests since this process began to serve the device, by kind.
-    #[serde(default)]
-    pub requests: BTreeMap<String, u64>,
-    /// How long they took, by kind.
-    #[serde(default)]
-    pub latencies: BTreeMap<String, LatencyStatus>,
+    /// The requests of all guests.
+    #[serde(flatten)]
+    pub traffic: TrafficStatus,
     /// Directories that the connected guests know.
     #[serde(default)]
     pub cached_directories: u64,
@@ -212,11 +199,13 @@ impl StoreStatus {
             kind: opened.plan.kind().to_owned(),
             url: store.url().to_owned(),
             of: members.map(|member| member.name.clone()).collect(),
-            health: store.health(),
+            health: opened.health(),
             cache: opened.cache.as_ref().map(Cache::status),
             blobs: usage.map(|usage| usage.blobs),
             blob_bytes: usage.map(|usage| usage.blob_bytes),
             directories: usage.map(|usage| usage.directories),
+            rates: Vec::new(),
+            roots: None,
         }
     }
 }
@@ -224,20 +213,13 @@ impl StoreStatus {
 impl VirtiofsStatus {
     /// Of the device at `socket`, which shows `store`.
     pub fn of(socket: PathBuf, store: String, status: &EndpointStatus) -> Self {
-        let requests = status.requests.0.iter();
-        let times = status.times.iter();
         let nodes = || status.guests.iter().map(|guest| &guest.nodes);
         Self {
             socket,
             store,
             connections: status.connections,
             guests: status.guests.len() as u64,
-            requests: requests
-                .map(|(kind, count)| ((*kind).to_owned(), *count))
-                .collect(),
-            latencies: times
-                .map(|(kind, times)| ((*kind).to_owned(), times.clone().into()))
-                .collect(),
+            traffic: status.traffic.clone().into(),
             cached_directories: nodes().map(|nodes| nodes.directories as u64).sum(),
             directory_bytes: nodes().map(|nodes| nodes.directory_bytes as u64).sum(),
             table_bytes: nodes().map(|nodes| nodes.table_bytes as u64).sum(),

@@ -6,10 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::rates::{CounterSample, RateHistory, StoreCounts, TrafficCounts};
+use super::reloads::ReloadStatus;
 use super::status::{
     ListenStatus, MountStatus, PrefetchStatus, ServiceStatus, StoreStatus, VirtiofsStatus,
 };
-use crate::stores::OpenStores;
+use super::traffic::TrafficStatus;
+use crate::stores::{OpenStores, OpenedStore};
 use crate::transport::fuse::FuseSession;
 use crate::transport::virtiofs::VirtiofsEndpoint;
 
@@ -48,17 +51,41 @@ impl PublishedState {
         devices.for_each(|viewed| viewed.endpoint.remember());
     }
 
+    /// The counters that rates are computed from.
+    pub(super) fn sample(&self) -> CounterSample {
+        let (stores, mounts) = (self.stores.iter(), self.mounts.iter());
+        let devices = self.devices.iter();
+        CounterSample {
+            at: Instant::now(),
+            mounts: mounts
+                .map(|(name, viewed)| (name.clone(), (&viewed.session.traffic()).into()))
+                .collect(),
+            devices: devices
+                .map(|(name, viewed)| (name.clone(), (&viewed.endpoint.status().traffic).into()))
+                .collect(),
+            stores: stores
+                .map(|(name, opened)| (name.clone(), opened.into()))
+                .collect(),
+        }
+    }
+
     /// The status of the service, which has been up since `started`.
     pub(super) fn status(
         &self,
         started: Instant,
         prefetches: Vec<PrefetchStatus>,
+        rates: &RateHistory,
+        reloads: ReloadStatus,
     ) -> ServiceStatus {
-        let of_store = StoreStatus::of;
-        let of_mount = |viewed: &ViewedMount| {
+        let now = Instant::now();
+        let of_store = |name: &String, opened: &OpenedStore| StoreStatus {
+            rates: rates.of_store(name, StoreCounts::from(opened), now),
+            ..StoreStatus::of(opened)
+        };
+        let of_mount = |name: &String, viewed: &ViewedMount| {
             let nodes = viewed.session.nodes();
-            let requests = viewed.session.requests().0.into_iter();
-            let latencies = viewed.session.request_times().into_iter();
+            let traffic = viewed.session.traffic();
+            let rates = rates.of_mount(name, TrafficCounts::from(&traffic), now);
             MountStatus {
                 path: viewed.path.clone(),
                 store: viewed.store.clone(),
@@ -66,12 +93,7 @@ impl PublishedState {
                 why_no_image: viewed.session.why_no_image().map(str::to_owned),
                 mounted: viewed.session.is_mounted(),
                 taken_over: viewed.taken_over,
-                requests: requests
-                    .map(|(kind, count)| (kind.to_owned(), count))
-                    .collect(),
-                latencies: latencies
-                    .map(|(kind, times)| (kind.to_owned(), times.into()))
-                    .collect(),
+                traffic: TrafficStatus::new(traffic, rates),
                 cached_directories: nodes.directories as u64,
                 directory_bytes: nodes.directory_bytes as u64,
                 table_bytes: nodes.table_bytes as u64,
@@ -81,9 +103,14 @@ impl PublishedState {
                 opened_images: viewed.session.images(),
             }
         };
-        let of_device = |viewed: &ViewedDevice| {
+        let of_device = |name: &String, viewed: &ViewedDevice| {
             let status = viewed.endpoint.status();
-            VirtiofsStatus::of(viewed.socket.clone(), viewed.store.clone(), &status)
+            let rates = rates.of_device(name, TrafficCounts::from(&status.traffic), now);
+            let traffic = TrafficStatus::new(status.traffic.clone(), rates);
+            VirtiofsStatus {
+                traffic,
+                ..VirtiofsStatus::of(viewed.socket.clone(), viewed.store.clone(), &status)
+            }
         };
         let (stores, mounts) = (self.stores.iter(), self.mounts.iter());
         let devices = self.devices.iter();
@@ -92,17 +119,18 @@ impl PublishedState {
             pid: std::process::id(),
             uptime_seconds: started.elapsed().as_secs(),
             stores: stores
-                .map(|(name, store)| (name.clone(), of_store(store)))
+                .map(|(name, store)| (name.clone(), of_store(name, store)))
                 .collect(),
             mounts: mounts
-                .map(|(name, mount)| (name.clone(), of_mount(mount)))
+                .map(|(name, mount)| (name.clone(), of_mount(name, mount)))
                 .collect(),
             virtiofs: devices
-                .map(|(name, device)| (name.clone(), of_device(device)))
+                .map(|(name, device)| (name.clone(), of_device(name, device)))
                 .collect(),
             listen: self.listen.clone(),
             leaving: self.leaving,
             prefetches,
+            reloads,
         }
     }
 }

@@ -122,6 +122,16 @@ mod tests {
             shown("grpc+http://host", Code::DataLoss, "Connection refused"),
             "Connection refused (DataLoss)"
         );
+        let keyless = shown(
+            "objectstore+s3://bucket",
+            Code::Unavailable,
+            "error sending request for url (http://169.254.169.254/latest/api/token)",
+        );
+        assert!(
+            keyless.contains("there are no credentials for the bucket"),
+            "{keyless}"
+        );
+        assert!(keyless.contains("credentials-file=FILE"), "{keyless}");
         let token = shown("grpc+https://host", Code::Unauthenticated, "no token");
         assert!(token.contains("token-file=FILE"), "{token}");
         let bucket = shown("objectstore+s3://host", Code::Unauthenticated, "no token");

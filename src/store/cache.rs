@@ -30,6 +30,7 @@ mod circuit_breaker;
 mod fetch;
 mod prefetch;
 mod roots;
+mod shares;
 mod status;
 mod without_cache;
 mod writer;
@@ -46,6 +47,7 @@ use tokio::runtime::Handle;
 
 use self::circuit_breaker::UpstreamBreaker;
 pub use self::prefetch::Prefetch;
+pub use self::shares::CachedShare;
 pub use self::status::CacheStatus;
 pub(crate) use self::without_cache::WithoutCache;
 use self::writer::CacheWriter;
@@ -226,7 +228,15 @@ impl Cache {
             repairs,
             backoff: inner.writer.why_backing_off(),
             upstream_down: inner.circuit_breaker.why(),
+            pins: self.pins().iter().map(Name::to_string).collect(),
         }
+    }
+
+    /// Directories and parts of blobs that were read from the cache, and those that were requested from its
+    /// upstream.
+    pub fn reads(&self) -> (u64, u64) {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (load(&self.0.inner.hits), load(&self.0.inner.misses))
     }
 
     /// Pins what is below the root `name`: once read, it is kept whatever the cache's size. Returns

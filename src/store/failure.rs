@@ -32,6 +32,26 @@ impl CallFailure {
         matches!(self, CallFailure::Status(code, _) if *code == wanted)
     }
 
+    /// Whether the endpoint has answered: that there is no such object, say, or that it has no such
+    /// call.
+    pub(super) fn is_answer(&self) -> bool {
+        match self {
+            CallFailure::Status(code, _) => matches!(
+                code,
+                Code::NotFound
+                    | Code::AlreadyExists
+                    | Code::Unimplemented
+                    | Code::InvalidArgument
+                    | Code::FailedPrecondition
+                    | Code::OutOfRange
+            ),
+            CallFailure::Unlisted(_) => true,
+            CallFailure::Timeout(_) | CallFailure::Damaged(..) | CallFailure::BufferFile(..) => {
+                false
+            }
+        }
+    }
+
     /// The public error for this failure of `request`.
     pub(super) fn of(self, store: &str, request: impl fmt::Display) -> Error {
         let store = store.to_owned();

@@ -32,6 +32,7 @@ use self::blobs::ServerBlobs;
 use self::directories::ServerDirectories;
 use self::endpoint::GrpcEndpoint;
 use self::roots::ServerRoots;
+use super::call_meter::CallMeter;
 use super::extents::Extents;
 use super::failure::CallFailure;
 use super::upstream::{self, UpstreamCalls, UpstreamStore};
@@ -110,6 +111,10 @@ impl UpstreamCalls for GrpcServer {
 
     fn url(&self) -> &str {
         &self.endpoint.url
+    }
+
+    fn meter(&self) -> &CallMeter {
+        self.endpoint.meter()
     }
 
     fn runtime(&self) -> &Handle {

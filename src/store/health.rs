@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::latencies::LatencyStatus;
+
 /// The health of a store. A local store has nothing to report.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
@@ -21,13 +23,13 @@ pub struct Health {
 pub struct EndpointHealth {
     /// Whether the last request was answered.
     pub state: EndpointState,
-    /// Requests that memory could not answer.
+    /// Requests that were sent to it. Answers from memory are none.
     pub requests: u64,
     /// Requests that failed.
     pub failures: u64,
     /// Requests in flight.
     pub in_flight: u64,
-    /// Bytes of blobs and Directories in the answers.
+    /// Bytes of content in the answers: of blobs, Directories and NARs.
     pub bytes_in: u64,
     /// The median of the latest answers, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -35,6 +37,9 @@ pub struct EndpointHealth {
     /// The 95th percentile of the latest answers, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p95_micros: Option<u64>,
+    /// The times of all answers.
+    #[serde(default)]
+    pub times: LatencyStatus,
     /// The last error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<String>,

@@ -31,6 +31,7 @@ pub use self::gc::{BucketGcOptions, BucketGcReport, BucketObjects};
 use self::ingest::ObjectIngest;
 use self::relied::ReliedObjects;
 use self::roots::BucketRoots;
+use super::call_meter::CallMeter;
 use super::extents::Extents;
 use super::failure::CallFailure;
 use super::upstream::{UpstreamCalls, UpstreamStore};
@@ -104,6 +105,10 @@ impl UpstreamCalls for ObjectStoreCalls {
 
     fn url(&self) -> &str {
         &self.bucket.url
+    }
+
+    fn meter(&self) -> &CallMeter {
+        self.bucket.meter()
     }
 
     fn runtime(&self) -> &Handle {

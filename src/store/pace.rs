@@ -26,6 +26,11 @@ pub(super) const MOST_EMPTY: u32 = 100;
 pub(super) trait Payload {
     /// Bytes of content, without the message's own framing.
     fn payload(&self) -> u64;
+
+    /// Bytes of content that have come with it, to be counted.
+    fn content(&self) -> u64 {
+        self.payload()
+    }
 }
 
 /// The progress of one answer.

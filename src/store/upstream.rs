@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tracing::field::{Empty, display};
 use tracing::{Instrument, Span};
 
+use super::call_meter::CallMeter;
 use super::extents::{self, BlobSource, Extents};
 use super::failure::CallFailure;
 use super::{Answer, BackingFile, Error, Health, Ingest, Store, StoreUsage};
@@ -30,6 +31,9 @@ pub(super) trait UpstreamCalls: Debug + Send + Sync + 'static {
 
     /// The endpoint's URL without secrets.
     fn url(&self) -> &str;
+
+    /// The calls so far.
+    fn meter(&self) -> &CallMeter;
 
     /// The runtime of fetches.
     fn runtime(&self) -> &Handle;
@@ -368,13 +372,15 @@ impl<B: UpstreamCalls> Store for UpstreamStore<B> {
         Ok(None)
     }
 
-    /// The wrapper measures it ([`Measured`](super::measured::MeasuredStore)).
     fn embedded(&self) -> Vec<crate::store::LocalStore> {
         Vec::new()
     }
 
     fn health(&self) -> Health {
-        Health::default()
+        Health {
+            endpoint: Some(self.0.meter().health()),
+            ..Health::default()
+        }
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

@@ -55,6 +55,15 @@ pub(super) fn check(url: &str) -> Result<(), String> {
     parse(url).map(drop)
 }
 
+/// The address of the cache at `url`.
+pub(crate) fn address(url: &str) -> Result<CacheAddress, Error> {
+    let parsed = parse(url).map_err(|why| Error::Url {
+        url: shown_url(url),
+        why,
+    })?;
+    Ok(parsed.address)
+}
+
 /// The files and directories that reading the cache at `url` takes.
 pub(super) fn files(url: &str) -> Vec<PathBuf> {
     let parsed = parse(url).ok();

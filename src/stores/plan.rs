@@ -13,7 +13,7 @@ use super::{binary_cache_url, url};
 use crate::binary_cache::{self, BinaryCaches, CacheAddress, ClosureMode};
 use crate::store::local_url::open_cache_store;
 use crate::store::{
-    Cache, CacheOptions, Error, FilteredStore, JoinedStore, LocalStore, MeasuredStore, MemberOrder,
+    Cache, CacheOptions, Error, FilteredStore, Health, JoinedStore, LocalStore, MemberOrder,
     Mirrors, RootPattern, Store, WithoutCache, open_local,
 };
 
@@ -283,6 +283,17 @@ pub struct OpenedStore {
     pub without_cache: bool,
 }
 
+impl OpenedStore {
+    /// Its health, without that of stores that are open under names of their own.
+    pub fn health(&self) -> Health {
+        match &self.binary_caches {
+            // They are no store of their own.
+            Some(binary_caches) => binary_caches.health(),
+            None => self.store.health(),
+        }
+    }
+}
+
 /// Stores that are open, by name.
 pub type OpenStores = BTreeMap<String, OpenedStore>;
 
@@ -380,7 +391,7 @@ fn make(
         StorePlan::Url(url) if binary_cache::is_url(url) => {
             let (made, caches) = binary_cache_url::open(url).map_err(failed)?;
             (cache, binary_caches) = (Some(made.clone()), Some(caches));
-            Arc::new(MeasuredStore::new(Arc::new(made)))
+            Arc::new(made)
         }
         StorePlan::Url(url) => {
             local = match is_local_side {
@@ -389,13 +400,7 @@ fn make(
             };
             match &local {
                 Some(local) => Arc::new(local.clone()),
-                None => {
-                    let store = url::open(url).map_err(failed)?;
-                    match needs(url).network {
-                        true => Arc::new(MeasuredStore::new(store)),
-                        false => store,
-                    }
-                }
+                None => url::open(url).map_err(failed)?,
             }
         }
         StorePlan::Cache {

@@ -40,7 +40,8 @@ mod warm_up;
 mod worker_pool;
 mod workers;
 
-pub use super::requests::{RequestCounts, RequestTimes};
+pub use super::requests::RequestCounts;
+pub use super::traffic::Traffic;
 pub use answer::FuseAnswerer;
 pub use existing_mount::ExistingMount;
 pub use fork_server::ForkServer;

@@ -1,22 +1,19 @@
 //! Counts requests by kind (tests count them to show that warm operations send none), and times
-//! each from its reading to the writing of its reply.
+//! each from its reading to the writing of its reply, and those that waited for an upstream.
 //!
-//! Times go into buckets, each of which reaches twice as far as the one before. That costs a
-//! request two readings of the clock and two additions.
+//! Times go into buckets ([`LatencyHistogram`]). That costs a request two readings of the clock and two
+//! additions.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fuse_backend_rs::abi::fuse_abi::InHeader;
 
+use crate::latencies::{LatencyHistogram, RequestTimes};
+
 /// Opcodes are numbered from 1; those above share the last place.
 const KINDS: usize = 64;
-
-/// Buckets of time; the last has no end.
-const BUCKETS: usize = 21;
-/// The first bucket's end, as a power of two in nanoseconds: 8.2 µs, which the fastest requests take.
-const FIRST_BUCKET: u32 = 13;
 
 /// Requests since the mount began, by opcode.
 #[derive(Debug)]
@@ -25,16 +22,16 @@ pub(super) struct RequestCounters([OpcodeCounter; KINDS]);
 #[derive(Debug)]
 struct OpcodeCounter {
     begun: AtomicU64,
-    nanos: AtomicU64,
-    buckets: [AtomicU64; BUCKETS],
+    waited: AtomicU64,
+    times: LatencyHistogram,
 }
 
 impl Default for RequestCounters {
     fn default() -> Self {
         let counter = || OpcodeCounter {
             begun: AtomicU64::new(0),
-            nanos: AtomicU64::new(0),
-            buckets: [const { AtomicU64::new(0) }; BUCKETS],
+            waited: AtomicU64::new(0),
+            times: LatencyHistogram::default(),
         };
         Self(std::array::from_fn(|_| counter()))
     }
@@ -55,52 +52,7 @@ impl CountedRequest<'_> {
 
 impl Drop for CountedRequest<'_> {
     fn drop(&mut self) {
-        let nanos = self.began.elapsed().as_nanos() as u64;
-        self.counter.nanos.fetch_add(nanos, Ordering::Relaxed);
-        self.counter.buckets[bucket(nanos)].fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// The bucket for a request that took `nanos`.
-fn bucket(nanos: u64) -> usize {
-    let doublings = 64 - (nanos >> FIRST_BUCKET).leading_zeros();
-    (doublings as usize).min(BUCKETS - 1)
-}
-
-/// How long requests of one kind took.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RequestTimes {
-    /// The total.
-    pub total: Duration,
-    /// How many ended in each bucket.
-    pub buckets: Vec<u64>,
-}
-
-impl RequestTimes {
-    /// The end of the bucket at `index`; none for the last, which has no end.
-    pub fn bound(index: usize) -> Option<Duration> {
-        (index + 1 < BUCKETS).then(|| Duration::from_nanos(1 << (FIRST_BUCKET + index as u32)))
-    }
-
-    /// A time within which `percent` of the requests were answered, too long by a factor of two at
-    /// most; nothing if there were none, or if it lies in the last bucket.
-    pub fn percentile(&self, percent: u64) -> Option<Duration> {
-        let all: u64 = self.buckets.iter().sum();
-        let wanted = (all * percent).div_ceil(100).max(1);
-        let mut seen = 0;
-        let reached = self.buckets.iter().position(|count| {
-            seen += count;
-            seen >= wanted
-        });
-        Self::bound(reached?)
-    }
-
-    fn add(&mut self, counter: &OpcodeCounter) {
-        self.total += Duration::from_nanos(counter.nanos.load(Ordering::Relaxed));
-        self.buckets.resize(BUCKETS, 0);
-        for (sum, bucket) in self.buckets.iter_mut().zip(&counter.buckets) {
-            *sum += bucket.load(Ordering::Relaxed);
-        }
+        self.counter.times.add(self.began.elapsed());
     }
 }
 
@@ -134,7 +86,7 @@ impl RequestCounts {
 impl RequestCounters {
     /// Counts a request, which ends when the returned value is dropped.
     pub(super) fn begin(&self, header: &InHeader) -> CountedRequest<'_> {
-        let counter = &self.0[(header.opcode as usize).min(KINDS - 1)];
+        let counter = self.of(header);
         counter.begun.fetch_add(1, Ordering::Relaxed);
         CountedRequest {
             counter,
@@ -142,9 +94,18 @@ impl RequestCounters {
         }
     }
 
+    fn of(&self, header: &InHeader) -> &OpcodeCounter {
+        &self.0[(header.opcode as usize).min(KINDS - 1)]
+    }
+
+    /// Notes that a request, which was counted when it began, has to wait for an upstream.
+    pub(super) fn waits_for_upstream(&self, header: &InHeader) {
+        self.of(header).waited.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Times a request that is over now and began at `began`.
     pub(super) fn ended(&self, header: &InHeader, began: Instant) {
-        let counter = &self.0[(header.opcode as usize).min(KINDS - 1)];
+        let counter = self.of(header);
         drop(CountedRequest { counter, began });
     }
 
@@ -153,7 +114,7 @@ impl RequestCounters {
         let mut times = BTreeMap::<_, RequestTimes>::new();
         for (opcode, counter) in self.0.iter().enumerate() {
             if counter.begun.load(Ordering::Relaxed) > 0 {
-                times.entry(name(opcode)).or_default().add(counter);
+                counter.times.add_to(times.entry(name(opcode)).or_default());
             }
         }
         times
@@ -161,9 +122,18 @@ impl RequestCounters {
 
     /// The counts now.
     pub(super) fn now(&self) -> RequestCounts {
+        self.counts(|counter| &counter.begun)
+    }
+
+    /// The counts of those that waited for an upstream.
+    pub(super) fn waits(&self) -> RequestCounts {
+        self.counts(|counter| &counter.waited)
+    }
+
+    fn counts(&self, of: impl Fn(&OpcodeCounter) -> &AtomicU64) -> RequestCounts {
         let mut counts = BTreeMap::new();
-        for (opcode, count) in self.0.iter().enumerate() {
-            let count = count.begun.load(Ordering::Relaxed);
+        for (opcode, counter) in self.0.iter().enumerate() {
+            let count = of(counter).load(Ordering::Relaxed);
             if count > 0 {
                 *counts.entry(name(opcode)).or_insert(0) += count;
             }
@@ -210,6 +180,8 @@ pub(super) fn name(opcode: usize) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -223,26 +195,12 @@ mod tests {
         assert_eq!(counters.now().of("READ"), 1);
         assert_eq!(counters.times()["READ"].percentile(50), None);
         counters.ended(&header, answering.pause());
+        assert_eq!(counters.waits().of("READ"), 0);
+        counters.waits_for_upstream(&header);
+        assert_eq!(counters.waits().of("READ"), 1);
         let times = &counters.times()["READ"];
         assert_eq!(times.buckets.iter().sum::<u64>(), 1);
         assert!(times.total > Duration::ZERO);
         assert!(times.percentile(50) >= Some(times.total / 2), "{times:?}");
-    }
-
-    #[test]
-    fn each_bucket_reaches_twice_as_far() {
-        for nanos in [0, 1, 8191, 8192, 16_383, 16_384, 5_000_000, 4_000_000_000] {
-            let index = bucket(nanos);
-            let time = Duration::from_nanos(nanos);
-            assert!(RequestTimes::bound(index).unwrap() > time, "{nanos}");
-            assert!(index == 0 || RequestTimes::bound(index - 1).unwrap() <= time);
-        }
-        assert_eq!(RequestTimes::bound(bucket(u64::MAX)), None);
-        let times = RequestTimes {
-            total: Duration::ZERO,
-            buckets: vec![50, 45, 5],
-        };
-        let within = |percent| times.percentile(percent).unwrap().as_nanos();
-        assert_eq!((within(50), within(95), within(96)), (8192, 16384, 32768));
     }
 }

@@ -43,6 +43,8 @@ pub struct CopyProgress {
     pub bytes: AtomicU64,
     /// Blobs that were there already.
     pub skipped: AtomicU64,
+    /// Names below the roots, and the roots, that were visited or are known to be there.
+    pub entries: AtomicU64,
     /// Set it to end the copy with [`TreeError::Interrupted`].
     pub stop: Arc<AtomicBool>,
 }
@@ -263,6 +265,11 @@ impl<'a> TreeCopy<'a> {
         place: &NodePath,
         node: NodeRef<'_>,
     ) -> Result<Option<CopyLevel>, TreeError> {
+        let done = |entries: u64| {
+            let count = &self.progress.entries;
+            count.fetch_add(entries, Ordering::Relaxed);
+        };
+        done(1);
         match node {
             NodeRef::Symlink { .. } => Ok(None),
             NodeRef::File { digest, size, .. } => {
@@ -272,10 +279,10 @@ impl<'a> TreeCopy<'a> {
                 Ok(None)
             }
             NodeRef::Directory { digest, size } => {
-                if !self.seen.insert((true, digest)) {
-                    return Ok(None);
-                }
-                if size >= WORTH_ASKING && self.to.has_tree(&digest)? {
+                let is_there = !self.seen.insert((true, digest))
+                    || size >= WORTH_ASKING && self.to.has_tree(&digest)?;
+                if is_there {
+                    done(size / 2);
                     return Ok(None);
                 }
                 let directory = self.from.directory(&digest).map_err(error_at(place))?;
@@ -458,6 +465,10 @@ mod tests {
         let (whole, counts) = copy(LARGE);
         assert_eq!(whole.unwrap().blobs, 1);
         assert_eq!(counts, [1, 2, 1]);
+        // The root and its three files; when it is there, as much is known at once.
+        let progress = CopyProgress::default();
+        copy_in_slices(&from, &to, &[root.clone(), root.clone()], &progress, LARGE).unwrap();
+        assert_eq!(progress.entries.load(Ordering::Relaxed), 4 + 4);
         assert_eq!(to.root(b"tree").unwrap(), Some(root.clone()));
     }
 }

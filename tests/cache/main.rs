@@ -5,5 +5,6 @@ mod keeping;
 mod local_store;
 mod room;
 mod roots;
+mod shares;
 mod tree;
 mod trouble;

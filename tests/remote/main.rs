@@ -12,6 +12,7 @@ mod fairness;
 mod image;
 mod in_order;
 mod listing;
+mod metered;
 mod numbers;
 mod peer;
 mod reading;

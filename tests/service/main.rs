@@ -8,6 +8,7 @@ mod in_use;
 mod passthrough;
 mod refused;
 mod secrets;
+mod seeing;
 mod upstream;
 
 use std::collections::{BTreeMap, HashSet};

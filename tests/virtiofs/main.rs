@@ -418,6 +418,14 @@ fn requests_that_wait_keep_no_other_from_being_served() {
     answered.sort_unstable();
     assert_eq!(answered, waiting);
     assert_eq!(guest.look_up(ROOT, "near").size, 4);
+    let traffic = served.endpoint.status().traffic;
+    assert_eq!(
+        (traffic.requests.of("READ"), traffic.waits.of("READ")),
+        (9, 8)
+    );
+    assert_eq!(traffic.waits.total(), 8);
+    assert_eq!(traffic.read_bytes, 8 * 100 + 4);
+    assert_eq!(traffic.errors, [].into());
 }
 
 /// The guest resets during a wait for an upstream: its memory has another use now.
@@ -483,6 +491,7 @@ fn a_request_before_init_or_after_destroy_gets_eio() {
     // Another INIT, and node ids of before mean nothing.
     guest.init();
     fuse::entry(&guest.request(1, &lookup, ROOM));
+    assert_eq!(served.endpoint.status().traffic.errors, [("EIO", 2)].into());
 }
 
 #[test]

@@ -360,14 +360,15 @@ fn metrics_are_served_like_those_of_the_service() {
     };
     let text = ask();
     for line in [
-        "castore_fs_virtiofs_guests{device=\"0\"} 1\n",
-        "castore_fs_virtiofs_requests_total{device=\"0\",kind=\"LOOKUP\"} 1\n",
+        "castore_fs_virtiofs_guests{name=\"0\"} 1\n",
+        "castore_fs_requests_total{transport=\"virtiofs\",name=\"0\",kind=\"LOOKUP\"} 1\n",
         "castore_fs_store_blobs{store=\"store\"} 2\n",
     ] {
         assert!(text.contains(line), "{line} in {text}");
     }
     // Timed once the reply is out, which the guest may see first.
-    let timed = "castore_fs_virtiofs_request_seconds_count{device=\"0\",kind=\"LOOKUP\"} 1\n";
+    let timed =
+        "castore_fs_request_seconds_count{transport=\"virtiofs\",name=\"0\",kind=\"LOOKUP\"} 1\n";
     let until = Instant::now() + Duration::from_secs(10);
     while !ask().contains(timed) {
         assert!(Instant::now() < until, "{timed} in {}", ask());
@@ -375,5 +376,5 @@ fn metrics_are_served_like_those_of_the_service() {
     // The next process serves them as well.
     running.kill_worker();
     guest.look_up(ROOT, "small");
-    assert!(ask().contains("castore_fs_virtiofs_guests{device=\"0\"} 1\n"));
+    assert!(ask().contains("castore_fs_virtiofs_guests{name=\"0\"} 1\n"));
 }

@@ -118,11 +118,11 @@ fn a_profile_is_recorded_shipped_and_used_without_an_upstream() {
     wait_until("the touches are counted", || status()["hits"] == 6);
     let metrics = metrics(&second);
     for line in [
-        "castore_fs_warmup_roots_total{mount=\"tree\",profile=\"own\"} 1",
-        "castore_fs_warmup_roots_total{mount=\"tree\",profile=\"none\"} 0",
-        "castore_fs_warmup_fetched_extents_total{mount=\"tree\"} 6",
-        "castore_fs_warmup_hits_total{mount=\"tree\"} 6",
-        "castore_fs_warmup_failures_total{mount=\"tree\",step=\"fetch\"} 0",
+        "castore_fs_warmup_roots_total{transport=\"fuse\",name=\"tree\",profile=\"own\"} 1",
+        "castore_fs_warmup_roots_total{transport=\"fuse\",name=\"tree\",profile=\"none\"} 0",
+        "castore_fs_warmup_fetched_extents_total{transport=\"fuse\",name=\"tree\"} 6",
+        "castore_fs_warmup_hits_total{transport=\"fuse\",name=\"tree\"} 6",
+        "castore_fs_warmup_failures_total{transport=\"fuse\",name=\"tree\",step=\"fetch\"} 0",
     ] {
         assert!(
             metrics.lines().any(|text| text == line),

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
 
+use super::fetch::looking_up;
 use super::roots::RootMemory;
 use super::{Cache, cached_extent_size};
 use crate::castore::{Digest, Directory, GroupTable, Root};
@@ -197,7 +198,9 @@ impl Store for Cache {
         let own = inner.local_store.roots().await?;
         let reported = inner.local_store.valid_paths(b"")?.into_iter();
         let reported: Vec<Root> = reported.filter_map(|valid| valid.root).collect();
-        let listed = inner.ask(inner.upstream.roots()).await;
+        let listed = inner
+            .ask(|| "listing the roots".to_owned(), inner.upstream.roots())
+            .await;
         let mut roots = match listed {
             Ok(listed) => {
                 inner.writer.roots.note_all(&listed);
@@ -220,7 +223,12 @@ impl Store for Cache {
     async fn complete_roots(&self) -> Result<Vec<Root>, Error> {
         let inner = &self.0.inner;
         let own = inner.local_store.roots().await?;
-        let asked = inner.ask(inner.upstream.complete_roots()).await;
+        let asked = inner
+            .ask(
+                || "listing the roots".to_owned(),
+                inner.upstream.complete_roots(),
+            )
+            .await;
         let mut roots = asked.map_err(|error| error.again())?;
         inner.writer.roots.note_all(&roots);
         prefer(&mut roots, own);
@@ -240,7 +248,10 @@ impl Store for Cache {
         if let Some(Some(info)) = kept {
             return Ok(Some(info));
         }
-        match inner.ask(inner.upstream.path_info(name)).await {
+        match inner
+            .ask(|| looking_up(name), inner.upstream.path_info(name))
+            .await
+        {
             Ok(Some(info)) => {
                 inner.writer.roots.note_path_info(name, &info);
                 Ok(Some(info))
@@ -270,7 +281,12 @@ impl Store for Cache {
         if inner.local_store.has_blob(digest).await? {
             return Ok(true);
         }
-        let asked = inner.ask(inner.upstream.has_blob(digest)).await;
+        let asked = inner
+            .ask(
+                || format!("asking for blob {digest}"),
+                inner.upstream.has_blob(digest),
+            )
+            .await;
         asked.map_err(|error| error.again())
     }
 
@@ -282,7 +298,12 @@ impl Store for Cache {
         if let Some((size, _)) = inner.local_store.parts().about(digest) {
             return Ok(Some(size));
         }
-        let asked = inner.ask(inner.upstream.blob_size(digest)).await;
+        let asked = inner
+            .ask(
+                || format!("asking for blob {digest}"),
+                inner.upstream.blob_size(digest),
+            )
+            .await;
         asked.map_err(|error| error.again())
     }
 
@@ -292,7 +313,12 @@ impl Store for Cache {
         if inner.local_store.has_blob(digest).await? {
             return inner.local_store.chunks(digest).await;
         }
-        let asked = inner.ask(inner.upstream.chunks(digest)).await;
+        let asked = inner
+            .ask(
+                || format!("asking for the chunks of blob {digest}"),
+                inner.upstream.chunks(digest),
+            )
+            .await;
         asked.map_err(|error| error.again())
     }
 
@@ -306,7 +332,12 @@ impl Store for Cache {
         {
             return Ok(Some(table));
         }
-        let asked = inner.ask(inner.upstream.group_table(digest, size)).await;
+        let asked = inner
+            .ask(
+                || format!("reading blob {digest}"),
+                inner.upstream.group_table(digest, size),
+            )
+            .await;
         asked.map_err(|error| error.again())
     }
 

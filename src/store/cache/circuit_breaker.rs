@@ -1,8 +1,8 @@
 //! The circuit breaker for the upstream.
 //!
 //! After a call without an answer (a deadline was missed, or the connection failed) the breaker
-//! opens: later calls fail at once with that same error, and no reader waits for a full deadline
-//! again. One call is let through now and then as a probe; any answer closes the breaker.
+//! opens: later calls fail at once for that same reason, and no reader waits for a full deadline
+//! again. Their errors name their own request, not the one that opened the breaker. One call is let through now and then as a probe; any answer closes the breaker.
 
 use std::time::{Duration, Instant};
 
@@ -26,12 +26,19 @@ struct OpenBreaker {
 }
 
 impl UpstreamBreaker {
-    /// Fails at once while the breaker is open. A caller that gets through has to report the
+    /// Fails `request` at once while the breaker is open. A caller that gets through has to report the
     /// outcome to [`note`](Self::note).
-    pub(super) fn check(&self) -> Result<(), Error> {
+    pub(super) fn check(&self, request: impl FnOnce() -> String) -> Result<(), Error> {
         let mut open = self.0.lock();
         match &mut *open {
-            Some(open) if open.until > Instant::now() => Err(open.error.again()),
+            Some(open) if open.until > Instant::now() => Err(match open.error.again() {
+                Error::Remote { store, why, .. } => Error::Remote {
+                    store,
+                    request: request(),
+                    why,
+                },
+                error => error,
+            }),
             // This call is the probe; the others still fail meanwhile.
             Some(open) => {
                 open.until = Instant::now() + open.pause;
@@ -70,5 +77,26 @@ impl UpstreamBreaker {
             pause,
             error: error.again(),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_breaker_fails_each_request_in_its_own_name() {
+        let breaker = UpstreamBreaker::default();
+        let failed: Result<(), Error> = Err(Error::Remote {
+            store: "grpc+http://host".to_owned(),
+            request: "reading blob A".to_owned(),
+            why: "connection refused".to_owned(),
+        });
+        breaker.note(&failed);
+        let error = breaker.check(|| "reading blob B".to_owned()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "grpc+http://host: reading blob B failed: connection refused"
+        );
     }
 }

@@ -7,8 +7,13 @@ use bytes::Bytes;
 
 use super::writer::Write;
 use super::{CacheInner, REFRESHED, SharedFetch, WHOLE, cached_extent_size};
-use crate::castore::{Digest, Directory, GroupTable, Root};
+use crate::castore::{Digest, Directory, GroupTable, Printable, Root};
 use crate::store::{Answer, Damage, Error, Object, Store};
+
+/// The request for the root `name`, in errors.
+pub(super) fn looking_up(name: &[u8]) -> String {
+    format!("looking up root \"{}\"", Printable(name))
+}
 
 impl CacheInner {
     /// Reads a blob from what is cached: fills `buffer`, or reports that something is missing.
@@ -139,7 +144,8 @@ impl CacheInner {
         self.misses.fetch_add(1, Ordering::Relaxed);
         let upstream = self.upstream.clone();
         let asked = async move { upstream.read(&digest, size, start, length as usize).await };
-        let Some(bytes) = self.ask(asked).await? else {
+        let request = || format!("reading blob {digest}");
+        let Some(bytes) = self.ask(request, asked).await? else {
             return Ok(None);
         };
         let whole = length == size;
@@ -259,12 +265,13 @@ impl CacheInner {
         }
     }
 
-    /// Calls the upstream, unless the breaker is open.
+    /// Calls the upstream with `question`, which is for `request`, unless the breaker is open.
     pub(super) async fn ask<T>(
         &self,
+        request: impl FnOnce() -> String,
         question: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Arc<Error>> {
-        self.circuit_breaker.check()?;
+        self.circuit_breaker.check(request)?;
         let answer = question.await;
         self.circuit_breaker.note(&answer);
         Ok(answer?)
@@ -341,7 +348,8 @@ impl CacheInner {
         self.misses.fetch_add(1, Ordering::Relaxed);
         let upstream = self.upstream.clone();
         let asked = async move { upstream.directory(&digest).await };
-        let Some(directory) = self.ask(asked).await? else {
+        let request = || format!("reading directory {digest}");
+        let Some(directory) = self.ask(request, asked).await? else {
             return Ok(None);
         };
         if directory.digest() != digest {
@@ -371,13 +379,13 @@ impl CacheInner {
             async move {
                 let (upstream, asked) = (inner.upstream.clone(), name.clone());
                 let question = async move { upstream.root(&asked).await };
-                let found = inner.ask(question).await?;
+                let found = inner.ask(|| looking_up(&name), question).await?;
                 let found = found.filter(|root| root.name.as_bytes() == &name[..]);
                 inner.writer.roots.note(&name, found.as_ref(), true);
                 if inner.keep_path_infos && found.is_some() {
                     let (upstream, asked) = (inner.upstream.clone(), name.clone());
                     let question = async move { upstream.path_info(&asked).await };
-                    if let Ok(Some(info)) = inner.ask(question).await {
+                    if let Ok(Some(info)) = inner.ask(|| looking_up(&name), question).await {
                         inner.writer.roots.note_path_info(&name, &info);
                     }
                 }

@@ -214,6 +214,15 @@ impl CachedUpstreamRoots {
         known.map(|known| known.kept.clone()).collect()
     }
 
+    /// The same, by name.
+    pub(super) fn kept_by_name(&self) -> Vec<(Name, CachedRoot)> {
+        let state = self.state.lock();
+        let known = state.known.iter();
+        known
+            .filter_map(|(name, known)| Some((Name::new(name).ok()?, known.kept.clone())))
+            .collect()
+    }
+
     /// How often a lookup noticed a change.
     pub(super) fn version(&self) -> u64 {
         self.state.lock().version

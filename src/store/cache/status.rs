@@ -21,4 +21,7 @@ pub struct CacheStatus {
     pub backoff: Option<String>,
     /// Why the upstream is considered unreachable, as long as it is.
     pub upstream_down: Option<String>,
+    /// The names of the roots that are pinned.
+    #[serde(default)]
+    pub pins: Vec<String>,
 }

@@ -22,6 +22,7 @@ use tower::Service;
 
 use crate::castore::Digest;
 use crate::proto::{MAX_MESSAGE_BYTES, ProtocolGeneration, with_generation};
+use crate::store::call_meter::CallMeter;
 use crate::store::circuit_breaker::CircuitBreaker;
 use crate::store::failure::CallFailure;
 use crate::store::pace::{AnswerPace, Payload};
@@ -75,6 +76,7 @@ pub(super) struct GrpcEndpoint {
     generation: AtomicU8,
     calls: AtomicU64,
     circuit_breaker: Arc<CircuitBreaker>,
+    meter: Arc<CallMeter>,
     /// The server has no castore-fs service.
     field_only: AtomicBool,
     large: Semaphore,
@@ -103,9 +105,15 @@ impl GrpcEndpoint {
             generation: AtomicU8::new(ProtocolGeneration::Current as u8),
             calls: AtomicU64::new(0),
             circuit_breaker: Arc::default(),
+            meter: Arc::default(),
             field_only: AtomicBool::new(false),
             large: Semaphore::new(LARGE_AT_ONCE),
         })
+    }
+
+    /// The calls, without those for a notice of changes.
+    pub(super) fn meter(&self) -> &CallMeter {
+        &self.meter
     }
 
     /// Calls made so far.
@@ -169,6 +177,22 @@ impl GrpcEndpoint {
         Ok(answer)
     }
 
+    /// As [`call`](Self::call), for what no reader waits for: it is not measured.
+    pub(super) async fn call_in_background<T, F>(
+        &self,
+        call: impl Fn(CallConnection) -> F,
+    ) -> Result<T, CallFailure>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let began = self.circuit_breaker.begin(self.deadlines.first_byte)?;
+        let answer = self
+            .attempts(self.deadlines.first_byte, began, call)
+            .await?;
+        self.circuit_breaker.succeeded();
+        Ok(answer)
+    }
+
     /// Makes a call; whether its answer is a success is for the caller to decide.
     async fn begin<T, F>(
         &self,
@@ -179,6 +203,27 @@ impl GrpcEndpoint {
         F: Future<Output = Result<T, Status>>,
     {
         let began = self.circuit_breaker.begin(limit)?;
+        let metered = self.meter.begin();
+        let outcome = self.attempts(limit, began, call).await;
+        match &outcome {
+            Err(failure) if !failure.is_answer() => {
+                metered.failed(self.error("a call", failure.clone()).to_string());
+            }
+            _ => metered.answered(),
+        }
+        outcome
+    }
+
+    /// Makes a call, which `began` now, several times if there is no connection.
+    async fn attempts<T, F>(
+        &self,
+        limit: Duration,
+        began: Instant,
+        call: impl Fn(CallConnection) -> F,
+    ) -> Result<T, CallFailure>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             let failure = match self.attempt(limit, &call).await {
@@ -228,12 +273,13 @@ impl GrpcEndpoint {
             pace: AnswerPace::new(self.deadlines.stall),
             url: self.url.clone(),
             circuit_breaker: self.circuit_breaker.clone(),
+            meter: self.meter.clone(),
             came: 0,
             moved: Instant::now(),
             waits: false,
         };
         rest.pace.note(first.payload())?;
-        rest.took(first.payload());
+        rest.took(&first);
         Ok(Some((first, rest)))
     }
 
@@ -299,7 +345,10 @@ impl GrpcEndpoint {
             self.url
         );
         self.circuit_breaker.sent_corrupt();
-        CallFailure::Damaged(object, *digest, damage)
+        let failure = CallFailure::Damaged(object, *digest, damage);
+        self.meter
+            .failed(self.error("a call", failure.clone()).to_string());
+        failure
     }
 
     /// Whether the server ever sent bytes that do not match their digest.
@@ -324,6 +373,7 @@ pub(super) struct StreamRest<T> {
     pace: AnswerPace,
     url: String,
     circuit_breaker: Arc<CircuitBreaker>,
+    meter: Arc<CallMeter>,
     /// Bytes of content that have come, until they are an answer.
     came: u64,
     /// When something came for the last time.
@@ -344,12 +394,14 @@ impl<T: Payload> StreamRest<T> {
         let message = message.await;
         let message = message.and_then(|message| message.map_err(CallFailure::from));
         match &message {
-            Ok(Some(message)) => self.took(message.payload()),
+            Ok(Some(message)) => self.took(message),
             Ok(None) => self.waits = false,
             Err(
                 failure @ (CallFailure::Status(Code::Unavailable, _) | CallFailure::Timeout(_)),
             ) => {
                 self.circuit_breaker.failed(&self.url, self.moved, failure);
+                let error = failure.clone().of(&self.url, "the rest of an answer");
+                self.meter.failed(error.to_string());
             }
             // It answered, if not what was hoped for.
             Err(_) => self.waits = false,
@@ -357,8 +409,10 @@ impl<T: Payload> StreamRest<T> {
         message
     }
 
-    /// Bytes of content have come.
-    fn took(&mut self, bytes: u64) {
+    /// A message has come.
+    fn took(&mut self, message: &T) {
+        self.meter.received(message.content());
+        let bytes = message.payload();
         self.moved = Instant::now();
         self.waits = false;
         if self.came < ANSWERED {

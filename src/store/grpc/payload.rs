@@ -31,7 +31,11 @@ impl Payload for BlobsTogether {
 /// is progress.
 impl Payload for RawDirectory {
     fn payload(&self) -> u64 {
-        LEAST_RATE + self.0.len() as u64
+        LEAST_RATE + self.content()
+    }
+
+    fn content(&self) -> u64 {
+        self.0.len() as u64
     }
 }
 

@@ -111,7 +111,7 @@ async fn watch_for_changes(
 ) {
     loop {
         let watching = async {
-            let answer = endpoint.call(|connection| async move {
+            let answer = endpoint.call_in_background(|connection| async move {
                 let mut client = RootServiceClient::new(connection);
                 Ok(client.watch(WatchRootsRequest {}).await?.into_inner())
             });

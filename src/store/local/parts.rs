@@ -208,6 +208,14 @@ impl PartialBlobs {
         Some((part.len, part.table.clone()))
     }
 
+    /// Bytes of the blob that are there.
+    pub(in crate::store) fn present_bytes(&self, digest: &Digest) -> u64 {
+        self.get(digest).map_or(0, |part| {
+            let missing = part.missing.load(Ordering::Relaxed);
+            part.len.saturating_sub(missing.saturating_mul(part.extent))
+        })
+    }
+
     /// Stores the extent `index`, whose bytes were verified. Returns the bytes that are new on the
     /// disk, and whether the blob is complete now.
     pub(in crate::store) fn put(

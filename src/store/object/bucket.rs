@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -33,6 +33,7 @@ pub(super) use self::listing::ListedObject;
 use super::http::{BoundedConnector, ServiceClock};
 use crate::castore::Digest;
 use crate::store::authorities::with_causes;
+use crate::store::call_meter::CallMeter;
 use crate::store::circuit_breaker::CircuitBreaker;
 use crate::store::credential;
 use crate::store::extents::ChunkVerification;
@@ -84,6 +85,7 @@ pub(super) struct Bucket {
     /// The clock of the service; nothing if the bucket is on this machine.
     clock: Option<Arc<ServiceClock>>,
     circuit_breaker: CircuitBreaker,
+    meter: CallMeter,
     calls: AtomicU64,
     /// For an operation that reads no object; one that writes an object may take longer, by the
     /// object's bytes.
@@ -224,10 +226,16 @@ impl Bucket {
             store,
             clock,
             circuit_breaker: CircuitBreaker::default(),
+            meter: CallMeter::default(),
             calls: AtomicU64::new(0),
             deadline: DEADLINE,
             base,
         })
+    }
+
+    /// The calls, each with its attempts.
+    pub(super) fn meter(&self) -> &CallMeter {
+        &self.meter
     }
 
     /// Requests made so far.
@@ -247,7 +255,10 @@ impl Bucket {
             self.url
         );
         self.circuit_breaker.sent_corrupt();
-        CallFailure::Damaged(object, *digest, damage)
+        let failure = CallFailure::Damaged(object, *digest, damage);
+        self.meter
+            .failed(failure.clone().of(&self.url, "a call").to_string());
+        failure
     }
 
     /// Whether it was ever found to hold such bytes.
@@ -338,6 +349,7 @@ impl Bucket {
                 let Some(buffer) = next.await?.transpose().map_err(failure)? else {
                     return Ok((taken, version));
                 };
+                self.meter.received(buffer.len() as u64);
                 if !take(&mut taken, buffer)? {
                     return Ok((taken, version));
                 }
@@ -379,6 +391,21 @@ impl Bucket {
         F: Future<Output = Result<T, CallFailure>>,
     {
         let began = self.circuit_breaker.begin(self.deadline)?;
+        let metered = self.meter.begin();
+        let outcome = self.attempts(began, work).await;
+        match &outcome {
+            Err(failure) if !failure.is_answer() => {
+                metered.failed(failure.clone().of(&self.url, "a call").to_string());
+            }
+            _ => metered.answered(),
+        }
+        outcome
+    }
+
+    async fn attempts<T, F>(&self, began: Instant, work: impl Fn() -> F) -> Result<T, CallFailure>
+    where
+        F: Future<Output = Result<T, CallFailure>>,
+    {
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             self.calls.fetch_add(1, Ordering::Relaxed);

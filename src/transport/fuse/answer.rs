@@ -26,6 +26,7 @@ use crate::fs::{
 };
 use crate::transport::reply::ReplyBuffer;
 use crate::transport::requests;
+use crate::transport::traffic::ReplyCounters;
 
 /// `FUSE_UNIQUE_RESEND` of the kernel's `fuse.h`: this request was sent before.
 const REPEATED: u64 = 1 << 63;
@@ -38,6 +39,7 @@ const PASSTHROUGH: u32 = 1 << 7;
 pub struct FuseAnswerer {
     fs: Arc<CastoreFs>,
     rare: Server<Arc<CastoreFs>>,
+    pub(super) replies: ReplyCounters,
     /// In which replies to rare requests are made.
     buffers: Mutex<Vec<ReplyBuffer>>,
 }
@@ -59,6 +61,7 @@ impl FuseAnswerer {
     pub fn new(fs: Arc<CastoreFs>) -> Self {
         Self {
             rare: Server::new(fs.clone()),
+            replies: ReplyCounters::default(),
             buffers: Mutex::default(),
             fs,
         }
@@ -98,13 +101,19 @@ impl FuseAnswerer {
                 let buffer = rare.ok_or("a rare request without an outcome")??;
                 let sent = match buffer.reply() {
                     [] => Ok(()),
-                    reply => device::send(device, reply),
+                    reply => {
+                        self.replies.replied(header, reply);
+                        device::send(device, reply)
+                    }
                 };
                 self.buffers.lock().push(buffer);
                 sent
             }
             RequestOutcome::Reply(Ok(length)) => {
                 let whole = put_header(head, header.unique, length);
+                if header.opcode == Opcode::Read as u32 {
+                    self.replies.read(length);
+                }
                 device::send(device, &reply[..whole])
             }
             RequestOutcome::Open(length, handle) => {
@@ -119,6 +128,7 @@ impl FuseAnswerer {
             }
             RequestOutcome::Reply(Err(error)) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                self.replies.failed(errno);
                 device::reply_error(device, header.unique, errno)
             }
         };
@@ -152,6 +162,7 @@ impl FuseAnswerer {
             return false;
         };
         let whole = put_header(head, header.unique, length);
+        self.replies.read(length);
         // If the kernel does not take it, the program is gone.
         device::send(device, &reply[..whole]).is_ok()
     }

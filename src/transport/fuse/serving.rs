@@ -42,7 +42,7 @@ pub(super) struct ServingMount {
     pub(super) ended: AtomicBool,
     /// Names the mount in the log of a request.
     pub(super) span: tracing::Span,
-    answerer: FuseAnswerer,
+    pub(super) answerer: FuseAnswerer,
     fork_server: Option<Arc<ForkServer>>,
     default_permissions: bool,
     /// The outcome of INIT, once it was answered.
@@ -135,6 +135,7 @@ impl ServingMount {
         }
         let answered = async {
             let mut paused = ParkedState::default();
+            let mut has_waited = false;
             loop {
                 let (serving, mut request) = (self.clone(), request.clone());
                 let answer = self.fs.runtime().spawn_blocking(move || {
@@ -147,6 +148,9 @@ impl ServingMount {
                 let Ok((Some(parked), state)) = answer.await else {
                     return;
                 };
+                if !std::mem::replace(&mut has_waited, true) {
+                    self.counters.waits_for_upstream(&header);
+                }
                 paused = state;
                 paused.arrived(parked.arrival().await);
             }
@@ -181,11 +185,13 @@ impl ServingMount {
             Ok(Ok(parked)) => return parked,
             Ok(Err(error)) => {
                 if device::reply_error(&self.device, header.unique, libc::EIO).is_ok() {
+                    self.answerer.replies.failed(libc::EIO);
                     tracing::error!(opcode = header.opcode, %error, "a request was not answered");
                 }
             }
             Err(_) => {
                 let _ = device::reply_error(&self.device, header.unique, libc::EIO);
+                self.answerer.replies.failed(libc::EIO);
                 tracing::error!(
                     opcode = header.opcode,
                     node = header.nodeid,
@@ -205,6 +211,7 @@ impl ServingMount {
         mut parked: ParkedWait,
         began: Instant,
     ) {
+        self.counters.waits_for_upstream(&header);
         let unique = header.unique & !REPEATED;
         let (mut ended, interrupted) = self.parked.park(unique, header.pid);
         if interrupted {

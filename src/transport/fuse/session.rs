@@ -2,7 +2,6 @@
 
 mod image;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -32,7 +31,8 @@ use crate::fs::{
     ReadPath, WaitingRequests, WarmUpCount,
 };
 use crate::store::Store;
-use crate::transport::requests::{RequestCounts, RequestTimes};
+use crate::transport::requests::RequestCounts;
+use crate::transport::traffic::Traffic;
 use image::NoImageReason;
 
 /// How often to check whether a mount has ended. Workers notice by themselves, unless all of them
@@ -330,9 +330,9 @@ impl FuseSession {
         self.serving.counters.now()
     }
 
-    /// How long requests took, by kind.
-    pub fn request_times(&self) -> BTreeMap<&'static str, RequestTimes> {
-        self.serving.counters.times()
+    /// What the requests so far amount to.
+    pub fn traffic(&self) -> Traffic {
+        Traffic::of(&self.serving.counters, &self.serving.answerer.replies)
     }
 
     /// What the kernel sees: FUSE or an image.

@@ -6,7 +6,6 @@
 //!
 //! With a [`DescriptorHolder`] a guest outlives the process; see `record`.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -28,7 +27,8 @@ use super::socket::Socket;
 use super::{MOST_DIRECTORIES, ROOT_TIMEOUT};
 use crate::fs::{FsOptions, NodeCount, WarmUpCount, WarmUpOptions};
 use crate::store::Store;
-use crate::transport::requests::{RequestCounters, RequestCounts, RequestTimes};
+use crate::transport::requests::RequestCounters;
+use crate::transport::traffic::{ReplyCounters, Traffic};
 
 /// Request queues, at most: a bit for each in the protocol, and one is for FORGET.
 pub const MOST_QUEUES: usize = 63;
@@ -96,10 +96,8 @@ struct ConnectedGuest {
 pub struct EndpointStatus {
     /// Front ends that connected so far.
     pub connections: u64,
-    /// Requests of all of them.
-    pub requests: RequestCounts,
-    /// The times of the requests that were answered.
-    pub times: BTreeMap<&'static str, RequestTimes>,
+    /// What the requests of all of them amount to.
+    pub traffic: Traffic,
     /// The connected guests.
     pub guests: Vec<GuestStatus>,
     /// The results of warm-up, if the device has that.
@@ -144,6 +142,7 @@ impl VirtiofsEndpoint {
             shows: device.shows.clone(),
             span: tracing::Span::current(),
             counters: RequestCounters::default(),
+            replies: ReplyCounters::default(),
         };
         let device = DeviceOptions {
             request_queues: device.request_queues.clamp(1, MOST_QUEUES),
@@ -213,8 +212,7 @@ impl VirtiofsEndpoint {
         let guests = self.shared.guests.lock();
         EndpointStatus {
             connections: self.shared.connections.load(Ordering::Relaxed),
-            requests: self.shared.shown.counters.now(),
-            times: self.shared.shown.counters.times(),
+            traffic: Traffic::of(&self.shared.shown.counters, &self.shared.shown.replies),
             guests: guests
                 .iter()
                 .map(|ConnectedGuest { guest, .. }| GuestStatus {

@@ -20,6 +20,7 @@ use crate::castore::{Digest, Directory, Name, Node, Root, SymlinkTarget};
 use crate::fs::FsOptions;
 use crate::store::{MemoryStore, Store};
 use crate::transport::requests::RequestCounters;
+use crate::transport::traffic::ReplyCounters;
 
 /// The guest's memory: two pieces with a hole between them.
 const LOW: (u64, usize) = (0, 0x2_0000);
@@ -85,6 +86,7 @@ impl FuzzTarget {
                 runtime: runtime.handle().clone(),
                 span: tracing::Span::none(),
                 counters: RequestCounters::default(),
+                replies: ReplyCounters::default(),
             }),
             _runtime: runtime,
         })

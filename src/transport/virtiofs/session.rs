@@ -28,6 +28,7 @@ use crate::store::Store;
 use crate::transport::init::{self, KernelPeer};
 use crate::transport::reply::ReplyBuffer;
 use crate::transport::requests::{self, RequestCounters};
+use crate::transport::traffic::ReplyCounters;
 
 /// Buffers that are kept for later requests.
 const SPARE_BUFFERS: usize = 16;
@@ -46,6 +47,8 @@ pub(super) struct GuestView {
     pub span: tracing::Span,
     /// Requests of all guests, including those that have disconnected.
     pub counters: RequestCounters,
+    /// The replies to them.
+    pub replies: ReplyCounters,
 }
 
 /// A guest, for the length of a connection.
@@ -229,23 +232,27 @@ impl Guest {
             });
             return;
         }
-        give(&header, outcome, reply, room, send);
+        self.give(&header, outcome, reply, room, send);
     }
 
     /// Answers a request on a thread that may wait for it.
     fn answer_blocking(&self, waits: &mut ParkedGuestRequest, send: impl FnOnce(&[u8])) {
         let Some(mut buffers) = self.buffers() else {
-            return send(&failure(waits.header.unique, libc::ENOMEM));
+            return self.refuse(&waits.header, libc::ENOMEM, send);
         };
         let _in_span = self.shown.span.enter();
+        let mut has_waited = false;
         loop {
             let outcome = self.again(waits, &mut buffers.reply);
             if let Ok(GuestReply::Later(parked)) = outcome {
+                if !std::mem::replace(&mut has_waited, true) {
+                    self.shown.counters.waits_for_upstream(&waits.header);
+                }
                 let arrival = self.shown.runtime.block_on(parked.arrival());
                 waits.paused.arrived(arrival);
                 continue;
             }
-            give(&waits.header, outcome, &buffers.reply, waits.room, send);
+            self.give(&waits.header, outcome, &buffers.reply, waits.room, send);
             self.keep(buffers);
             return;
         }
@@ -277,11 +284,12 @@ impl Guest {
         send: impl FnOnce(&[u8]),
     ) {
         let mut parked = parked;
+        self.shown.counters.waits_for_upstream(&waits.header);
         loop {
             let arrival = parked.arrival().await;
             waits.paused.arrived(arrival);
             let Some(mut buffers) = self.buffers() else {
-                return send(&failure(waits.header.unique, libc::ENOMEM));
+                return self.refuse(&waits.header, libc::ENOMEM, send);
             };
             let span = &self.shown.span;
             let outcome = span.in_scope(|| self.again(&mut waits, &mut buffers.reply));
@@ -290,10 +298,38 @@ impl Guest {
                 parked = *again;
                 continue;
             }
-            give(&waits.header, outcome, &buffers.reply, waits.room, send);
+            self.give(&waits.header, outcome, &buffers.reply, waits.room, send);
             self.keep(buffers);
             return;
         }
+    }
+
+    /// Passes a reply to `send`.
+    fn give(
+        &self,
+        header: &InHeader,
+        outcome: Result<GuestReply, i32>,
+        reply: &ReplyBuffer,
+        room: usize,
+        send: impl FnOnce(&[u8]),
+    ) {
+        match outcome {
+            Ok(GuestReply::Made) => {
+                let reply = reply.reply();
+                self.shown.replies.replied(header, reply);
+                send(reply);
+            }
+            Ok(GuestReply::Own(bytes)) => send(&bytes),
+            Ok(GuestReply::Later(_)) => self.refuse(header, libc::EIO, send),
+            Err(_) if wants_no_reply(header) || room < size_of::<OutHeader>() => send(&[]),
+            Err(errno) => self.refuse(header, errno, send),
+        }
+    }
+
+    /// Passes `errno` to `send`, as the reply to the request of `header`.
+    fn refuse(&self, header: &InHeader, errno: i32, send: impl FnOnce(&[u8])) {
+        self.shown.replies.failed(errno);
+        send(&failure(header.unique, errno));
     }
 
     /// The request, of the length that its header states, if there are so many bytes.
@@ -488,23 +524,6 @@ struct ParkedGuestRequest {
     request: Vec<u8>,
     room: usize,
     paused: ParkedState,
-}
-
-/// Passes a reply to `send`.
-fn give(
-    header: &InHeader,
-    outcome: Result<GuestReply, i32>,
-    reply: &ReplyBuffer,
-    room: usize,
-    send: impl FnOnce(&[u8]),
-) {
-    match outcome {
-        Ok(GuestReply::Made) => send(reply.reply()),
-        Ok(GuestReply::Own(bytes)) => send(&bytes),
-        Ok(GuestReply::Later(_)) => send(&failure(header.unique, libc::EIO)),
-        Err(_) if wants_no_reply(header) || room < size_of::<OutHeader>() => send(&[]),
-        Err(errno) => send(&failure(header.unique, errno)),
-    }
 }
 
 /// A reply without a body: an errno, or 0 for success.
