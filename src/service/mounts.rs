@@ -456,11 +456,11 @@ pub(super) fn end_previous(name: &str, previous: PreviousMount, fork_server: &Ar
     }
 }
 
-/// The number of the tree that a mount shows of which the previous process handed over `previous`: the one that is
-/// mounted. If none is, the last.
+/// The number of the tree that a mount shows of which the previous process handed over `previous`: the last one that
+/// is mounted (the one before may be about to be detached). If none is, the last.
 fn shown_number(previous: &PreviousMount) -> Option<u64> {
     let is_mounted = |tree: &PreviousTree| mount_of(tree).is_some_and(|mount| mount.is_mounted());
-    let mounted = previous.iter().find(|(_, tree)| is_mounted(tree));
+    let mounted = previous.iter().rev().find(|(_, tree)| is_mounted(tree));
     let (number, _) = mounted.or_else(|| previous.last_key_value())?;
     Some(*number)
 }

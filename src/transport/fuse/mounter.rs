@@ -395,7 +395,10 @@ fn make_mount(
     let target_path = format!("/proc/self/fd/{}", mounted.as_raw_fd());
     for propagation in &job.propagation {
         let propagation = MountPropagationFlags::from_bits_retain(*propagation);
-        if let Err(errno) = rustix::mount::mount_change(&*target_path, propagation) {
+        // What is in the place of another mount stays: nothing else is there any more.
+        if let Err(errno) = rustix::mount::mount_change(&*target_path, propagation)
+            && !job.in_place_of_target
+        {
             let _ = rustix::mount::unmount(&*target_path, UnmountFlags::DETACH);
             return Err(MounterRefusal::of(MountStep::Propagate)(errno));
         }

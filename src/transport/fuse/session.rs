@@ -144,7 +144,12 @@ impl FuseSession {
             return Self::mount_fuse(store, path, options, mount, runtime);
         }
         let why = match Self::mount_image(store.clone(), path, &options, mount, runtime.clone()) {
-            Ok(session) => return Ok(session),
+            Ok(session) => {
+                if let Err(error) = follow::start(&session.trees, &options, mount) {
+                    tracing::warn!(%error, "the mount does not follow its root");
+                }
+                return Ok(session);
+            }
             Err(NoImageReason::Mount(error)) => return Err(error),
             Err(NoImageReason::Because(why)) => why,
         };

@@ -15,7 +15,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use tokio::runtime::Handle;
 
 use super::trees::ServedTree;
-use super::{FuseSession, MountOptions, WantedView, follow};
+use super::{FuseSession, MountOptions, WantedView};
 use crate::fs::{
     CastoreFs, FsOptions, InodeTable, MountRoot, NodeOwner, PreparedImage, ReadPath,
     WaitingRequests,
@@ -89,11 +89,7 @@ impl FuseSession {
         let served = served.map_err(NoImageReason::Because)?;
         let attributes = mount.generic.attributes().bits();
         let tree = served.attach(mount, path, &target, attributes, 0)?;
-        let session = Self::of(tree, mount);
-        if let Err(error) = follow::start(&session.trees, options, mount) {
-            tracing::warn!(%error, "the mount does not follow its root");
-        }
-        Ok(session)
+        Ok(Self::of(tree, mount))
     }
 }
 
