@@ -1081,7 +1081,7 @@ fn a_mount_of_a_root_follows_it_until_it_is_unmounted_and_leaves_nothing() {
         let mut text = String::new();
         open.read_to_string(&mut text).unwrap();
         assert_eq!(text, "content");
-        assert_eq!(mounts_below(&place.join("mnt"), kind), [mnt.clone()]);
+        assert_eq!(mounts_below(&place.join("mnt"), kind), [mnt.as_str()]);
         // In use by a tree that was shown before.
         signal(process, libc::SIGINT);
         until(

@@ -199,12 +199,18 @@ fn another_tree_is_shown_as(view: &str) {
     for version in [2, 1, 3] {
         show(&manager, version);
         wait_for(&manager, version);
+        // Before a listing, which also replaces what the kernel has.
+        assert!(mnt.join(format!("only-{version}")).exists());
         assert_eq!(names(&mnt), names_of(version));
         assert_eq!(names(&mnt), names_of(version), "as it is cached");
-        assert!(mnt.join(format!("only-{version}")).exists());
         let mut inos = HashSet::new();
         inode_numbers(&mnt, &mut inos);
         assert_eq!(inos.len(), names_of(version).len() + 3);
+        for user in &users {
+            let found = user.large.metadata().unwrap();
+            let has_same_device = found.dev() == fs::metadata(&mnt).unwrap().dev();
+            assert!(!has_same_device || !inos.contains(&found.ino()));
+        }
         assert_eq!(types(&manager), type_of(view));
         users.iter_mut().for_each(User::check);
         users.push(User::of(&manager, version));
