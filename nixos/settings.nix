@@ -100,6 +100,7 @@ in
         path = required types.str "Where to mount.";
         device = optional types.str "`fd:NAME`, a descriptor of `/dev/fuse` that was passed on under that name.";
         root = optional types.str "The directory to show at the top, instead of the root nodes.";
+        follow = optional types.bool "Whether the mount shows another tree once the name in `root` stands for one; null for `true`.";
         list-root = optional listing "What listing the root gives.";
         names = optional (types.enum [
           "any"

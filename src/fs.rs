@@ -16,6 +16,7 @@
 
 mod attributes;
 mod errno;
+mod followed_tree;
 mod image_pages;
 mod images;
 mod in_use;
@@ -44,10 +45,11 @@ use std::time::Duration;
 use fuse_backend_rs::abi::fuse_abi::stat64;
 use fuse_backend_rs::api::filesystem::Entry;
 
-use crate::castore::{Digest, Directory, Node, NodeRef, Printable};
+use crate::castore::{Digest, Directory, Node, NodeRef, Printable, Root};
 use crate::store::{Answer, Error, LocalStore, Store};
 
 pub use attributes::NodeOwner;
+pub use followed_tree::ShowError;
 pub use images::{ImageClosures, ImageCount, ImageRoots, PreparedImage};
 pub use mount_root::{MountRoot, RootChanges};
 pub use node_id::NodeId;
@@ -62,6 +64,7 @@ pub use waiting::{ObjectArrival, ParkedState, ParkedWait, WaitingRequests, parka
 pub use warm_up::{WarmUpCount, WarmUpOptions};
 
 use errno::failure;
+use followed_tree::{FollowedTree, TreeVersion};
 use images::MountImages;
 use in_use::ObjectsInUse;
 use listed_roots::ListedRoots;
@@ -93,6 +96,7 @@ pub struct CastoreFs {
     options: FsOptions,
     nodes: Nodes,
     roots: MountedRoots,
+    followed: Option<FollowedTree>,
     passthrough: Option<Passthrough>,
     page_cache_push: PageCachePush,
     walk_prefetch: WalkPrefetch,
@@ -141,7 +145,7 @@ impl CastoreFs {
                 .mounted(options.image_view)
         });
         let limit = options.directory_limit;
-        Self {
+        let mut fs = Self {
             nodes: Nodes::new(digest, size, limit, numbering.clone(), inode_table.clone())
                 .bounded(options.most_directories),
             access_recorder: options
@@ -152,6 +156,7 @@ impl CastoreFs {
             store,
             options,
             roots: MountedRoots::new(numbering, inode_table),
+            followed: None,
             passthrough,
             page_cache_push: PageCachePush::default(),
             walk_prefetch: WalkPrefetch::default(),
@@ -161,20 +166,34 @@ impl CastoreFs {
             images,
             pause: RootLookupPause::default(),
             listed: ListedRoots::default(),
+        };
+        if let MountRoot::Directory { digest, size } = fs.options.mount_root
+            && fs.options.follows_in_place()
+        {
+            fs.followed = Some(FollowedTree::new(fs.next_version(digest, size)));
         }
+        fs.begin_following()
     }
 
     /// Takes over from the process that wrote `inode_table`, with the same store and options. Backing
     /// files are registered with the same `device`, if there were any.
     pub fn take_over(
         store: Arc<dyn Store>,
-        options: FsOptions,
+        mut options: FsOptions,
         waiting: WaitingRequests,
         device: Option<Box<dyn BackingDevice>>,
         inode_table: Arc<InodeTable>,
     ) -> Result<Self, InodeTableError> {
-        let (digest, _) = options.mount_root_directory();
         let roots = inode_table.roots()?;
+        let followed = take_over_followed(&mut options, &roots)?;
+        if followed.is_none() {
+            // The process that made the mount has given ids of slot 0.
+            options.follow = None;
+        }
+        let (digest, _) = match &followed {
+            Some(_) => (Digest::of(b""), 0),
+            None => options.mount_root_directory(),
+        };
         let numbering = Arc::new(InodeNumbering::take_over(
             options.images.is_some(),
             inode_table.clone(),
@@ -209,7 +228,7 @@ impl CastoreFs {
         // For roots that were used before, the kernel has cached the files that would be recorded.
         let warm_up = options.warm_up.clone();
         let warm_up = warm_up.filter(|_| matches!(options.mount_root, MountRoot::Roots { .. }));
-        Ok(Self {
+        let fs = Self {
             access_recorder: warm_up
                 .map(|warm_up| AccessRecorder::new(warm_up, roots.len() as u32)),
             nodes,
@@ -217,6 +236,7 @@ impl CastoreFs {
             store,
             options,
             roots: MountedRoots::take_over(roots, numbering, inode_table),
+            followed,
             passthrough,
             page_cache_push: PageCachePush::default(),
             walk_prefetch: WalkPrefetch::default(),
@@ -226,7 +246,8 @@ impl CastoreFs {
             images,
             pause: RootLookupPause::default(),
             listed: ListedRoots::default(),
-        })
+        };
+        Ok(fs.begin_following())
     }
 
     /// The runtime that its requests wait on.
@@ -240,10 +261,10 @@ impl CastoreFs {
     pub fn hold_in_use(&self, connection: Option<u64>) {
         self.in_use.begin(self.store.as_ref(), connection);
         match self.options.mount_root {
-            MountRoot::Directory { digest, size } => {
+            MountRoot::Directory { digest, size } if self.followed.is_none() => {
                 self.in_use.hold(&Node::Directory { digest, size })
             }
-            MountRoot::Roots { .. } => {
+            MountRoot::Directory { .. } | MountRoot::Roots { .. } => {
                 for (index, root) in (0..).zip(self.roots.all()) {
                     if self.may_know_root(index) {
                         self.in_use.hold_root(index, &root.node);
@@ -337,7 +358,7 @@ impl CastoreFs {
             let directory = directory.clone();
             return Ok((node, directory, names));
         }
-        let id = NodeId::directory(slot);
+        let id = self.kernel_id(slot);
         let mut directory = self.find(&node.digest);
         if matches!(directory, Ok(None)) {
             directory = self.find_below_ancestors(slot, &node.digest);
@@ -411,8 +432,16 @@ impl CastoreFs {
                 Ok((self.stat_roots()?, MOUNT_ROOT_TIMEOUT))
             }
             NodePlace::Directory(slot) => {
-                let (node, directory, _) = self.directory(slot)?;
-                Ok((self.stat_directory(&node, &directory), FOREVER))
+                let entered = self.enter(slot)?;
+                let (node, directory, _) = self.directory(entered.slot)?;
+                let mut stat = self.stat_directory(&node, &directory);
+                let Some(version) = entered.version else {
+                    return Ok((stat, FOREVER));
+                };
+                stat.st_ino = ROOT_INO;
+                // By the mtime a kernel recognizes a stale listing.
+                stat.st_mtime_nsec = i64::from(version.index % 1_000_000_000);
+                Ok((stat, FOREVER))
             }
             NodePlace::Entry { slot, index } => {
                 let found = self.entry(slot, index)?;
@@ -540,6 +569,9 @@ impl CastoreFs {
         }
         let mut path = String::new();
         for (depth, (directory, index)) in self.nodes.trail(id).into_iter().enumerate() {
+            if depth == 0 && self.follows() {
+                continue;
+            }
             path.push('/');
             let root = (depth == 0 && self.shows_roots())
                 .then(|| self.roots.get(index))
@@ -558,4 +590,30 @@ impl CastoreFs {
         }
         path
     }
+}
+
+/// The followed tree that the previous process showed, whose `roots` are its versions: the last of them. Then
+/// `options` are to show that; nothing if that process followed none.
+fn take_over_followed(
+    options: &mut FsOptions,
+    roots: &[(Root, u64)],
+) -> Result<Option<FollowedTree>, InodeTableError> {
+    let (MountRoot::Directory { digest: wanted, .. }, Some((root, ino))) =
+        (&mut options.mount_root, roots.last())
+    else {
+        return Ok(None);
+    };
+    let Node::Directory { digest, size } = root.node else {
+        return Err(InodeTableError::Damaged("a tree is no directory"));
+    };
+    if options.follow.is_none() && *wanted != digest {
+        return Err(InodeTableError::Damaged("it is another tree's"));
+    }
+    options.mount_root = MountRoot::Directory { digest, size };
+    Ok(Some(FollowedTree::new(TreeVersion {
+        index: roots.len() as u32 - 1,
+        ino: *ino,
+        digest,
+        size,
+    })))
 }

@@ -1051,3 +1051,61 @@ fn a_mount_of_the_service_has_the_options_of_mount_that_it_is_given() {
     assert_eq!(manager.status()["mounts"]["tree"]["taken_over"], false);
     assert_eq!(options(&manager), "ro,nosuid,nodev,relatime");
 }
+
+// A mount that follows the name of its root.
+
+#[test]
+fn a_mount_of_a_root_follows_it_until_it_is_unmounted_and_leaves_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let file_systems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    for (view, kind) in [("fuse", "fuse.castore-fs"), ("image", "erofs")] {
+        if view == "image" && !file_systems.contains("\terofs\n") {
+            continue;
+        }
+        let mut place = Place::new();
+        let (mnt, other) = (place.text("mnt"), place.text("other"));
+        place.mount(&["--root", "tree", "--view", view, "--no-follow", &other]);
+        let process = place.mount(&["--root", "tree", "--view", view, &mnt]);
+        let read = |path: &str| fs::read_to_string(place.join(path)).unwrap_or_default();
+        assert_eq!(read("mnt/file"), "content");
+        let mut open = fs::File::open(place.join("mnt/file")).unwrap();
+        let import = |content: &str| {
+            fs::write(place.join("tree/file"), content).unwrap();
+            let imported = place
+                .command()
+                .arg("import")
+                .arg(place.join("tree"))
+                .output();
+            assert!(imported.unwrap().status.success());
+            until(
+                "the mount follows",
+                || read("mnt/file") == content,
+                || place.log(),
+            );
+        };
+        import("second");
+        import("third");
+        assert_eq!(read("other/file"), "content");
+        let mut text = String::new();
+        open.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "content");
+        assert_eq!(mounts_below(&place.join("mnt"), kind), [mnt.as_str()]);
+        // In use by a tree that was shown before.
+        signal(process, libc::SIGINT);
+        until(
+            "it is out of the tree",
+            || mounts_below(&place.join("mnt"), "").is_empty(),
+            || place.log(),
+        );
+        assert!(place.is_running());
+        drop(open);
+        assert!(place.wait().success());
+        until(
+            "the helpers have ended",
+            || group_members(process).is_empty(),
+            || format!("{:?}", group_members(process)),
+        );
+    }
+}

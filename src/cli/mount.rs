@@ -56,6 +56,14 @@ pub(super) struct MountCommand {
     /// Show this directory as the mount root: NAME[/PATH] or the digest of a Directory
     #[arg(long, value_name = "NAME|DIGEST")]
     root: Option<PathBuf>,
+    /// Show another tree once the name of --root stands for one: the default
+    ///
+    /// What is open stays in the tree before. A digest stands for one tree for ever.
+    #[arg(long, overrides_with = "no_follow")]
+    follow: bool,
+    /// Show the tree that the name of --root stands for now, as long as it is mounted
+    #[arg(long)]
+    no_follow: bool,
     #[command(flatten)]
     listing: ListRootArgument,
     /// Allow access for other users: the default for a mount by the superuser
@@ -218,6 +226,7 @@ impl MountCommand {
             gid: self.gid,
         };
         let options = FsOptions::new(mount_root, owner)
+            .with_follow(self.followed()?)
             .with_xattr(self.xattr)
             .with_reads(match self.reads {
                 ReadMode::PageCache => ReadPath::PageCache,
@@ -273,6 +282,16 @@ impl MountCommand {
         self.allow_other || !self.no_allow_other && rustix::process::geteuid().is_root()
     }
 
+    fn follows(&self) -> bool {
+        self.follow || !self.no_follow
+    }
+
+    /// What the mount root follows.
+    fn followed(&self) -> Result<Option<Target>, CommandFailure> {
+        let root = self.root.as_deref().filter(|_| self.follows());
+        Ok(root.map(Target::try_from).transpose()?)
+    }
+
     fn generic(&self) -> Result<GenericOptions, CommandFailure> {
         let options = self.options.iter().filter(|option| !option.is_empty());
         let options: Vec<String> = options.cloned().collect();
@@ -283,6 +302,7 @@ impl MountCommand {
     pub(super) fn differs(&self, other: &Self, key: &str) -> bool {
         match key {
             "config" => self.store.configuration_file() != other.store.configuration_file(),
+            "follow" | "no-follow" => self.follows() != other.follows(),
             "gid" => self.gid != other.gid,
             "list-root" | "no-list-root" => self.listing.listing() != other.listing.listing(),
             "profiles" => self.profiles != other.profiles,

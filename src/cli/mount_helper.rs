@@ -249,10 +249,12 @@ impl HelperArguments {
 }
 
 /// Options of castore-fs: the name, and how to write it.
-const OURS: [(&str, &str); 14] = [
+const OURS: [(&str, &str); 16] = [
     ("allow_other", "allow_other"),
     ("no-allow_other", "no-allow_other"),
     ("config", "config=FILE"),
+    ("follow", "follow"),
+    ("no-follow", "no-follow"),
     ("gid", "gid=N"),
     ("list-root", "list-root[=empty|refused]"),
     ("no-list-root", "no-list-root"),

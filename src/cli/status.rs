@@ -385,6 +385,9 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), CommandFailure> {
             "mount {name}: {} {state} {path}{view}{taken_over}",
             mount.store
         )?;
+        if let Some(tree) = &mount.tree {
+            writeln!(text, "  shows {}", Printable(tree.as_bytes()))?;
+        }
         if let Some(why) = &mount.why_no_image {
             writeln!(text, "  no image, because {}", Printable(why.as_bytes()))?;
         }

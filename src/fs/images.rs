@@ -472,9 +472,9 @@ impl CastoreFs {
                 mount_root,
             )
         };
-        if let MountRoot::Directory { digest, .. } = &self.options.mount_root {
+        if let Some((digest, _)) = self.shown_directory() {
             let is_it = name == digest.to_hex().as_bytes();
-            return Ok(is_it.then_some(named(ImageRoot::Directory(*digest))));
+            return Ok(is_it.then_some(named(ImageRoot::Directory(digest))));
         }
         if let Some(roots) = images.closures.get(name) {
             return Ok(self.resolve_closure(name, &roots)?.map(named));
@@ -582,9 +582,7 @@ impl CastoreFs {
         &self,
         patience: Option<Duration>,
     ) -> Result<PreparedImage, ImageFileError> {
-        let (Some(images), MountRoot::Directory { digest, .. }) =
-            (&self.images, &self.options.mount_root)
-        else {
+        let (Some(images), Some((digest, _))) = (&self.images, self.shown_directory()) else {
             let why = "no directory is at the top of the mount";
             return Err(ImageFileError::TooLarge(why.to_owned()));
         };
@@ -663,9 +661,7 @@ impl CastoreFs {
     fn mounted_image(&self) -> Option<MountedImage<'_>> {
         let images = self.images.as_ref()?;
         let pages = images.pages.as_ref()?;
-        let MountRoot::Directory { digest, .. } = &self.options.mount_root else {
-            return None;
-        };
+        let (digest, _) = self.shown_directory()?;
         let name = digest.to_hex();
         let (path, mount_root) = self.resolve_image(images, name.as_bytes()).ok()??;
         let image = images.image(path, mount_root);
@@ -786,8 +782,9 @@ impl CastoreFs {
             Ok(found.map(|(path, mount_root)| images.image(path, mount_root).ino))
         };
         match &self.options.mount_root {
-            MountRoot::Directory { digest, .. } => {
-                let name = digest.to_hex();
+            MountRoot::Directory { .. } => {
+                let shown = self.shown_directory();
+                let name = shown.map_or(String::new(), |(digest, _)| digest.to_hex());
                 if offset < 3
                     && let Some(ino) = named(name.as_bytes())?
                 {

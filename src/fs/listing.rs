@@ -51,9 +51,10 @@ impl CastoreFs {
                 RootListing::Refused => Err(failure(libc::EPERM)),
             };
         }
+        let entered = self.enter(slot)?;
+        let slot = entered.slot;
         let (node, directory, names) = self.directory(slot)?;
-        let above = self.nodes.ino_above(slot).unwrap_or(node.ino);
-        if !self.list_dots(offset, [node.ino, above], take)? {
+        if !self.list_dots(offset, self.inos(slot, node.ino), take)? {
             return Ok(());
         }
         let first = offset.saturating_sub(DOTS) as usize;
@@ -79,7 +80,7 @@ impl CastoreFs {
         }
         if plus.is_some() && first < directory.len() {
             self.page_cache_push.listed(slot);
-            self.walk_passes(id);
+            self.walk_passes(NodeId::directory(slot));
         }
         Ok(())
     }

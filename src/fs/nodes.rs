@@ -220,11 +220,24 @@ impl Nodes {
         known
     }
 
-    /// The inode number of the directory that the one in `slot` is in; the mount root is in itself.
-    pub(super) fn ino_above(&self, slot: u32) -> Option<u64> {
+    /// The slot and inode number of the directory that the one in `slot` is in; the mount root is in itself.
+    pub(super) fn slot_above(&self, slot: u32) -> Option<(u32, u64)> {
         let table = self.table.read();
         let above = table.slot(slot)?.parent;
-        Some(table.slot(above)?.ino)
+        Some((above, table.slot(above)?.ino))
+    }
+
+    /// Whether the directory in `slot` is in the mount root.
+    pub(super) fn is_below_mount_root(&self, slot: u32) -> bool {
+        let table = self.table.read();
+        let parent = table.slot(slot).map(|node| node.parent);
+        slot != MOUNT_ROOT && parent == Some(MOUNT_ROOT)
+    }
+
+    /// The slot of the root node at `index`, if that is a directory that the kernel knows.
+    pub(super) fn root_slot(&self, index: u32) -> Option<u32> {
+        let table = self.table.read();
+        Some(table.find_child(MOUNT_ROOT, index)?.0)
     }
 
     /// The id of the file or symlink at `index` in the directory in `slot`, counting one lookup.
@@ -272,7 +285,7 @@ impl Nodes {
 
     /// Whether the kernel knows the root node at `index`, if that is a directory.
     pub(super) fn knows_root(&self, index: u32) -> bool {
-        self.table.read().find_child(MOUNT_ROOT, index).is_some()
+        self.root_slot(index).is_some()
     }
 
     /// With at most `most` directories known at once.

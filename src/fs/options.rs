@@ -8,6 +8,7 @@ use super::{
     UnreachableLookup, WarmUpOptions,
 };
 use crate::castore::Digest;
+use crate::tree::Target;
 
 /// Bytes of Directories that are cached unless the mount sets another limit.
 pub const DEFAULT_DIRECTORY_LIMIT: usize = 512 << 20;
@@ -17,6 +18,9 @@ pub const DEFAULT_DIRECTORY_LIMIT: usize = 512 << 20;
 pub struct FsOptions {
     /// What the mount root shows.
     pub mount_root: MountRoot,
+    /// What the directory in the mount root was found by, if the mount root follows that: the transport
+    /// shows another directory once this stands for one.
+    pub follow: Option<Target>,
     /// The owner of every node.
     pub owner: NodeOwner,
     /// How bytes come to their readers.
@@ -56,6 +60,7 @@ impl Default for FsOptions {
             mount_root: MountRoot::Roots {
                 list: RootListing::All,
             },
+            follow: None,
             owner: NodeOwner::default(),
             reads: ReadPath::default(),
             xattr: false,
@@ -81,6 +86,15 @@ impl FsOptions {
             mount_root,
             owner,
             ..Self::default()
+        }
+    }
+
+    /// The mount root follows `target`, by which its directory was found; nothing is followed for none, and
+    /// for a digest.
+    pub fn with_follow(self, target: Option<Target>) -> Self {
+        Self {
+            follow: target.filter(|target| target.root_name().is_some()),
+            ..self
         }
     }
 
@@ -157,12 +171,20 @@ impl FsOptions {
         }
     }
 
-    /// The digest and size of the directory in the mount root.
+    /// Whether the mount root of one file system means one directory after the other. An image stays
+    /// the image of its tree.
+    pub(super) fn follows_in_place(&self) -> bool {
+        let is_directory = matches!(self.mount_root, MountRoot::Directory { .. });
+        self.follow.is_some() && is_directory && !self.image_view
+    }
+
+    /// The digest and size of the directory in slot 0.
     pub(super) fn mount_root_directory(&self) -> (Digest, u64) {
         match &self.mount_root {
-            MountRoot::Directory { digest, size } => (*digest, *size),
-            // Never read: lookups and listings of this mount root ask the store for its roots.
-            MountRoot::Roots { .. } => (Digest::of(b""), 0),
+            MountRoot::Directory { digest, size } if !self.follows_in_place() => (*digest, *size),
+            // Never read: lookups and listings of this mount root ask the store for its roots, or look in the
+            // version that is shown.
+            MountRoot::Directory { .. } | MountRoot::Roots { .. } => (Digest::of(b""), 0),
         }
     }
 }

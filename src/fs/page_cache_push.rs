@@ -223,7 +223,7 @@ impl CastoreFs {
                     for without_attributes in
                         self.nodes.take_without_attributes(slot, MOST_RELISTED)
                     {
-                        cache.drop_listing(NodeId::directory(without_attributes));
+                        cache.drop_listing(self.kernel_id(without_attributes));
                     }
                 }
                 None => {}

@@ -82,7 +82,8 @@ impl FileSystem for CastoreFs {
             let timeout = self.options.root_timeout;
             return self.look_up((slot, index), ino, || 0, root.node.borrow(), timeout);
         }
-        let (_, directory, names) = self.directory(slot)?;
+        let entered = self.enter(slot)?;
+        let (_, directory, names) = self.directory(entered.slot)?;
         let found = directory
             .find(name)
             .and_then(|index| Some((index, directory.get(index)?)));
@@ -98,7 +99,7 @@ impl FileSystem for CastoreFs {
                 ..Entry::default()
             });
         };
-        let index = index as u32;
+        let (slot, index) = (entered.slot, index as u32);
         if !matches!(entry.node, NodeRef::Directory { .. }) {
             self.asks(thread(context), slot);
         }

@@ -34,7 +34,7 @@ use parking_lot::Mutex;
 use self::access_log::{AccessLog, FirstAccess, MOST_NEWS, blob_key, key};
 use self::count::{GaugeShare, WarmUpCounters};
 use self::profile_prefetch::ProfilePrefetch;
-use super::{CastoreFs, MountRoot, NodeId};
+use super::{CastoreFs, NodeId};
 use crate::castore::{Digest, Node};
 use crate::profile::{ProfileKey, ProfileRecording, Profiles};
 
@@ -93,7 +93,7 @@ pub(super) struct AccessRecorder {
 }
 
 struct RecordingState {
-    /// By the index of the root; 0 for a fixed directory.
+    /// By the index of the root, or of the version of a directory that follows a name; 0 for a fixed directory.
     roots: HashMap<u32, RecordedRoot>,
     /// Prefetches that are to begin.
     begun: Vec<ProfilePrefetch>,
@@ -277,16 +277,20 @@ impl CastoreFs {
         access_recorder: &AccessRecorder,
         recordings: &mut RecordingState,
     ) {
-        if let (Some(profile_key), MountRoot::Directory { digest, size }) = (
-            &access_recorder.options.profile_key,
-            &self.options.mount_root,
-        ) && !recordings.roots.contains_key(&0)
+        if let (Some(profile_key), Some((digest, size))) =
+            (&access_recorder.options.profile_key, self.shown_directory())
+            && !recordings.roots.contains_key(&self.shown_version())
         {
-            let node = Node::Directory {
-                digest: *digest,
-                size: *size,
-            };
-            access_recorder.begin(recordings, 0, profile_key.clone(), node);
+            if !recordings.roots.is_empty() {
+                // Of the tree that was shown before. Its profile is this one's now.
+                access_recorder.save(recordings, true);
+                for recorded in recordings.roots.values_mut() {
+                    recorded.recording = None;
+                }
+            }
+            let node = Node::Directory { digest, size };
+            let version = self.shown_version();
+            access_recorder.begin(recordings, version, profile_key.clone(), node);
         }
     }
 
@@ -375,7 +379,7 @@ impl CastoreFs {
         let mut root = 0;
         let mut path = Vec::new();
         let mut last = None;
-        if self.shows_roots() {
+        if self.shows_roots() || self.follows() {
             root = trail.next()?.1;
             last = self.roots.get(root)?.root.node.digest();
         }

@@ -54,6 +54,7 @@ impl CastoreFs {
         match id.place().ok_or(failure(libc::ESTALE))? {
             NodePlace::Directory(0) if self.shows_roots() => Ok(None),
             NodePlace::Directory(slot) => {
+                let slot = self.enter(slot)?.slot;
                 let node = self.nodes.directory(slot).ok_or(failure(libc::ESTALE))?;
                 Ok(Some((&OF_DIRECTORY, node.digest)))
             }

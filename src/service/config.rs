@@ -94,6 +94,11 @@ pub struct MountConfig {
     /// Show this directory as the mount root, by root name (`tree`, `tree/share`) or digest; else
     /// the store's roots are shown by name.
     pub root: Option<String>,
+    /// With `root` by a name: whether the mount shows another tree once the name stands for one, without being
+    /// mounted again: [semantics.md](semantics.md#a-mount-that-follows-its-root). With `false` it shows what
+    /// the name stood for when the service was started.
+    #[serde(default = "yes")]
+    pub follow: bool,
     /// What listing the roots gives: all of them (`true`), EPERM (`false`), or an empty directory
     /// (`"empty"`), which is for the lower layer of an overlay. Lookups by name find them in any
     /// case.

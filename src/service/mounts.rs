@@ -5,7 +5,7 @@ mod running;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 
 pub(super) use self::running::RunningMounts;
 use super::config;
-use super::systemd::{self, PreviousMount};
+use super::systemd::{self, PreviousMount, PreviousTree};
 use crate::fs::{
     FsOptions, ImageClosures, MountRoot, NodeOwner, ReadPath, RootListing, RootNames,
     UnreachableLookup, WarmUpOptions,
@@ -130,16 +130,24 @@ impl ConfiguredMount {
         context: &ServiceContext,
     ) -> Result<(ServedMount, Option<Arc<FuseSession>>), StartError> {
         let runtime = &context.runtime;
-        let (mount_root, gone) = self.mount_root(&store, previous.as_ref(), context)?;
+        let mut former = previous.unwrap_or_default();
+        let number = shown_number(&former);
+        let previous = number.and_then(|number| Some((number, former.remove(&number)?)));
+        let shown = previous.as_ref().map(|(_, previous)| previous);
+        let (mount_root, gone) = self.mount_root(&store, shown, context)?;
         let options = self.options(mount_root, context);
         let mut mount = self.mount_options(name, context);
         let mut outside = None;
-        if let Some(previous) = previous {
+        if let Some((number, previous)) = previous {
+            let previous = (number, previous);
             match self.take_over(store.clone(), &options, &mount, previous, runtime) {
                 Ok(session) if session.is_mounted() => {
                     tracing::info!(
                         MOUNT = name, STORE = self.store, path = %self.config.path.display(),
                         "taking over a mount of the previous process"
+                    );
+                    self.take_over_former(
+                        name, &session, former, &store, &options, &mount, runtime,
                     );
                     let served = ServedMount {
                         wanted: self,
@@ -148,9 +156,11 @@ impl ConfiguredMount {
                     };
                     return Ok((served, None));
                 }
-                Ok(session) if session.has_ended() => systemd::forget(name),
+                Ok(session) if session.has_ended() => systemd::forget(name, [number]),
                 Ok(session) => {
-                    systemd::forget(name);
+                    systemd::forget(name, [number]);
+                    // It is out of the tree, and shows no other one.
+                    session.hand_over();
                     outside = Some(Arc::new(session));
                 }
                 Err(why) => {
@@ -161,7 +171,7 @@ impl ConfiguredMount {
                         "cannot take over the mount of the previous process; mounting again, \
                          and what is open on it ends"
                     );
-                    systemd::forget(name);
+                    systemd::forget(name, [number]);
                     detach(name, &self.config.path, || {
                         fuse::detach(&self.config.path, Some(&context.fork_server))
                     });
@@ -172,9 +182,12 @@ impl ConfiguredMount {
             return Err(gone);
         }
         mount.device = self.device(context)?;
-        let session = self.mount(store, options, &mount, runtime)?;
+        renumber_first(name, &mut former);
+        let session = self.mount(store.clone(), options.clone(), &mount, runtime)?;
+        self.take_over_former(name, &session, former, &store, &options, &mount, runtime);
         if let Some(hand_over_state) = session.hand_over_state() {
-            systemd::hold(name, hand_over_state.device, hand_over_state.table);
+            let (device, table) = (hand_over_state.device(), hand_over_state.table());
+            systemd::hold(name, 0, device, table);
         }
         if let Some(why) = session.why_no_image() {
             tracing::info!(
@@ -193,12 +206,48 @@ impl ConfiguredMount {
         Ok((served, outside))
     }
 
+    /// Takes over the trees that the mount `name` showed before and that are still in use: `former`, by number.
+    #[expect(clippy::too_many_arguments, reason = "the arguments of a mount")]
+    fn take_over_former(
+        &self,
+        name: &str,
+        session: &FuseSession,
+        former: PreviousMount,
+        store: &Arc<dyn Store>,
+        options: &FsOptions,
+        mount: &MountOptions,
+        runtime: &Handle,
+    ) {
+        for (number, former) in former {
+            let (Some(device), Some(table)) = (former.device, former.table) else {
+                systemd::forget(name, [number]);
+                continue;
+            };
+            let taken_over = PreviousState::read(device, table).and_then(|previous_state| {
+                if previous_state.has_ended() {
+                    systemd::forget(name, [number]);
+                    return Ok(());
+                }
+                let previous_state = previous_state.with_number(number);
+                let (store, options) = (store.clone(), options.clone());
+                session.take_over_former(previous_state, store, options, mount, runtime.clone())
+            });
+            if let Err(error) = taken_over {
+                tracing::warn!(
+                    MOUNT = name, STORE = self.store, %error,
+                    "cannot take over a tree that the mount showed before; what is open of it fails"
+                );
+                systemd::forget(name, [number]);
+            }
+        }
+    }
+
     fn take_over(
         &self,
         store: Arc<dyn Store>,
         options: &FsOptions,
         mount: &MountOptions,
-        previous: PreviousMount,
+        (number, previous): (u64, PreviousTree),
         runtime: &Handle,
     ) -> Result<FuseSession, String> {
         let (Some(device), Some(table)) = (previous.device, previous.table) else {
@@ -206,6 +255,7 @@ impl ConfiguredMount {
         };
         let previous_state =
             PreviousState::read(device, table).map_err(|error| error.to_string())?;
+        let previous_state = previous_state.with_number(number);
         let previous = previous_state.mountpoint();
         let previous = previous.with_fork_server(mount.fork_server.clone());
         let is_same = mount.tag.as_deref() == Some(previous_state.tag());
@@ -260,7 +310,7 @@ impl ConfiguredMount {
     fn mount_root(
         &self,
         store: &Arc<dyn Store>,
-        previous: Option<&PreviousMount>,
+        previous: Option<&PreviousTree>,
         context: &ServiceContext,
     ) -> Result<(MountRoot, Option<StartError>), StartError> {
         let blocking = Blocking::new(store.clone(), context.runtime.clone());
@@ -297,6 +347,7 @@ impl ConfiguredMount {
         };
         let images = self.config.images.then(|| context.images.clone());
         FsOptions::new(mount_root, owner)
+            .with_follow(self.followed())
             .with_xattr(self.config.xattr)
             .with_reads(match self.config.reads {
                 config::ReadsConfig::PageCache => ReadPath::PageCache,
@@ -311,6 +362,13 @@ impl ConfiguredMount {
                 &self.plan,
             ))
             .with_images(images, self.config.image_patience.0)
+    }
+
+    /// What the mount root follows.
+    fn followed(&self) -> Option<Target> {
+        let root = self.config.root.as_ref().filter(|_| self.config.follow)?;
+        // Checked with the configuration.
+        Target::parse(root.as_bytes()).ok()
     }
 
     fn mount_options(&self, name: &str, context: &ServiceContext) -> MountOptions {
@@ -334,6 +392,7 @@ impl ConfiguredMount {
             // Checked with the configuration.
             generic: GenericOptions::of(&self.config.mount_options).unwrap_or_default(),
             protected_files: context.protected_files.clone(),
+            holder: systemd::HeldMount::of_mount(name),
         }
     }
 
@@ -384,15 +443,44 @@ pub(super) fn end_previous(name: &str, previous: PreviousMount, fork_server: &Ar
         MOUNT = name,
         "a mount of the previous process is no longer configured"
     );
-    systemd::forget(name);
-    if let (Some(device), Some(table)) = (previous.device, previous.table)
-        && let Ok(previous_state) = PreviousState::read(device, table)
-    {
-        let mount = previous_state.mountpoint();
-        let mount = mount.with_fork_server(Some(fork_server.clone()));
-        drop(previous_state);
-        detach(name, mount.path(), || mount.detach());
+    systemd::forget(name, previous.keys().copied());
+    for previous in previous.into_values() {
+        if let (Some(device), Some(table)) = (previous.device, previous.table)
+            && let Ok(previous_state) = PreviousState::read(device, table)
+        {
+            let mount = previous_state.mountpoint();
+            let mount = mount.with_fork_server(Some(fork_server.clone()));
+            drop(previous_state);
+            detach(name, mount.path(), || mount.detach());
+        }
     }
+}
+
+/// The number of the tree that a mount shows of which the previous process handed over `previous`: the last one that
+/// is mounted (the one before may be about to be detached). If none is, the last.
+fn shown_number(previous: &PreviousMount) -> Option<u64> {
+    let is_mounted = |tree: &PreviousTree| mount_of(tree).is_some_and(|mount| mount.is_mounted());
+    let mounted = previous.iter().rev().find(|(_, tree)| is_mounted(tree));
+    let (number, _) = mounted.or_else(|| previous.last_key_value())?;
+    Some(*number)
+}
+
+fn mount_of(tree: &PreviousTree) -> Option<Mountpoint> {
+    let table = tree.table.as_ref()?.try_clone().ok()?;
+    PreviousState::mount_of(tree.device.as_ref()?, table).ok()
+}
+
+/// Gives the tree of the number 0 among `former` another one: it is that of a mount that is made.
+fn renumber_first(name: &str, former: &mut PreviousMount) {
+    let Some(first) = former.remove(&0) else {
+        return;
+    };
+    let number = former.last_key_value().map_or(1, |(last, _)| last + 1);
+    if let (Some(device), Some(table)) = (&first.device, &first.table) {
+        systemd::hold(name, number, device.as_fd(), table.as_fd());
+    }
+    systemd::forget(name, [0]);
+    former.insert(number, first);
 }
 
 /// The mounts of the previous process, by name.
@@ -400,21 +488,20 @@ pub(super) fn previous_mounts(
     previous: &BTreeMap<String, PreviousMount>,
     fork_server: &Arc<ForkServer>,
 ) -> Vec<(String, Mountpoint)> {
-    let mount = |(name, previous): (&String, &PreviousMount)| {
-        let table = previous.table.as_ref()?.try_clone().ok()?;
-        let mount = PreviousState::mount_of(previous.device.as_ref()?, table).ok()?;
-        Some((
-            name.clone(),
-            mount.with_fork_server(Some(fork_server.clone())),
-        ))
+    let trees = previous
+        .iter()
+        .flat_map(|(name, trees)| trees.values().map(move |tree| (name, tree)));
+    let mount = |(name, tree): (&String, &PreviousTree)| {
+        let mount = mount_of(tree)?.with_fork_server(Some(fork_server.clone()));
+        Some((name.clone(), mount))
     };
-    previous.iter().filter_map(mount).collect()
+    trees.filter_map(mount).collect()
 }
 
 /// Ends mounts of the previous process that no process will serve.
 pub(super) fn end_unserved(previous: Vec<(String, Mountpoint)>) {
     for (name, mount) in previous {
-        systemd::forget(&name);
+        systemd::forget(&name, [0]);
         detach(&name, mount.path(), || mount.detach());
     }
 }

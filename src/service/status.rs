@@ -113,6 +113,9 @@ pub struct MountStatus {
     /// Why it is no image, if one was wanted where that is possible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why_no_image: Option<String>,
+    /// The digest of the tree that it shows, in hex digits, if it shows one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<String>,
     /// Whether it is at its mount point.
     pub mounted: bool,
     /// Whether an earlier process made it.

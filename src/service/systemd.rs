@@ -14,10 +14,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use sd_notify::NotifyState;
 
 use crate::server::ConnectionHolder;
+use crate::transport::fuse::{MountDescriptors, MountHolder};
 use crate::transport::virtiofs::DescriptorHolder;
 
 /// How descriptors of mounts are named in the descriptor store; the mount's name follows.
 const DEVICE: &str = "mount.";
+/// What stands between the name of a mount and the number of a tree of it, unless that is 0.
+const NUMBER: char = '~';
 /// How node tables are named in the descriptor store.
 const TABLE: &str = "nodes.";
 /// How guests of virtual machines are named there; the device's name and the guest's follow.
@@ -27,9 +30,13 @@ const CONNECTION: &str = "nix.";
 /// How long systemd may take to read a message.
 const BARRIER_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The two descriptors of a mount, as far as they were handed over.
+/// What was handed over of a mount: of the tree that it shows, and of those that it showed before and that are
+/// in use, by their numbers. Which one it shows is seen where it is mounted.
+pub(super) type PreviousMount = BTreeMap<u64, PreviousTree>;
+
+/// The two descriptors of a tree that a mount shows, as far as they were handed over.
 #[derive(Debug, Default)]
-pub(super) struct PreviousMount {
+pub(super) struct PreviousTree {
     /// The connection.
     pub device: Option<OwnedFd>,
     /// The node table.
@@ -60,17 +67,9 @@ pub(super) fn passed_descriptors() -> io::Result<PassedDescriptors> {
         let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
         // Of several with one name the last is the newest.
         if let Some(mount) = name.strip_prefix(DEVICE) {
-            passed_descriptors
-                .mounts
-                .entry(mount.to_owned())
-                .or_default()
-                .device = Some(descriptor);
+            passed_descriptors.tree(mount).device = Some(descriptor);
         } else if let Some(mount) = name.strip_prefix(TABLE) {
-            passed_descriptors
-                .mounts
-                .entry(mount.to_owned())
-                .or_default()
-                .table = Some(descriptor);
+            passed_descriptors.tree(mount).table = Some(descriptor);
         } else if is_device(&descriptor)? {
             passed_descriptors.devices.insert(name, descriptor);
         } else if let Some((device, guest)) = guest_name(&name) {
@@ -90,6 +89,17 @@ pub(super) fn passed_descriptors() -> io::Result<PassedDescriptors> {
         }
     }
     Ok(passed_descriptors)
+}
+
+impl PassedDescriptors {
+    /// The tree that is `named` so in the descriptor store.
+    fn tree(&mut self, named: &str) -> &mut PreviousTree {
+        let numbered = named.rsplit_once(NUMBER);
+        let numbered = numbered.and_then(|(mount, number)| Some((mount, number.parse().ok()?)));
+        let (mount, number) = numbered.unwrap_or((named, 0));
+        let mount = self.mounts.entry(mount.to_owned()).or_default();
+        mount.entry(number).or_default()
+    }
 }
 
 fn is_device(descriptor: &OwnedFd) -> io::Result<bool> {
@@ -144,15 +154,49 @@ pub(super) fn watchdog() -> Option<Duration> {
     for_us.then(|| Duration::from_micros(micros))
 }
 
-/// Puts the descriptors of a mount into the descriptor store. Returns when systemd has them, so
+/// Puts the descriptors of the tree of this number of a mount into the descriptor store. Returns when systemd has them, so
 /// that a death at any later moment finds them there.
-pub(super) fn hold(mount: &str, device: BorrowedFd<'_>, table: BorrowedFd<'_>) {
+pub(super) fn hold(mount: &str, number: u64, device: BorrowedFd<'_>, table: BorrowedFd<'_>) {
+    let name = tree_name(mount, number);
     for (kind, descriptor) in [(DEVICE, device), (TABLE, table)] {
-        if let Err(error) = store(&format!("{kind}{mount}"), descriptor) {
+        if let Err(error) = store(&format!("{kind}{name}"), descriptor) {
             tracing::warn!(mount, %error, "systemd does not hold the mount for the next process");
         }
     }
     barrier();
+}
+
+/// How the tree of this number of `mount` is named.
+fn tree_name(mount: &str, number: u64) -> String {
+    match number {
+        0 => mount.to_owned(),
+        number => format!("{mount}{NUMBER}{number}"),
+    }
+}
+
+/// systemd as the holder of a mount that shows one tree after the other.
+#[derive(Debug)]
+pub(super) struct HeldMount {
+    name: String,
+}
+
+impl HeldMount {
+    /// Of the mount `name`; nothing without systemd.
+    pub(super) fn of_mount(name: &str) -> Option<Arc<dyn MountHolder>> {
+        let name = name.to_owned();
+        is_there().then(|| Arc::new(Self { name }) as Arc<dyn MountHolder>)
+    }
+}
+
+impl MountHolder for HeldMount {
+    fn hold(&self, number: u64, descriptors: &MountDescriptors) {
+        let (device, table) = (descriptors.device(), descriptors.table());
+        hold(&self.name, number, device, table);
+    }
+
+    fn forget(&self, number: u64) {
+        forget(&self.name, [number]);
+    }
 }
 
 fn store(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
@@ -257,11 +301,14 @@ fn guest_name(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix(GUEST)?.rsplit_once('.')
 }
 
-/// Removes the descriptors of a mount from the descriptor store.
-pub(super) fn forget(mount: &str) {
-    for kind in [DEVICE, TABLE] {
-        let name = format!("{kind}{mount}");
-        send(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
+/// Removes the descriptors of the trees of these numbers of a mount from the descriptor store.
+pub(super) fn forget(mount: &str, numbers: impl IntoIterator<Item = u64>) {
+    for number in numbers {
+        let name = tree_name(mount, number);
+        for kind in [DEVICE, TABLE] {
+            let name = format!("{kind}{name}");
+            send(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
+        }
     }
     barrier();
 }

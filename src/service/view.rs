@@ -91,6 +91,7 @@ impl PublishedState {
                 store: viewed.store.clone(),
                 view: viewed.session.view(),
                 why_no_image: viewed.session.why_no_image().map(str::to_owned),
+                tree: viewed.session.shown_digest().map(|digest| digest.to_hex()),
                 mounted: viewed.session.is_mounted(),
                 taken_over: viewed.taken_over,
                 traffic: TrafficStatus::new(traffic, rates),

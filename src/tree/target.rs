@@ -1,5 +1,6 @@
 //! Targets: how a user names a node, by a root's name or a digest, and a path below it.
 
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -86,6 +87,14 @@ impl Target {
             .collect::<Result<_, _>>()
             .map_err(|error| wrong(error.to_string()))?;
         Ok(Self { start, below })
+    }
+
+    /// The name of the root at which it starts; none if that is a digest, which stands for one object for ever.
+    pub fn root_name(&self) -> Option<&Name> {
+        match &self.start {
+            TargetStart::Root(name) => Some(name),
+            TargetStart::Digest(_) => None,
+        }
     }
 
     /// Finds the node.
@@ -176,6 +185,16 @@ impl ResolvedTarget {
             Node::Directory { digest, .. } => open(store, &self.path, digest).map(Some),
             Node::File { .. } | Node::Symlink { .. } => Ok(None),
         }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.start {
+            TargetStart::Root(name) => write!(f, "{name}")?,
+            TargetStart::Digest(digest) => write!(f, "{digest}")?,
+        }
+        self.below.iter().try_for_each(|name| write!(f, "/{name}"))
     }
 }
 

@@ -113,10 +113,11 @@ fn drop_caches_in_background(now: bool) {
 }
 
 #[test]
-fn a_root_that_moves_on_is_shown_after_a_restart_and_nothing_of_the_old_mount_stays() {
+fn a_root_that_is_not_followed_is_shown_after_a_restart_and_nothing_of_the_old_mount_stays() {
     let Some(mut manager) = service_of("image", 2) else {
         return;
     };
+    manager.configure(&format!("{}follow = false\n", config("image")));
     manager.start_and_wait();
     let mnt = manager.join("mnt");
     assert_eq!(fs::read_dir(&mnt).unwrap().count(), 2);

@@ -2,6 +2,7 @@
 //! `tests/system`.
 
 mod binary_cache;
+mod follow;
 mod image_view;
 mod images;
 mod in_use;

@@ -45,7 +45,7 @@ use self::numbered::take_entry;
 pub(in crate::fs) use self::numbered::{AssignedNumber, NameRange};
 pub(in crate::fs) use self::open_files::{OpenFile, PreviousOpenFiles, Registration};
 use super::MOUNT_ROOT;
-use crate::castore::{Digest, Name, Root};
+use crate::castore::{Digest, Name, Node, Root};
 use crate::image::ImageRoot;
 
 /// What every such file starts with.
@@ -285,8 +285,14 @@ impl InodeTable {
         self.memory.as_fd()
     }
 
-    /// Digest and size of the directory at the top.
+    /// Digest and size of the directory at the top: the last version of one that follows a name.
     pub fn mount_root(&self) -> Result<Option<(Digest, u64)>, InodeTableError> {
+        if let Some((root, _)) = self.roots()?.pop() {
+            return Ok(match root.node {
+                Node::Directory { digest, size } => Some((digest, size)),
+                Node::File { .. } | Node::Symlink { .. } => None,
+            });
+        }
         let mount_root = self.slots()?.into_iter().next();
         let mount_root = mount_root.filter(|(slot, ..)| *slot == MOUNT_ROOT);
         Ok(mount_root.map(|(_, content, _)| (content.digest, content.size)))

@@ -308,6 +308,11 @@ fn check_mounts(config: &Config, source: &ConfigText<'_>, problems: &mut Vec<Con
             let what = "this controls the listing of roots, and with `root` none are shown";
             problems.push(source.at(&key("list-root"), what));
         }
+        if !mount.follow && mount.root.is_none() {
+            let what =
+                "this is for a mount of one tree, and without `root` there are all: set `root`";
+            problems.push(source.at(&key("follow"), what));
+        }
         if mount.view == ViewConfig::Image && mount.root.is_none() {
             let what = "an image shows one tree: set `root` to say which";
             problems.push(source.at(&key("view"), what));

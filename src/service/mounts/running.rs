@@ -128,7 +128,7 @@ impl RunningMounts {
                     path = %served.session.path().display(),
                     "another program has unmounted it; a reload mounts it again"
                 );
-                systemd::forget(&name);
+                systemd::forget(&name, served.session.tree_numbers());
                 served.session.hand_over();
                 self.leaving
                     .push(LeavingMount::out_of_tree(&name, served.session));
@@ -187,7 +187,7 @@ impl RunningMounts {
                 self.leaving.push(leaving(true));
             }
         }
-        systemd::forget(name);
+        systemd::forget(name, session.tree_numbers());
     }
 
     /// Mounts of the previous process stay for the next try; new ones are removed.
@@ -196,7 +196,7 @@ impl RunningMounts {
             if served.taken_over {
                 served.session.hand_over();
             } else {
-                systemd::forget(name);
+                systemd::forget(name, served.session.tree_numbers());
             }
         }
     }

@@ -39,7 +39,7 @@ const PASSTHROUGH: u32 = 1 << 7;
 pub struct FuseAnswerer {
     fs: Arc<CastoreFs>,
     rare: Server<Arc<CastoreFs>>,
-    pub(super) replies: ReplyCounters,
+    pub(super) replies: Arc<ReplyCounters>,
     /// In which replies to rare requests are made.
     buffers: Mutex<Vec<ReplyBuffer>>,
 }
@@ -61,7 +61,7 @@ impl FuseAnswerer {
     pub fn new(fs: Arc<CastoreFs>) -> Self {
         Self {
             rare: Server::new(fs.clone()),
-            replies: ReplyCounters::default(),
+            replies: Arc::default(),
             buffers: Mutex::default(),
             fs,
         }

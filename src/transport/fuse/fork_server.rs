@@ -145,7 +145,10 @@ fn fork_helpers(socket: OwnedFd) -> ! {
                 }
                 _ => drop(descriptor),
             },
-            NO_NEXT_PROCESS => devices.push(descriptor),
+            NO_NEXT_PROCESS => {
+                devices.retain(device::is_mounted);
+                devices.push(descriptor);
+            }
             _ => {}
         }
         reap();

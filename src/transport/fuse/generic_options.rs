@@ -248,6 +248,26 @@ impl GenericOptions {
         has.map(|(_, attribute)| *attribute).collect()
     }
 
+    /// The flags that the mount of `entry` has now, for fsmount(2).
+    pub(super) fn attributes_of(entry: &MountEntry) -> MountAttrFlags {
+        let mut flags = entry
+            .options
+            .split(',')
+            .filter_map(|option| NAMES.iter().find(|(name, _)| *name == option))
+            .fold(NONE, |flags, (_, flag)| flags.union(*flag));
+        flags.set(
+            MountFlags::RDONLY,
+            entry.options.split(',').any(|option| option == "ro"),
+        );
+        // The table does not show it.
+        flags.set(MountFlags::STRICTATIME, !flags.intersects(ATIME));
+        let options = Self {
+            flags,
+            ..Self::default()
+        };
+        options.attributes()
+    }
+
     /// The flags of the file system, for fsconfig(2).
     pub(super) fn file_system_flags(&self) -> Vec<String> {
         let names = ["sync", "dirsync", "lazytime"].into_iter();
@@ -323,6 +343,27 @@ mod tests {
     fn of(list: &str) -> GenericOptions {
         let list: Vec<String> = list.split(',').map(str::to_owned).collect();
         GenericOptions::of(&list).unwrap()
+    }
+
+    #[test]
+    fn the_flags_that_a_mount_has_now_are_read_from_the_table() {
+        let attributes = |options: &str| {
+            let entry = MountEntry {
+                options: options.to_owned(),
+                ..MountEntry::default()
+            };
+            GenericOptions::attributes_of(&entry)
+        };
+        let all = "ro,nosuid,nodev,noexec,noatime,nosymfollow";
+        assert_eq!(
+            attributes(all),
+            of("noexec,nosymfollow").attributes(),
+            "ro, nosuid, nodev and noatime are the default"
+        );
+        let strict = attributes("ro,nosuid,nodev");
+        assert!(strict.contains(MountAttrFlags::MOUNT_ATTR_STRICTATIME));
+        let relative = attributes("ro,relatime");
+        assert_eq!(relative, MountAttrFlags::MOUNT_ATTR_RDONLY);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! and the hand-over state lists them (`fs::passthrough`).
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::device;
 use super::mountpoint::{self, ImageServer, MountMaker, Mountpoint};
 use super::view::MountView;
 use crate::castore::Digest;
@@ -71,6 +73,8 @@ impl MountDescription {
 pub struct PreviousState {
     pub(super) device: OwnedFd,
     pub(super) inode_table: Arc<InodeTable>,
+    /// Its number among the trees of the mount.
+    pub(super) number: u64,
     about: MountDescription,
 }
 
@@ -82,7 +86,18 @@ impl PreviousState {
             device,
             about: MountDescription::read(&inode_table)?,
             inode_table: Arc::new(inode_table),
+            number: 0,
         })
+    }
+
+    /// The same, of the tree of this number ([`MountHolder::hold`]).
+    pub fn with_number(self, number: u64) -> Self {
+        Self { number, ..self }
+    }
+
+    /// Whether it is gone, with its last user.
+    pub fn has_ended(&self) -> bool {
+        !device::is_mounted(&self.device)
     }
 
     /// The mount of `device`, whose node table is `table`.
@@ -123,21 +138,40 @@ impl PreviousState {
 }
 
 /// The descriptors that the next process needs.
-#[derive(Clone, Copy, Debug)]
-pub struct MountDescriptors<'a> {
-    /// The connection.
-    pub device: BorrowedFd<'a>,
-    /// The node table.
-    pub table: BorrowedFd<'a>,
+#[derive(Clone)]
+pub struct MountDescriptors {
+    device: Arc<OwnedFd>,
+    inode_table: Arc<InodeTable>,
 }
 
-impl<'a> MountDescriptors<'a> {
-    pub(super) fn new(device: &'a OwnedFd, inode_table: &'a InodeTable) -> Self {
+impl MountDescriptors {
+    pub(super) fn new(device: Arc<OwnedFd>, inode_table: Arc<InodeTable>) -> Self {
         Self {
-            device: device.as_fd(),
-            table: inode_table.memory(),
+            device,
+            inode_table,
         }
     }
+
+    /// The connection.
+    pub fn device(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    /// The node table.
+    pub fn table(&self) -> BorrowedFd<'_> {
+        self.inode_table.memory()
+    }
+}
+
+/// What holds the descriptors of a mount for the next process, where the mount follows a name as an image: each
+/// tree has descriptors of its own.
+pub trait MountHolder: Send + Sync + fmt::Debug {
+    /// Holds the descriptors of the tree of this number, which is about to be mounted. (The first one of a
+    /// mount has the number 0, and is held by the one who mounts it.)
+    fn hold(&self, number: u64, descriptors: &MountDescriptors);
+
+    /// Drops what is held of the tree of this number: it has no user any more.
+    fn forget(&self, number: u64);
 }
 
 /// Stores in `inode_table` what [`PreviousState::read`] finds.

@@ -31,7 +31,7 @@ pub(super) const IMAGE_SOURCE: &str = "castore-fs:";
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
 /// The device number of a file system: `st_dev`, and the third column of mountinfo.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceNumber {
     /// 0 for file systems without a block device.
     pub major: u32,
@@ -40,7 +40,7 @@ pub struct DeviceNumber {
 }
 
 /// A line of the table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct MountEntry {
     /// The mount's id. The kernel gives the id of a mount that is gone to a later one.
     pub id: u64,
@@ -141,10 +141,27 @@ impl MountTable {
         entries.filter(move |entry| entry.device == device)
     }
 
+    /// The mount of the image that the FUSE connection of this number serves.
+    pub(super) fn of_image(&self, connection: u32) -> Option<&MountEntry> {
+        let serves = |(number, _)| number == u64::from(connection);
+        let mut entries = self.entries.iter();
+        entries.find(|entry| entry.image_source().is_some_and(serves))
+    }
+
     /// The mounts that are mounted in the mount `id`, at its root or below.
     pub(super) fn children(&self, id: u64) -> impl Iterator<Item = &MountEntry> {
         let entries = self.entries.iter();
         entries.filter(move |entry| entry.parent == id && entry.id != id)
+    }
+
+    /// A mount on a name of the file system `device`, in any of its mounts. One that covers a whole mount is on
+    /// none.
+    pub(super) fn below_names_of(&self, device: DeviceNumber) -> Option<&MountEntry> {
+        self.of_device(device).find_map(|entry| {
+            let shows_all = entry.root == Path::new("/");
+            self.children(entry.id)
+                .find(|child| !shows_all || child.path != entry.path)
+        })
     }
 
     /// The mount at `path`: of several at one place the topmost. `path` is absolute, without
@@ -357,6 +374,33 @@ mod tests {
         assert_eq!(obstacles(30), [31]);
         assert_eq!(obstacles(34), [37]);
         assert!(obstacles(32).is_empty());
+    }
+
+    #[test]
+    fn a_mount_is_on_a_name_of_a_file_system_unless_it_covers_all_of_it() {
+        let text = "\
+30 20 0:40 / /a ro - fuse.castore-fs s ro
+31 30 0:41 / /a rw - tmpfs tmpfs rw
+40 20 0:50 / /b ro - fuse.castore-fs s ro
+41 40 0:41 / /b/x rw - tmpfs tmpfs rw
+50 20 0:60 /dir /c ro - fuse.castore-fs s ro
+51 50 0:41 / /c rw - tmpfs tmpfs rw
+60 20 0:70 / /d ro - erofs castore-fs:9:s ro
+";
+        let table = MountTable::parse(text.as_bytes(), Some(20));
+        let below = |minor| {
+            let below = table.below_names_of(DeviceNumber { major: 0, minor });
+            below.map(|entry| entry.id)
+        };
+        assert_eq!(below(40), None, "it covers the mount root");
+        assert_eq!(below(50), Some(41));
+        assert_eq!(
+            below(60),
+            Some(51),
+            "it covers the directory of a bind mount"
+        );
+        assert_eq!(table.of_image(9).map(|entry| entry.id), Some(60));
+        assert_eq!(table.of_image(40), None);
     }
 
     #[test]

@@ -65,7 +65,13 @@ pub(super) struct MountJob {
     pub values: Vec<(String, String)>,
     /// `MS_SHARED` and its like, to be set once it is mounted.
     pub propagation: Vec<u32>,
+    /// Whether the target is the root of a mount, in whose place it is mounted: beneath it first, and then that
+    /// mount is detached. At no moment is nothing mounted there.
+    pub in_place_of_target: bool,
 }
+
+/// `MOVE_MOUNT_BENEATH` of the kernel's `mount.h` (Linux 6.5).
+const BENEATH: u32 = 0x200;
 
 #[derive(Debug, Serialize, Deserialize)]
 enum MounterJob {
@@ -288,7 +294,9 @@ pub(super) fn work(channel: &OwnedFd) {
         return;
     };
     let outcome = match (serde_json::from_slice(&message), &descriptors[..]) {
-        (Ok(MounterJob::Mount(job)), [directory, target]) => make_mount(&job, directory, target),
+        (Ok(MounterJob::Mount(job)), [directory, target]) => {
+            make_mount(channel, &job, directory, target)
+        }
         (Ok(MounterJob::Unmount { path, flags }), []) => make_unmount(path, flags),
         _ => return,
     };
@@ -302,7 +310,15 @@ fn make_unmount(path: Vec<u8>, flags: u32) -> Result<JobOutcome, MounterRefusal>
     Ok(JobOutcome::Unmounted)
 }
 
+/// Whether the process that wants the outcome is gone.
+fn is_alone(channel: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(channel, PollFlags::empty())];
+    let found = rustix::event::poll(&mut polled, Some(&Timespec::default()));
+    found.is_ok() && polled[0].revents().contains(PollFlags::HUP)
+}
+
 fn make_mount(
+    channel: &OwnedFd,
     job: &MountJob,
     directory: &OwnedFd,
     target: &OwnedFd,
@@ -351,9 +367,21 @@ fn make_mount(
             AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC,
             StatxFlags::MNT_ID,
         )?;
-        let flags =
+        let mut flags =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        if job.in_place_of_target {
+            flags |= MoveMountFlags::from_bits_retain(BENEATH);
+            // The next process continues with what is mounted.
+            if is_alone(channel) {
+                return Err(Errno::PIPE);
+            }
+        }
         rustix::mount::move_mount(&mounted, "", target, "", flags)?;
+        if job.in_place_of_target {
+            // By the descriptor: the path leads to whatever is on top.
+            let covering = format!("/proc/self/fd/{}", target.as_raw_fd());
+            rustix::mount::unmount(&*covering, UnmountFlags::DETACH)?;
+        }
         let identity = MountIdentity {
             id: found.stx_mnt_id,
             device: DeviceNumber {
@@ -367,7 +395,10 @@ fn make_mount(
     let target_path = format!("/proc/self/fd/{}", mounted.as_raw_fd());
     for propagation in &job.propagation {
         let propagation = MountPropagationFlags::from_bits_retain(*propagation);
-        if let Err(errno) = rustix::mount::mount_change(&*target_path, propagation) {
+        // What is in the place of another mount stays: nothing else is there any more.
+        if let Err(errno) = rustix::mount::mount_change(&*target_path, propagation)
+            && !job.in_place_of_target
+        {
             let _ = rustix::mount::unmount(&*target_path, UnmountFlags::DETACH);
             return Err(MounterRefusal::of(MountStep::Propagate)(errno));
         }

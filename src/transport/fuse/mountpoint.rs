@@ -206,11 +206,18 @@ pub(super) fn known(
     made_by: MountMaker,
     image: Option<ImageServer>,
 ) -> Mountpoint {
-    if let Some(server) = image {
-        let identity = id.map(|id| MountIdentity {
+    if let Some(mut server) = image {
+        let mut identity = id.map(|id| MountIdentity {
             id,
             device: server.device,
         });
+        if identity.is_none() {
+            // That process may have died before it knew.
+            let table = MountTable::read().unwrap_or_default();
+            identity = table.of_image(server.connection).map(MountIdentity::of);
+            server.device = identity.map_or(server.device, |identity| identity.device);
+        }
+        let image = Some(server);
         return Mountpoint {
             path,
             identity,
@@ -428,6 +435,20 @@ impl Mountpoint {
         }
     }
 
+    /// The mount of an image on `path` that is about to be made, and that the connection of this number serves.
+    pub(super) fn of_next_image(path: PathBuf, connection: u32) -> Self {
+        Self {
+            path,
+            identity: None,
+            made_by: MountMaker::Ourselves,
+            image: Some(ImageServer {
+                connection,
+                device: DeviceNumber::default(),
+            }),
+            fork_server: None,
+        }
+    }
+
     /// The same, of which helpers of `fork_server` unmount an image.
     pub fn with_fork_server(self, fork_server: Option<Arc<ForkServer>>) -> Self {
         Self {
@@ -449,6 +470,11 @@ impl Mountpoint {
         }
         let number = connection(device).or_else(|| Some(self.identity.as_ref()?.device));
         number.map(|number| u64::from(number.minor))
+    }
+
+    /// Which mount it is, if that is known.
+    pub(super) fn identity(&self) -> Option<MountIdentity> {
+        self.identity
     }
 
     /// The id of the mount in mountinfo.
@@ -515,7 +541,7 @@ impl Mountpoint {
                 let deadline = Instant::now() + END_PATIENCE;
                 while !has_ended() {
                     if Instant::now() > deadline {
-                        return Ok(UnmountOutcome::InUse(MountUsers::find(identity.device)));
+                        return Ok(self.in_use());
                     }
                     std::thread::sleep(Duration::from_millis(2));
                 }
@@ -529,6 +555,12 @@ impl Mountpoint {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Its users, after it was unmounted.
+    pub(super) fn in_use(&self) -> UnmountOutcome {
+        let device = self.identity.map(|identity| identity.device);
+        UnmountOutcome::InUse(device.map(MountUsers::find).unwrap_or_default())
     }
 
     fn umount(&self, path: &Path, flags: UnmountFlags) -> io::Result<()> {

@@ -31,6 +31,8 @@ const INVAL_INODE: i32 = 2;
 const INVAL_ENTRY: i32 = 3;
 const STORE: i32 = 4;
 const RESEND: i32 = 7;
+/// `FUSE_EXPIRE_ONLY`: the name is looked up again, and dropped if it is another node then (Linux 6.2).
+const EXPIRE_ONLY: u32 = 1;
 /// The longest message: a small file's contents and what goes before them.
 const LONGEST: usize = (128 << 10) + 4096;
 /// `struct fuse_notify_store_out` of the kernel's `fuse.h`.
@@ -88,10 +90,19 @@ impl Notifier {
 
     /// Makes the kernel drop `name` in the directory `parent`.
     pub(super) fn inval_entry(&self, parent: NodeId, name: &[u8]) {
+        self.drop_entry(parent, name, 0);
+    }
+
+    /// Makes the kernel look `name` in the directory `parent` up again before it uses what it has.
+    pub(super) fn expire_entry(&self, parent: NodeId, name: &[u8]) {
+        self.drop_entry(parent, name, EXPIRE_ONLY);
+    }
+
+    fn drop_entry(&self, parent: NodeId, name: &[u8], flags: u32) {
         let body = InvalEntryOut {
             parent: parent.into(),
             length: name.len() as u32,
-            flags: 0,
+            flags,
         };
         self.send_request(INVAL_ENTRY, body.as_slice(), &[name, b"\0"].concat());
     }

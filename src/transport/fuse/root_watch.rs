@@ -1,4 +1,5 @@
-//! Notifying the kernel when the store's roots change.
+//! Notifying the kernel when what the mount root shows changes: the store's roots, or the tree that a name
+//! stands for.
 //!
 //! The kernel caches the names of roots and their listing for ever. This thread waits for the store
 //! to report a change, from any process, and makes the kernel drop what is stale. It is a thread of
@@ -7,26 +8,38 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
+use super::followed_name::{FollowedName, PATIENCE, RETRY};
+use super::mount_table::{DeviceNumber, MountTable};
+use super::mountpoint::Mountpoint;
 use super::notifier::Notifier;
 use super::serving::ServingMount;
 use crate::fs::{CastoreFs, NodeId, RootChanges};
-use crate::store::Error;
+use crate::store::{Blocking, Error};
 
-/// How long to wait for the store at once: the mount's end is noticed in between.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// The pause after a failure of the store.
-const RETRY: Duration = Duration::from_secs(5);
-
-/// Starts the thread, if the mount shows roots.
-pub(super) fn start(serving: &Arc<ServingMount>) -> io::Result<()> {
-    if !serving.fs.shows_roots() {
+/// Starts the thread, if the mount shows roots, or follows one. `taken_over`: from another process, whose last
+/// notifications may be lost.
+pub(super) fn start(
+    serving: &Arc<ServingMount>,
+    mountpoint: &Mountpoint,
+    taken_over: bool,
+) -> io::Result<()> {
+    let fs = &serving.fs;
+    if !fs.shows_roots() && fs.followed_target().is_none() {
         return Ok(());
     }
     let notifier = serving.notifier()?;
-    let serving = serving.clone();
-    let watch = move || watch(&serving, &notifier);
+    let (serving, device) = (serving.clone(), mountpoint.bdi());
+    let watch = move || {
+        if serving.fs.shows_roots() {
+            return watch(&serving, &notifier);
+        }
+        let _in_span = serving.span.enter();
+        if taken_over {
+            notify_again(&serving.fs, &notifier);
+        }
+        follow(&serving, &notifier, device);
+    };
     std::thread::Builder::new()
         .name("root-watch".into())
         .spawn(watch)?;
@@ -73,5 +86,79 @@ fn notify_kernel(notifier: &Notifier, changes: &RootChanges) {
     }
     if changes.listing {
         notifier.inval_inode(NodeId::ROOT);
+    }
+}
+
+/// Shows what the followed name stands for, whenever that changes.
+fn follow(serving: &ServingMount, notifier: &Notifier, device: Option<DeviceNumber>) {
+    let fs = &serving.fs;
+    let Some(target) = fs.followed_target().cloned() else {
+        return;
+    };
+    let store = Blocking::new(fs.store().clone(), fs.runtime().clone());
+    let mut name = FollowedName::new(target, store);
+    while !serving.has_ended() {
+        let shown = fs.shown_directory().map(|(digest, _)| digest);
+        let mut switched = false;
+        match name.next(shown) {
+            Ok(None) => {}
+            Ok(Some((digest, size))) => {
+                if let Some(why) = mount_inside(device) {
+                    name.postpone(why);
+                    continue;
+                }
+                // Before the last look at the name: what had one until now may be collected.
+                fs.hold_next(digest, size);
+                if name.stands_for(digest) {
+                    match fs.show(digest, size) {
+                        Ok(changes) => {
+                            notify_kernel(notifier, &changes);
+                            name.shown(digest);
+                            switched = true;
+                        }
+                        Err(error) => {
+                            name.postpone(error.to_string());
+                            std::thread::sleep(RETRY);
+                        }
+                    }
+                }
+            }
+            Err(error) => {
+                name.postpone(error.to_string());
+                std::thread::sleep(RETRY);
+            }
+        }
+        // What the kernel drops, it forgets a moment later.
+        fs.release_unused(switched);
+    }
+}
+
+/// A mount below the mount root of the file system `device`, in words that say why the mount root stays: the
+/// kernel detaches mounts below names that it drops.
+fn mount_inside(device: Option<DeviceNumber>) -> Option<String> {
+    let table = MountTable::read().ok()?;
+    let inside = table.below_names_of(device?)?;
+    Some(format!(
+        "the {} mount on {} is below it, and would be lost: unmount that",
+        inside.fs_type,
+        inside.path.display()
+    ))
+}
+
+/// Notifies the kernel of the last change again. What it has of it already stays.
+fn notify_again(fs: &CastoreFs, notifier: &Notifier) {
+    match fs.changes_before_take_over() {
+        Ok(changes) => {
+            for name in &changes.stale {
+                notifier.expire_entry(NodeId::ROOT, name.as_bytes());
+            }
+            if changes.listing {
+                notifier.inval_inode(NodeId::ROOT);
+            }
+        }
+        Err(error) => tracing::warn!(
+            %error,
+            "cannot read which names the previous process has changed at the top; those that the              kernel knows may be old until it drops them"
+        ),
     }
 }

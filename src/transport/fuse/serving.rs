@@ -35,7 +35,7 @@ thread_local! {
 pub(super) struct ServingMount {
     pub(super) device: Arc<OwnedFd>,
     pub(super) fs: Arc<CastoreFs>,
-    pub(super) counters: RequestCounters,
+    pub(super) counters: Arc<RequestCounters>,
     pub(super) worker_pool: Arc<WorkerPool>,
     pub(super) parked: ParkedRequests,
     /// Whether a worker has seen that the mount is gone, with its last user.
@@ -66,7 +66,7 @@ impl ServingMount {
             device,
             answerer: FuseAnswerer::new(fs.clone()),
             fs,
-            counters: RequestCounters::default(),
+            counters: Arc::default(),
             worker_pool,
             parked: ParkedRequests::default(),
             ended: AtomicBool::new(false),
@@ -76,6 +76,13 @@ impl ServingMount {
             init: Mutex::default(),
             init_answered: Condvar::new(),
         }
+    }
+
+    /// With the counters of `former`, which the mount showed before.
+    pub(super) fn with_counters_of(mut self, former: &Self) -> Self {
+        self.counters = former.counters.clone();
+        self.answerer.replies = former.answerer.replies.clone();
+        self
     }
 
     /// Whether the mount is gone, with its last user.

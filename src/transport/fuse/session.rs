@@ -1,6 +1,8 @@
 //! A mount: made, taken over, and unmounted.
 
+mod follow;
 mod image;
+mod trees;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +17,7 @@ use super::backing::FuseDevice;
 use super::device;
 use super::fork_server::ForkServer;
 use super::generic_options::GenericOptions;
-use super::hand_over::{self, MountDescriptors, PreviousState, TakeOverError};
+use super::hand_over::{self, MountDescriptors, MountHolder, PreviousState, TakeOverError};
 use super::heartbeat::{HeartbeatMonitor, StuckWorker};
 use super::mount_error::MountError;
 use super::mountpoint::{self, Mountpoint, UnmountOutcome};
@@ -26,6 +28,7 @@ use super::view::{MountView, WantedView};
 use super::worker_pool::WorkerPool;
 use super::workers;
 use super::{page_cache, root_watch, warm_up};
+use crate::castore::Digest;
 use crate::fs::{
     CastoreFs, FsOptions, ImageCount, InodeTable, MountRoot, NodeCount, OpenCount, Passthrough,
     ReadPath, WaitingRequests, WarmUpCount,
@@ -34,6 +37,7 @@ use crate::store::Store;
 use crate::transport::requests::RequestCounts;
 use crate::transport::traffic::Traffic;
 use image::NoImageReason;
+use trees::{ServedTree, ServedTrees};
 
 /// How often to check whether a mount has ended. Workers notice by themselves, unless all of them
 /// wait.
@@ -69,6 +73,8 @@ pub struct MountOptions {
     pub generic: GenericOptions,
     /// Files and directories that the mount must not hide.
     pub protected_files: ProtectedFiles,
+    /// Holds the descriptors of the mount as it shows one tree after the other.
+    pub holder: Option<Arc<dyn MountHolder>>,
 }
 
 impl Default for MountOptions {
@@ -87,15 +93,16 @@ impl Default for MountOptions {
             fork_server: None,
             generic: GenericOptions::default(),
             protected_files: ProtectedFiles::default(),
+            holder: None,
         }
     }
 }
 
 /// A mount that is being served.
 pub struct FuseSession {
-    serving: Arc<ServingMount>,
-    mountpoint: Mountpoint,
-    inode_table: Option<Arc<InodeTable>>,
+    /// Where it was mounted.
+    path: PathBuf,
+    trees: Arc<ServedTrees>,
     /// Whether another process takes the mount over.
     handed_over: AtomicBool,
     /// Why it is no image, where that would have been wanted.
@@ -137,7 +144,12 @@ impl FuseSession {
             return Self::mount_fuse(store, path, options, mount, runtime);
         }
         let why = match Self::mount_image(store.clone(), path, &options, mount, runtime.clone()) {
-            Ok(session) => return Ok(session),
+            Ok(session) => {
+                if let Err(error) = follow::start(&session.trees, &options, mount) {
+                    tracing::warn!(%error, "the mount does not follow its root");
+                }
+                return Ok(session);
+            }
             Err(NoImageReason::Mount(error)) => return Err(error),
             Err(NoImageReason::Because(why)) => why,
         };
@@ -194,10 +206,10 @@ impl FuseSession {
         {
             fork_server.expect_no_next_process(&device);
         }
-        let session = Self::new(device, mountpoint, fs, worker_pool, inode_table, mount);
+        let session = Self::new(device, mountpoint, fs, worker_pool, inode_table, (0, mount));
         session
             .start(mount)
-            .inspect_err(|_| drop(session.mountpoint.detach()))?;
+            .inspect_err(|_| drop(session.shown().mountpoint.detach()))?;
         Ok(session)
     }
 
@@ -216,18 +228,37 @@ impl FuseSession {
             .mountpoint()
             .with_fork_server(mount.fork_server.clone());
         let view = previous_state.view();
+        let PreviousState {
+            device,
+            inode_table,
+            number,
+            ..
+        } = previous_state;
+        // What is shown now; the name is looked at later.
+        let options = match (&options.follow, inode_table.mount_root()?) {
+            (Some(_), Some((digest, size))) => FsOptions {
+                mount_root: MountRoot::Directory { digest, size },
+                ..options
+            },
+            _ => options,
+        };
+        let configured = options.clone();
         let options = match view {
             MountView::Image => options.with_image_view(),
             MountView::Fuse => options,
         };
-        let PreviousState {
-            device,
-            inode_table,
-            ..
-        } = previous_state;
         let device = Arc::new(device);
         let backing = Box::new(FuseDevice(device.clone()));
+        let follows = options.follow.is_some() && view == MountView::Fuse;
         let fs = CastoreFs::take_over(store, options, waiting, Some(backing), inode_table.clone())?;
+        if follows && !fs.follows() {
+            let path = mountpoint.path().display();
+            tracing::warn!(
+                %path,
+                "the mount does not follow its root before it is mounted again: the process that made it \
+                 was not to"
+            );
+        }
         fs.hold_in_use(mountpoint.connection(&device));
         let session = Self::new(
             device,
@@ -235,20 +266,28 @@ impl FuseSession {
             fs,
             worker_pool,
             Some(inode_table),
-            mount,
+            (number, mount),
         );
         // Until it is known to work, a failure must not end the mount: the caller decides.
-        session.hand_over();
+        session.handed_over.store(true, Ordering::Relaxed);
         // Before any worker reads: requests that a worker of this process has read would be sent
         // again as well.
-        notifier::resend(&session.serving.device).map_err(TakeOverError::Resend)?;
-        workers::start(&session.serving, mount.threads)?;
+        let ServedTree {
+            serving,
+            mountpoint,
+            ..
+        } = &*session.shown();
+        notifier::resend(&serving.device).map_err(TakeOverError::Resend)?;
+        workers::start(serving, mount.threads)?;
         match view {
-            MountView::Image => page_cache::start_for_image(&session.serving)?,
+            MountView::Image => {
+                page_cache::start_for_image(serving)?;
+                follow::start(&session.trees, &configured, mount)?;
+            }
             MountView::Fuse => {
-                page_cache::start(&session.serving)?;
-                root_watch::start(&session.serving)?;
-                warm_up::start(&session.serving)?;
+                page_cache::start(serving)?;
+                root_watch::start(serving, mountpoint, true)?;
+                warm_up::start(serving)?;
             }
         }
         session.handed_over.store(false, Ordering::Relaxed);
@@ -261,7 +300,7 @@ impl FuseSession {
         fs: CastoreFs,
         worker_pool: Arc<WorkerPool>,
         inode_table: Option<Arc<InodeTable>>,
-        mount: &MountOptions,
+        (number, mount): (u64, &MountOptions),
     ) -> Self {
         let span = Self::span(mount);
         let default_permissions = mountpoint.has_default_permissions();
@@ -274,18 +313,19 @@ impl FuseSession {
             fork_server,
             default_permissions,
         );
-        Self::of(Arc::new(serving), mountpoint, inode_table)
-    }
-
-    fn of(
-        serving: Arc<ServingMount>,
-        mountpoint: Mountpoint,
-        inode_table: Option<Arc<InodeTable>>,
-    ) -> Self {
-        Self {
-            serving,
+        let tree = ServedTree {
+            number,
+            serving: Arc::new(serving),
             mountpoint,
             inode_table,
+        };
+        Self::of(tree, mount)
+    }
+
+    fn of(tree: ServedTree, mount: &MountOptions) -> Self {
+        Self {
+            path: tree.mountpoint.path().to_owned(),
+            trees: Arc::new(ServedTrees::new(tree, mount.holder.clone())),
             handed_over: AtomicBool::new(false),
             no_image: None,
         }
@@ -302,42 +342,84 @@ impl FuseSession {
     fn start(&self, mount: &MountOptions) -> Result<(), MountError> {
         let failed = |source| MountError::System {
             action: "serve",
-            mountpoint: self.mountpoint.path().to_owned(),
+            mountpoint: self.path.clone(),
             source,
         };
-        workers::start(&self.serving, mount.threads).map_err(failed)?;
-        self.serving
+        let ServedTree {
+            serving,
+            mountpoint,
+            ..
+        } = &*self.shown();
+        workers::start(serving, mount.threads).map_err(failed)?;
+        serving
             .wait_for_init()
             .map_err(|why| failed(io::Error::other(why)))?;
-        mountpoint::set_read_ahead(self.mountpoint.bdi(), mount.read_ahead_kib);
-        page_cache::start(&self.serving).map_err(failed)?;
-        root_watch::start(&self.serving).map_err(failed)?;
-        warm_up::start(&self.serving).map_err(failed)
+        mountpoint::set_read_ahead(mountpoint.bdi(), mount.read_ahead_kib);
+        page_cache::start(serving).map_err(failed)?;
+        root_watch::start(serving, mountpoint, false).map_err(failed)?;
+        warm_up::start(serving).map_err(failed)
+    }
+
+    /// What is shown at this moment.
+    fn shown(&self) -> Arc<ServedTree> {
+        self.trees.shown()
+    }
+
+    /// Serves a tree that the mount showed in the previous process and that is still in use. `options` and `mount` are those of the mount.
+    pub fn take_over_former(
+        &self,
+        previous_state: PreviousState,
+        store: Arc<dyn Store>,
+        options: FsOptions,
+        mount: &MountOptions,
+        runtime: Handle,
+    ) -> Result<(), TakeOverError> {
+        if previous_state.view() != MountView::Image {
+            return Err(TakeOverError::About("it is no image".to_owned()));
+        }
+        let Some((digest, size)) = previous_state.inode_table.mount_root()? else {
+            return Err(TakeOverError::About("no directory was shown".to_owned()));
+        };
+        let of_former = FsOptions {
+            mount_root: MountRoot::Directory { digest, size },
+            follow: None,
+            ..options.clone()
+        };
+        let former = Self::take_over(previous_state, store, of_former, mount, runtime)?;
+        // It is not unmounted with this value.
+        former.handed_over.store(true, Ordering::Relaxed);
+        self.trees.add_former(former.shown());
+        // Beside one that follows its root already, there is no other.
+        let follow = options.follow.filter(|_| self.view() == MountView::Image);
+        let options = FsOptions { follow, ..options };
+        follow::start(&self.trees, &options, mount)?;
+        Ok(())
     }
 
     /// Its original mount point.
     pub fn path(&self) -> &Path {
-        self.mountpoint.path()
+        &self.path
     }
 
     /// Its present mount point, which is another if it or a directory above it was moved.
     pub fn current_path(&self) -> PathBuf {
-        self.mountpoint.current_path()
+        self.shown().mountpoint.current_path()
     }
 
     /// Requests so far.
     pub fn requests(&self) -> RequestCounts {
-        self.serving.counters.now()
+        self.shown().serving.counters.now()
     }
 
     /// What the requests so far amount to.
     pub fn traffic(&self) -> Traffic {
-        Traffic::of(&self.serving.counters, &self.serving.answerer.replies)
+        let serving = &self.shown().serving;
+        Traffic::of(&serving.counters, &serving.answerer.replies)
     }
 
     /// What the kernel sees: FUSE or an image.
     pub fn view(&self) -> MountView {
-        match self.mountpoint.image() {
+        match self.shown().mountpoint.image() {
             Some(_) => MountView::Image,
             None => MountView::Fuse,
         }
@@ -350,7 +432,7 @@ impl FuseSession {
 
     /// How files are read, as far as kernel and privilege allow.
     pub fn reads(&self) -> ReadPath {
-        match self.serving.fs.passthrough() {
+        match self.shown().serving.fs.passthrough() {
             Some(passthrough) if passthrough.is_enabled() => ReadPath::Passthrough,
             _ => ReadPath::PageCache,
         }
@@ -358,61 +440,78 @@ impl FuseSession {
 
     /// The open files, if the kernel sends OPEN.
     pub fn open_files(&self) -> Option<OpenCount> {
-        let passthrough = self.serving.fs.passthrough()?;
+        let shown = self.shown();
+        let passthrough = shown.serving.fs.passthrough()?;
         passthrough.is_enabled().then(|| passthrough.count())
     }
 
     /// Nodes that the kernel knows.
     pub fn nodes(&self) -> NodeCount {
-        self.serving.fs.count()
+        self.shown().serving.fs.count()
     }
 
     /// The images that were looked up, if the mount shows any, the latest first.
     pub fn images(&self) -> Vec<ImageCount> {
-        self.serving.fs.image_counts()
+        let trees = self.trees.all();
+        let counts = trees.iter().map(|tree| tree.serving.fs.image_counts());
+        counts.flatten().collect()
+    }
+
+    /// The digest of the tree that is shown, if the mount shows one.
+    pub fn shown_digest(&self) -> Option<Digest> {
+        let (digest, _) = self.shown().serving.fs.shown_directory()?;
+        Some(digest)
     }
 
     /// Whether the mount is gone, with its last user.
     pub fn has_ended(&self) -> bool {
-        self.serving.has_ended()
+        self.trees.have_ended()
     }
 
     /// Releases what it holds in its stores, once it has ended: this process may live on, or end without
     /// dropping it.
     pub fn end_use(&self) {
-        self.serving.fs.end_use();
+        self.trees
+            .all()
+            .iter()
+            .for_each(|tree| tree.serving.fs.end_use());
     }
 
     /// Whether the mount exists, at any mount point.
     pub fn is_mounted(&self) -> bool {
-        !self.has_ended() && self.mountpoint.is_mounted()
+        self.trees.is_mounted()
     }
 
     /// The store that is shown.
-    pub fn store(&self) -> &Arc<dyn Store> {
-        self.serving.fs.store()
+    pub fn store(&self) -> Arc<dyn Store> {
+        self.shown().serving.fs.store().clone()
+    }
+
+    /// The numbers of the trees that are served ([`MountHolder`]), that of what is shown first.
+    pub fn tree_numbers(&self) -> Vec<u64> {
+        self.trees.all().iter().map(|tree| tree.number).collect()
     }
 
     /// The hand-over state, if the mount was made with one.
-    pub fn hand_over_state(&self) -> Option<MountDescriptors<'_>> {
-        let inode_table = self.inode_table.as_ref()?;
-        Some(MountDescriptors::new(&self.serving.device, inode_table))
+    pub fn hand_over_state(&self) -> Option<MountDescriptors> {
+        self.shown().descriptors()
     }
 
     /// From now on another process serves the mount: it stays when this session is dropped.
     pub fn hand_over(&self) {
+        self.trees.close();
         self.remember();
         self.handed_over.store(true, Ordering::Relaxed);
     }
 
     /// The warm-up counters, if the mount has warm-up.
     pub fn warm_up_count(&self) -> Option<WarmUpCount> {
-        self.serving.fs.warm_up_count()
+        self.shown().serving.fs.warm_up_count()
     }
 
     /// Writes what was recorded so far, if the mount has warm-up ([`FsOptions::warm_up`]).
     pub fn remember(&self) {
-        self.serving.fs.remember();
+        self.shown().serving.fs.remember();
     }
 
     /// Whether the workers have been stuck for `bound`, by `heartbeat`.
@@ -421,9 +520,10 @@ impl FuseSession {
             return None;
         }
         let taken = self.requests().0.values().sum();
-        let pending = device::has_request(&self.serving.device);
+        let serving = &self.shown().serving;
+        let pending = device::has_request(&serving.device);
         heartbeat.look(
-            &self.serving.worker_pool.beats,
+            &serving.worker_pool.beats,
             pending,
             taken,
             Instant::now(),
@@ -434,18 +534,19 @@ impl FuseSession {
     /// Unmounts it where it is now; a busy mount is detached. To be repeated if other mounts are on
     /// it or below ([`UnmountOutcome::Blocked`]).
     pub fn unmount(&self) -> io::Result<UnmountOutcome> {
+        self.trees.close();
         // While the kernel still knows its nodes.
         self.remember();
-        self.mountpoint.unmount(|| self.has_ended())
+        self.trees.unmount()
     }
 
     /// Waits until the mount is gone and its last user has finished. Requests that still wait for a
     /// store are not waited for: their programs are gone.
     pub fn wait(&self) {
         while !self.has_ended() {
-            self.serving
-                .worker_pool
-                .wait(END_INTERVAL, || self.has_ended());
+            let shown = self.shown();
+            let worker_pool = &shown.serving.worker_pool;
+            worker_pool.wait(END_INTERVAL, || self.has_ended());
         }
     }
 }

@@ -5,7 +5,7 @@
 //! hand-over state, and how the end is noticed.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,19 +14,23 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use tokio::runtime::Handle;
 
+use super::trees::ServedTree;
 use super::{FuseSession, MountOptions, WantedView};
 use crate::fs::{
-    CastoreFs, FsOptions, InodeTable, MountRoot, NodeOwner, ReadPath, WaitingRequests,
+    CastoreFs, FsOptions, InodeTable, MountRoot, NodeOwner, PreparedImage, ReadPath,
+    WaitingRequests,
 };
 use crate::store::Store;
+use crate::transport::fuse::hand_over::{self, MountDescriptors, MountHolder};
 use crate::transport::fuse::mount_error::MountError;
 use crate::transport::fuse::mount_table::{DeviceNumber, IMAGE_SOURCE};
 use crate::transport::fuse::mounter::{self, MountJob, MountStep, MounterRefusal};
 use crate::transport::fuse::mountpoint::{self, ImageServer, MountRequest, Mountpoint};
+use crate::transport::fuse::page_cache;
 use crate::transport::fuse::serving::ServingMount;
 use crate::transport::fuse::worker_pool::WorkerPool;
 use crate::transport::fuse::workers;
-use crate::transport::fuse::{hand_over, page_cache};
+use crate::tree::ImageFileError;
 
 /// How long Directories from an upstream may take before a FUSE mount is made instead, where that is
 /// allowed: it needs only those that are looked at.
@@ -65,16 +69,10 @@ impl FuseSession {
                 "there is no helper process".to_owned(),
             ));
         };
-        let worker_pool = Arc::new(WorkerPool::new(mount.latency_guard));
-        let waiting = WaitingRequests::new(runtime);
         let source = store.url().to_owned();
-        let inode_table = new_inode_table(mount);
-        let options = options.clone().with_image_view();
-        let fs = CastoreFs::with_inode_table(store, options, waiting, None, inode_table.clone());
         let patience = (mount.view == WantedView::Auto).then_some(PATIENCE);
-        let image = fs
-            .prepare_image(patience)
-            .map_err(|error| NoImageReason::Because(error.to_string()))?;
+        let prepared = UnservedImage::prepare(store, options, mount, runtime, patience);
+        let prepared = prepared.map_err(|error| NoImageReason::Because(error.to_string()))?;
 
         let path = mountpoint::resolve(path)?;
         mountpoint::remove_dead_mount(&path, Some(fork_server))?;
@@ -86,33 +84,156 @@ impl FuseSession {
             fork_server: Some(fork_server),
         };
         let target = mountpoint::open_target(&path, &request)?;
-        let hidden = DetachedMount::new(&source).map_err(NoImageReason::Because)?;
+        let served = prepared.serve(mount, None);
+        let served = served.map_err(NoImageReason::Because)?;
+        let attributes = mount.generic.attributes().bits();
+        let tree = served.attach(mount, path, &target, attributes, 0)?;
+        Ok(Self::of(tree, mount))
+    }
+}
+
+/// An image whose layout is made.
+pub(super) struct UnservedImage {
+    fs: CastoreFs,
+    image: PreparedImage,
+    inode_table: Option<Arc<InodeTable>>,
+    worker_pool: Arc<WorkerPool>,
+}
+
+/// An image on a hidden FUSE mount that is served.
+pub(super) struct ServedImage {
+    serving: Arc<ServingMount>,
+    hidden: HiddenMount,
+    image: PreparedImage,
+    inode_table: Option<Arc<InodeTable>>,
+}
+
+/// What of a [`DetachedMount`] is not the device.
+struct HiddenMount {
+    directory: OwnedFd,
+    bdi: DeviceNumber,
+}
+
+impl UnservedImage {
+    /// Makes the layout of the directory in the mount root of `options`. What has to be waited for takes no
+    /// longer than `patience`.
+    pub(super) fn prepare(
+        store: Arc<dyn Store>,
+        options: &FsOptions,
+        mount: &MountOptions,
+        runtime: Handle,
+        patience: Option<Duration>,
+    ) -> Result<Self, ImageFileError> {
+        let worker_pool = Arc::new(WorkerPool::new(mount.latency_guard));
+        let waiting = WaitingRequests::new(runtime);
+        let inode_table = new_inode_table(mount);
+        let options = options.clone().with_image_view();
+        let fs = CastoreFs::with_inode_table(store, options, waiting, None, inode_table.clone());
+        let image = fs.prepare_image(patience)?;
+        Ok(Self {
+            fs,
+            image,
+            inode_table,
+            worker_pool,
+        })
+    }
+
+    /// Serves it, and holds what it shows in the stores. Its requests are counted with those of `former`, which
+    /// the mount showed before. Reports why it cannot be served.
+    pub(super) fn serve(
+        self,
+        mount: &MountOptions,
+        former: Option<&ServingMount>,
+    ) -> Result<ServedImage, String> {
+        let Self {
+            fs,
+            image,
+            inode_table,
+            worker_pool,
+        } = self;
+        let hidden = DetachedMount::new(fs.store().url())?;
         let device = Arc::new(hidden.device);
         fs.hold_in_use(Some(hidden.bdi.minor.into()));
-        if inode_table.is_none() {
+        if inode_table.is_none()
+            && let Some(fork_server) = &mount.fork_server
+        {
             fork_server.expect_no_next_process(&device);
         }
-        let span = Self::span(mount);
-        let serving = ServingMount::new(
-            device,
-            fs,
-            worker_pool,
-            span,
-            Some(fork_server.clone()),
-            true,
-        );
+        let span = FuseSession::span(mount);
+        let fork_server = mount.fork_server.clone();
+        let serving = ServingMount::new(device, fs, worker_pool, span, fork_server, true);
+        let serving = match former {
+            Some(former) => serving.with_counters_of(former),
+            None => serving,
+        };
         let serving = Arc::new(serving);
-        let failed = |why: String| NoImageReason::Because(why);
-        workers::start(&serving, mount.threads).map_err(|error| failed(error.to_string()))?;
-        serving.wait_for_init().map_err(failed)?;
+        workers::start(&serving, mount.threads).map_err(|error| error.to_string())?;
+        serving.wait_for_init()?;
+        Ok(ServedImage {
+            serving,
+            hidden: HiddenMount {
+                directory: hidden.directory,
+                bdi: hidden.bdi,
+            },
+            image,
+            inode_table,
+        })
+    }
+}
 
+impl ServedImage {
+    /// Ends it: it is not mounted.
+    pub(super) fn abandon(self) {
+        self.serving.fs.end_use();
+    }
+
+    /// Has `holder` hold what the next process needs, as the tree of this `number`, which is to be mounted on
+    /// `path`.
+    pub(super) fn hold(
+        &self,
+        holder: &dyn MountHolder,
+        number: u64,
+        path: &Path,
+        mount: &MountOptions,
+    ) {
+        let Some(inode_table) = &self.inode_table else {
+            return;
+        };
+        let next = Mountpoint::of_next_image(path.to_owned(), self.hidden.bdi.minor);
+        if describe(inode_table, &next, mount) {
+            let device = self.serving.device.clone();
+            holder.hold(number, &MountDescriptors::new(device, inode_table.clone()));
+        }
+    }
+
+    /// Mounts it on the directory `target`, which is at `path`, with `attributes`, as the tree of this `number`
+    /// of the mount. All but the first are mounted in the place of the mount whose root the target is.
+    pub(super) fn attach(
+        self,
+        mount: &MountOptions,
+        path: PathBuf,
+        target: &OwnedFd,
+        attributes: u32,
+        number: u64,
+    ) -> Result<ServedTree, NoImageReason> {
+        let Self {
+            serving,
+            hidden,
+            image,
+            inode_table,
+        } = self;
+        let Some(fork_server) = &mount.fork_server else {
+            return Err(NoImageReason::Because(
+                "there is no helper process".to_owned(),
+            ));
+        };
         let prefix = format!("{IMAGE_SOURCE}{}:", hidden.bdi.minor);
         let job = MountJob {
             image: image.path,
-            source: mounter::as_source(&prefix, &source),
+            source: mounter::as_source(&prefix, serving.fs.store().url()),
             metadata: image.metadata_bytes,
             read_ahead_kib: mount.read_ahead_kib,
-            attributes: mount.generic.attributes().bits(),
+            attributes,
             flags: mount.generic.file_system_flags(),
             values: mount.generic.file_system_values(),
             propagation: mount
@@ -121,10 +242,11 @@ impl FuseSession {
                 .iter()
                 .map(|one| one.bits())
                 .collect(),
+            in_place_of_target: number > 0,
         };
         // Before EROFS reads.
         mountpoint::set_read_ahead(Some(hidden.bdi), mount.read_ahead_kib);
-        let identity = mounter::mount(|| fork_server.mounter(), job, hidden.directory, &target);
+        let identity = mounter::mount(|| fork_server.mounter(), job, hidden.directory, target);
         let identity = identity.map_err(|refusal| match refusal.step {
             MountStep::Propagate => NoImageReason::Mount(MountError::System {
                 action: "change the propagation of",
@@ -132,7 +254,8 @@ impl FuseSession {
                 source: refusal.error(),
             }),
             _ => NoImageReason::Because(why(&refusal)),
-        })?;
+        });
+        let identity = identity.inspect_err(|_| serving.fs.end_use())?;
         let server = ImageServer {
             connection: hidden.bdi.minor,
             device: identity.device,
@@ -148,7 +271,12 @@ impl FuseSession {
         if let Err(error) = page_cache::start_for_image(&serving) {
             tracing::warn!(%error, "the kernel keeps what is read of the image twice");
         }
-        Ok(Self::of(serving, mountpoint, inode_table))
+        Ok(ServedTree {
+            number,
+            serving,
+            mountpoint,
+            inode_table,
+        })
     }
 }
 
