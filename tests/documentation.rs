@@ -84,7 +84,11 @@ fn ended(commands: &str) -> String {
         let last = words.last().unwrap_or_default();
         match line.split_whitespace().nth(1) {
             Some("mount") => end(line, &format!("mountpoint -q {last}"), "umount /mnt"),
-            Some("virtiofs") => end(line, &format!("[ -S {last} ]"), "kill %%"),
+            Some("virtiofs" | "serve") => {
+                let socket = last.strip_prefix("unix:").unwrap_or(last);
+                end(line, &format!("[ -S {socket} ]"), "kill %%")
+            }
+            Some("daemon") => end(line, "mountpoint -q /mnt", "kill %%"),
             _ => format!("{line}\n"),
         }
     });
@@ -122,6 +126,57 @@ fn the_first_steps_of_the_readme_and_of_virtiofs_work_as_they_are_written() {
             "{output}"
         );
     }
+}
+
+/// With something for what the reader has to put in.
+#[test]
+fn the_further_commands_of_the_readme_work() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        kit::skip::skip("it needs the superuser and /dev/fuse");
+        return;
+    }
+    let set_up = r#"
+mkdir source
+echo text >source/file
+castore-fs import tree
+castore-fs import --store local:/run/backup tree
+echo '[stores.disk]
+url = "local:/var/lib/castore-fs"
+[mounts.mnt]
+path = "/mnt"
+store = "disk"' >config.toml
+"#;
+    let blocks = blocks("README.md");
+    let block = blocks
+        .iter()
+        .find(|block| block.starts_with("castore-fs import --nix "));
+    let mut commands = block.unwrap().clone();
+    for (shown, here) in [
+        (
+            "--from URL --to URL",
+            "--from local:/var/lib/castore-fs --to local:/run/copy",
+        ),
+        ("--from local:/b ", "--from local:/run/backup "),
+        (
+            "--store URL --listen ADDR",
+            "--store local:/run/copy --listen unix:/run/listen",
+        ),
+        (
+            "--binary-cache ADDR",
+            "--binary-cache unix:/run/binary-cache",
+        ),
+        ("--socket PATH", "--socket /run/virtiofs"),
+        ("--config FILE", "--config config.toml"),
+    ] {
+        assert!(commands.contains(shown), "{shown}");
+        commands = commands.replace(shown, here);
+    }
+    assert_eq!(commands.lines().count(), 7, "{commands}");
+    let output = run(
+        "README.md",
+        &format!("{SET_UP}{set_up}{}", ended(&commands)),
+    );
+    assert!(output.contains("-source\n"), "{output}");
 }
 
 /// The `castore-fs` commands of a page, in its blocks and in its sentences.
