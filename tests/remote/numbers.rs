@@ -123,7 +123,7 @@ fn numbers() {
     }
     let full = std::env::var("CASTORE_FS_NUMBERS").is_ok_and(|value| value == "full");
     let data = match full {
-        true => data(17, 500, 1 << 30),
+        true => data(17, 5000, 256 << 20),
         false => data(9, 100, 16 << 20),
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
