@@ -460,6 +460,63 @@ fn a_directory_inside_a_tree_is_found_by_path_and_the_error_explains_it() {
     assert!(reported.contains("NAME/PATH only"), "{reported}");
 }
 
+/// Only the top of a closure is found by its digest.
+#[test]
+fn a_root_that_is_a_part_of_another_tree_has_a_closure_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    two_levels(dir.path());
+    let url = |name: &str| format!("objectstore+file://{}", dir.path().join(name).display());
+    let run = |arguments: &[&str]| {
+        let run = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(run.status.success(), "{arguments:?}: {run:?}");
+        String::from_utf8(run.stdout).unwrap()
+    };
+    let bucket = url("bucket");
+    // A part of what is there.
+    run(&["tag", "--store", &bucket, "part", "tree/below"]);
+    assert_eq!(run(&["ls", "--store", &bucket, "part"]), "further\n");
+    run(&["mv", "--store", &bucket, "part", "moved"]);
+    run(&["rm", "--store", &bucket, "tree"]);
+    assert_eq!(
+        run(&["cat", "--store", &bucket, "moved/further/file"]),
+        "content"
+    );
+    let collect = [
+        "gc",
+        "--store",
+        &bucket,
+        "--no-other-writers",
+        "--grace",
+        "0s",
+    ];
+    run(&collect);
+    run(&collect);
+    assert_eq!(
+        run(&["cat", "--store", &bucket, "moved/further/file"]),
+        "content"
+    );
+    // A part of what comes in the same addition.
+    let local = format!("local:{}", dir.path().join("local").display());
+    run(&[
+        "import",
+        "--store",
+        &local,
+        dir.path().join("tree").to_str().unwrap(),
+    ]);
+    run(&["tag", "--store", &local, "part", "tree/below"]);
+    let other = url("other");
+    run(&["copy", "--from", &local, "--to", &other, "--all"]);
+    assert_eq!(run(&["ls", "--store", &other, "part"]), "further\n");
+    run(&["rm", "--store", &other, "tree"]);
+    assert_eq!(
+        run(&["cat", "--store", &other, "part/further/file"]),
+        "content"
+    );
+}
+
 #[test]
 fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
     if !kit::mounted::can_mount() {

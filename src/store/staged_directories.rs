@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::castore::{Digest, Directory, NodeRef};
+use crate::castore::{Digest, Directory, Node, NodeRef};
 
 /// Directories that were added and are not sent yet.
 #[derive(Debug, Default)]
@@ -29,6 +29,16 @@ impl StagedDirectories {
 
     pub(super) fn get(&self, digest: &Digest) -> Option<Directory> {
         self.directories.get(digest).cloned()
+    }
+
+    /// Those that no other refers to, and those of `roots`, though another refers to them: each is the
+    /// root of a closure.
+    pub(super) fn tops_and<'a>(&self, roots: impl Iterator<Item = &'a Node>) -> Vec<Directory> {
+        let mut tops = self.tops();
+        let parts: HashSet<Digest> = roots.filter_map(Node::digest).collect();
+        let parts = parts.intersection(&self.children);
+        tops.extend(parts.filter_map(|digest| self.get(digest)));
+        tops
     }
 
     /// Those that no other refers to: each is the root of a closure.

@@ -187,8 +187,10 @@ impl ObjectAddition {
                 }
             })?;
             // Where a collection ran, the closure of a root that was there before may be a candidate.
-            let nodes = if before.has_list() { new } else { &[] };
-            self.put_closures(nodes)?;
+            match before.has_list() {
+                true => self.put_closures(new)?,
+                false => self.put_closures(&self.without_closure(new)?)?,
+            }
             self.change_roots(changes)?;
             let relied = self.store.relied.clone();
             let after = self.wait(async move { relied.refresh().await })?;
@@ -304,6 +306,26 @@ impl ObjectAddition {
         all.map(|top: Result<Directory, Error>| {
             leaves_first(&top?, |digest| self.directory(digest))
         })
+    }
+
+    /// The nodes of `new` that are no closure of their own, here or in the bucket, but a part of another:
+    /// only the Directory at the top of a closure is found by its digest.
+    fn without_closure(&self, new: &[Node]) -> Result<Vec<Node>, Error> {
+        let tops = self.staged.lock().directories.tops();
+        let tops: HashSet<Digest> = tops.iter().map(Directory::digest).collect();
+        let mut parts = Vec::new();
+        for node in new {
+            if let Node::Directory { digest, .. } = node
+                && !tops.contains(digest)
+            {
+                let (relied, wanted) = (self.store.relied.clone(), *digest);
+                let has = async move { relied.has(ObjectKind::Closure, &wanted).await };
+                if !self.wait(has)? {
+                    parts.push(node.clone());
+                }
+            }
+        }
+        Ok(parts)
     }
 
     fn put_closures(&self, nodes: &[Node]) -> Result<(), Error> {

@@ -319,7 +319,11 @@ impl Ingest for PiecewiseIngest {
             self.put_blobs(&[(Digest::empty_blob(), b"")])?;
         }
         self.settle()?;
-        let tops = self.state.lock().directories.tops();
+        let tops = {
+            let state = self.state.lock();
+            let roots = state.roots.iter().filter_map(RootChange::root);
+            state.directories.tops_and(roots.map(|root| &root.node))
+        };
         for top in tops {
             self.put_closure(&top)?;
         }
