@@ -200,7 +200,18 @@ fn a_root_that_a_sweep_could_not_see_is_made_sure_of() {
 
 #[test]
 fn roots_that_are_written_after_a_whole_collection_are_withdrawn() {
+    late_roots("three");
+}
+
+#[test]
+fn a_root_that_was_replaced_too_late_has_its_former_content_again() {
+    late_roots("one");
+}
+
+/// An addition of content that is collected before its root `name` is written.
+fn late_roots(name: &str) {
     let bucket = Arc::new(with_garbage());
+    let before = read_root(&bucket, "one");
     let store = open(&bucket);
     let (ingest, blobs) = (store.ingest().unwrap(), blobs(3));
     put_blobs(&*ingest, &blobs);
@@ -216,10 +227,11 @@ fn roots_that_are_written_after_a_whole_collection_are_withdrawn() {
         }
         None
     });
-    let error = commit_tree(ingest, "three", &blobs).unwrap_err();
+    let error = commit_tree(ingest, name, &blobs).unwrap_err();
     bucket.unhook();
     assert!(error.to_string().contains("garbage collection"), "{error}");
     assert_eq!(read_all(&bucket), ["one"]);
+    assert_eq!(read_root(&bucket, "one"), before);
     add(&store, "three", 3);
     assert_eq!(read_all(&bucket), ["one", "three"]);
 }

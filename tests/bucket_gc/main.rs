@@ -86,6 +86,13 @@ fn collect(bucket: &S3Bucket, grace: Duration) -> Result<BucketGcReport, Error> 
     })
 }
 
+/// The node of a root.
+fn read_root(bucket: &S3Bucket, name: &str) -> Node {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let root = runtime.block_on(open(bucket).root(name.as_bytes()));
+    root.unwrap().unwrap().node
+}
+
 /// The names of the roots, after everything below them was read.
 fn read_all(bucket: &S3Bucket) -> Vec<String> {
     let store = open(bucket);

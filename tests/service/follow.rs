@@ -146,10 +146,16 @@ impl User {
 
     /// Its file has the bytes of its version, and its directory the files.
     fn check(&mut self) {
+        self.check_with(String::new);
+    }
+
+    /// The same; an error has the log.
+    fn check_with(&mut self, log: impl Fn() -> String) {
         drop_caches();
         let mut bytes = Vec::new();
         self.large.seek(SeekFrom::Start(0)).unwrap();
-        self.large.read_to_end(&mut bytes).unwrap();
+        let read = self.large.read_to_end(&mut bytes);
+        read.unwrap_or_else(|error| panic!("version {}: {error}\n{}", self.version, log()));
         assert_eq!(bytes.len(), LARGE);
         let version = self.version;
         assert!((0..LARGE).all(|at| bytes[at] == large(version, at)));
@@ -391,7 +397,9 @@ fn a_death_at_any_moment_leaves_one_tree_or_the_other() {
             wait_for(&manager, version);
             assert_eq!(names(&manager.join("mnt")), names_of(version));
             assert_eq!(types(&manager), type_of(view), "{}", manager.log());
-            users.iter_mut().for_each(User::check);
+            users
+                .iter_mut()
+                .for_each(|user| user.check_with(|| manager.log()));
             if round % 4 == 0 {
                 users.push(User::of(&manager, version));
             }

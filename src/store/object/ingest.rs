@@ -7,7 +7,7 @@
 //! What is there already is not sent. A garbage collection may run meanwhile: [`super::relied`] knows what can be
 //! relied on, and the commit makes sure of it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::sync::Arc;
@@ -44,6 +44,9 @@ const AT_ONCE: usize = 32;
 const LEVEL: i32 = 3;
 /// Attempts at a commit that garbage collections come between.
 const COMMITS: usize = 5;
+
+/// A root, and what is known of its Nix store path.
+type KnownRoot = (Root, Option<PathInfo>);
 
 pub(super) struct ObjectIngest(Arc<ObjectAddition>);
 
@@ -180,10 +183,11 @@ impl ObjectAddition {
     /// them; if one has deleted meanwhile, everything is made sure of again.
     fn commit_roots(&self, new: &[Node], changes: &[RootChange]) -> Result<(), Error> {
         let mut needed = None;
+        let former = self.former_roots(changes)?;
         for attempt in 0..COMMITS {
             let before = self.make_sure(new, &mut needed).inspect_err(|error| {
                 if attempt > 0 && matches!(error, Error::Refused { .. }) {
-                    self.withdraw(changes);
+                    self.withdraw(changes, &former);
                 }
             })?;
             // Where a collection ran, the closure of a root that was there before may be a candidate.
@@ -223,17 +227,69 @@ impl ObjectAddition {
         checked.map_err(|failure| self.lost(failure))
     }
 
-    /// Removes roots that this addition has written, as something below them is gone.
-    fn withdraw(&self, changes: &[RootChange]) {
-        for root in changes.iter().filter_map(RootChange::root) {
-            let (roots, root) = (self.store.roots.clone(), root.clone());
-            let removed = self.wait(async move {
-                match roots.ask(&root.name).await? {
-                    Some((found, _)) if found.node == root.node => roots.remove(&root.name).await,
-                    _ => Ok(()),
+    /// What the names of `changes` stand for before those.
+    fn former_roots(&self, changes: &[RootChange]) -> Result<HashMap<Name, KnownRoot>, Error> {
+        let names = changes.iter().filter_map(RootChange::root);
+        let names: Vec<Name> = names.map(|root| root.name.clone()).collect();
+        let roots = self.store.roots.clone();
+        self.wait(async move {
+            let asked = names.into_iter().map(|name| {
+                let roots = roots.clone();
+                async move {
+                    match roots.ask(&name).await {
+                        Ok(found) => Ok(found.map(|found| (name, found))),
+                        // What cannot be read is overwritten.
+                        Err(failure) if failure.is(Code::DataLoss) => Ok(None),
+                        Err(failure) => Err(failure),
+                    }
                 }
             });
-            if let Err(error) = removed {
+            let asked: Vec<_> = stream::iter(asked)
+                .buffer_unordered(AT_ONCE)
+                .try_collect()
+                .await?;
+            Ok(asked.into_iter().flatten().collect())
+        })
+    }
+
+    /// Puts the `former` roots in the place of those that this addition has written, as something below
+    /// these is gone. A root whose content was deleted meanwhile is removed.
+    fn withdraw(&self, changes: &[RootChange], former: &HashMap<Name, KnownRoot>) {
+        for root in changes.iter().filter_map(RootChange::root) {
+            let former = former.get(&root.name).cloned();
+            if former
+                .as_ref()
+                .is_some_and(|(former, _)| former.node == root.node)
+            {
+                continue;
+            }
+            let (store, root) = (self.store.clone(), root.clone());
+            let withdrawn = self.wait(async move {
+                let found = store.roots.ask(&root.name).await?;
+                if found.is_none_or(|(found, _)| found.node != root.node) {
+                    return Ok(());
+                }
+                let Some((former, known)) = former else {
+                    return store.roots.remove(&root.name).await;
+                };
+                // A collection deletes closures first: while it is there, so is what is below it.
+                let (kind, digest) = match &former.node {
+                    Node::Directory { digest, .. } => (ObjectKind::Closure, *digest),
+                    Node::File { digest, .. } => (ObjectKind::Blob, *digest),
+                    Node::Symlink { .. } => {
+                        return store.roots.put(&former, known.map(Box::new)).await;
+                    }
+                };
+                match store
+                    .bucket
+                    .has(&store.bucket.path(kind.dir(), &digest))
+                    .await?
+                {
+                    true => store.roots.put(&former, known.map(Box::new)).await,
+                    false => store.roots.remove(&root.name).await,
+                }
+            });
+            if let Err(error) = withdrawn {
                 tracing::warn!("{error}");
             }
         }

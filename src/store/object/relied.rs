@@ -223,7 +223,15 @@ impl ReliedObjects {
         concerns: impl Fn(&GcState) -> bool,
     ) -> Result<GcState, CallFailure> {
         let began = Instant::now();
+        let mut is_reported = false;
         while state.is_deleting() && concerns(&state) {
+            if !std::mem::replace(&mut is_reported, true) {
+                let url = &self.bucket.url;
+                tracing::warn!(
+                    "{url}: an addition waits for a garbage collection, which deletes what it needs, or was killed \
+                     and then counts as running for ten minutes"
+                );
+            }
             if began.elapsed() > PATIENCE {
                 let why = "a garbage collection is deleting objects that this addition needs: run it again later";
                 return Err(CallFailure::Status(Code::Aborted, why.to_owned()));
