@@ -131,12 +131,16 @@ impl ConfiguredMount {
     ) -> Result<(ServedMount, Option<Arc<FuseSession>>), StartError> {
         let runtime = &context.runtime;
         let mut former = previous.unwrap_or_default();
+        let last_number =
+            |former: &PreviousMount| former.last_key_value().map_or(0, |(last, _)| *last);
+        let last = last_number(&former);
         let number = shown_number(&former);
         let previous = number.and_then(|number| Some((number, former.remove(&number)?)));
         let shown = previous.as_ref().map(|(_, previous)| previous);
         let (mount_root, gone) = self.mount_root(&store, shown, context)?;
         let options = self.options(mount_root, context);
         let mut mount = self.mount_options(name, context);
+        mount.last_number = last;
         let mut outside = None;
         if let Some((number, previous)) = previous {
             let previous = (number, previous);
@@ -182,7 +186,8 @@ impl ConfiguredMount {
             return Err(gone);
         }
         mount.device = self.device(context)?;
-        renumber_first(name, &mut former);
+        renumber_first(name, &mut former, last);
+        mount.last_number = last.max(last_number(&former));
         let session = self.mount(store.clone(), options.clone(), &mount, runtime)?;
         self.take_over_former(name, &session, former, &store, &options, &mount, runtime);
         if let Some(hand_over_state) = session.hand_over_state() {
@@ -393,6 +398,7 @@ impl ConfiguredMount {
             generic: GenericOptions::of(&self.config.mount_options).unwrap_or_default(),
             protected_files: context.protected_files.clone(),
             holder: systemd::HeldMount::of_mount(name),
+            last_number: 0,
         }
     }
 
@@ -470,12 +476,13 @@ fn mount_of(tree: &PreviousTree) -> Option<Mountpoint> {
     PreviousState::mount_of(tree.device.as_ref()?, table).ok()
 }
 
-/// Gives the tree of the number 0 among `former` another one: it is that of a mount that is made.
-fn renumber_first(name: &str, former: &mut PreviousMount) {
+/// Gives the tree of the number 0 among `former` another one, higher than `last`: 0 is that of a mount that
+/// is made.
+fn renumber_first(name: &str, former: &mut PreviousMount, last: u64) {
     let Some(first) = former.remove(&0) else {
         return;
     };
-    let number = former.last_key_value().map_or(1, |(last, _)| last + 1);
+    let number = last + 1;
     if let (Some(device), Some(table)) = (&first.device, &first.table) {
         systemd::hold(name, number, device.as_fd(), table.as_fd());
     }

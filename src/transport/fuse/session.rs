@@ -75,6 +75,9 @@ pub struct MountOptions {
     pub protected_files: ProtectedFiles,
     /// Holds the descriptors of the mount as it shows one tree after the other.
     pub holder: Option<Arc<dyn MountHolder>>,
+    /// The highest number of a tree that the holder has of the mount, in use or not: the next tree has a
+    /// higher one.
+    pub last_number: u64,
 }
 
 impl Default for MountOptions {
@@ -94,6 +97,7 @@ impl Default for MountOptions {
             generic: GenericOptions::default(),
             protected_files: ProtectedFiles::default(),
             holder: None,
+            last_number: 0,
         }
     }
 }
@@ -325,7 +329,11 @@ impl FuseSession {
     fn of(tree: ServedTree, mount: &MountOptions) -> Self {
         Self {
             path: tree.mountpoint.path().to_owned(),
-            trees: Arc::new(ServedTrees::new(tree, mount.holder.clone())),
+            trees: Arc::new(ServedTrees::new(
+                tree,
+                mount.holder.clone(),
+                mount.last_number,
+            )),
             handed_over: AtomicBool::new(false),
             no_image: None,
         }

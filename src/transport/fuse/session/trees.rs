@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
@@ -35,6 +35,9 @@ pub(super) struct ServedTrees {
     /// Whether a thread looks after them.
     is_watched: AtomicBool,
     holder: Option<Arc<dyn MountHolder>>,
+    /// The highest number of a tree so far. None is used again: descriptors that are released late are of
+    /// their own tree then.
+    last_number: AtomicU64,
 }
 
 impl ServedTree {
@@ -53,9 +56,14 @@ impl ServedTree {
 }
 
 impl ServedTrees {
-    /// `tree` is shown.
-    pub(super) fn new(tree: ServedTree, holder: Option<Arc<dyn MountHolder>>) -> Self {
+    /// `tree` is shown. The holder may have trees of numbers up to `last_number`.
+    pub(super) fn new(
+        tree: ServedTree,
+        holder: Option<Arc<dyn MountHolder>>,
+        last_number: u64,
+    ) -> Self {
         Self {
+            last_number: AtomicU64::new(last_number.max(tree.number)),
             shown: RwLock::new(Arc::new(tree)),
             former: Mutex::default(),
             closed: Mutex::default(),
@@ -109,8 +117,7 @@ impl ServedTrees {
         &self,
         mount: impl FnOnce(u64, Option<&dyn MountHolder>) -> Result<ServedTree, E>,
     ) -> Result<(), E> {
-        let last = self.all().iter().map(|tree| tree.number).max();
-        let number = last.unwrap_or_default() + 1;
+        let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
         self.switches.store(true, Ordering::SeqCst);
         let mounted = mount(number, self.holder.as_deref());
         let outcome = mounted.map(|next| {
