@@ -271,6 +271,8 @@ impl MountCommand {
         supervisor.send_request("READY=1");
         session.wait();
         session.remember();
+        // The threads below, and what handles an interrupt, still refer to the session: it is not dropped.
+        session.end_use();
         opened.caches.iter().for_each(Cache::flush);
         // Threads may still wait for a store, and use the runtime: they end with the process.
         std::mem::forget(opened.runtime);
