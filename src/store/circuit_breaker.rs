@@ -66,6 +66,11 @@ impl CircuitBreaker {
         Ok(now)
     }
 
+    /// Whether calls fail at once, or one is in flight that decides that.
+    pub(super) fn is_open(&self) -> bool {
+        self.state.lock().open.is_some()
+    }
+
     /// A call was answered, even if with an error.
     pub(super) fn succeeded(&self) {
         let mut state = self.state.lock();
