@@ -311,6 +311,23 @@ fn an_ended_mount_has_nothing_in_use_and_a_killed_one_keeps_its_lease() {
 
 // Where a mount is refused.
 
+/// A collection by gc wrote its lock first, and so made the store whose name was mistyped.
+#[test]
+fn a_collection_of_an_object_store_that_is_not_there_does_not_make_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = format!("objectstore+file://{}/none", dir.path().display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_castore-fs"));
+    command.args(["gc", "--no-other-writers", "--store", &store]);
+    let (status, reported) = within_patience(command);
+    let reported = String::from_utf8(reported).unwrap();
+    assert!(!status.success(), "{reported}");
+    assert!(
+        reported.contains("there is nothing to collect"),
+        "{reported}"
+    );
+    assert!(!dir.path().join("none").exists());
+}
+
 #[test]
 fn a_mount_that_would_hide_the_store_is_refused_whatever_its_path_looks_like() {
     if !can_mount() {
