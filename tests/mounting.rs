@@ -311,6 +311,28 @@ fn an_ended_mount_has_nothing_in_use_and_a_killed_one_keeps_its_lease() {
 
 // Where a mount is refused.
 
+#[test]
+fn a_cache_that_cannot_be_used_and_a_missing_root_to_follow_are_refused() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mountpoint = place.text("mnt");
+    fs::write(place.join("file"), "").unwrap();
+    for cache in [place.text("file"), "/proc/nope".to_owned()] {
+        let store = ["--store", "grpc+unix:/nonexistent", "--cache", &cache];
+        let reported = place.refused(&[&store[..], &[&mountpoint]].concat());
+        let expected = format!("--cache {cache} cannot be used");
+        assert!(reported.contains(&expected), "{reported}");
+    }
+    let mut command = place.command();
+    command.args(["mount", "--follow", &mountpoint]);
+    let (status, reported) = within_patience(command);
+    let reported = String::from_utf8(reported).unwrap();
+    assert_eq!(status.code(), Some(2), "{reported}");
+    assert!(reported.contains("--root"), "{reported}");
+}
+
 /// A collection by gc wrote its lock first, and so made the store whose name was mistyped.
 #[test]
 fn a_collection_of_an_object_store_that_is_not_there_does_not_make_it() {

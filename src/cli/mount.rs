@@ -59,7 +59,7 @@ pub(super) struct MountCommand {
     /// Show another tree once the name of --root stands for one: the default
     ///
     /// What is open stays in the tree before. A digest stands for one tree for ever.
-    #[arg(long, overrides_with = "no_follow")]
+    #[arg(long, overrides_with = "no_follow", requires = "root")]
     follow: bool,
     /// Show the tree that the name of --root stands for now, as long as it is mounted
     #[arg(long)]
