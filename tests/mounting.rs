@@ -268,7 +268,87 @@ fn in_namespace(command: &Command, prepare: &str) -> Command {
     shell
 }
 
+// What a mount has in use.
+
+/// Found by a user: the lease of an ended mount stayed, and where the kernel's list of FUSE connections is not
+/// mounted it counted for an hour.
+#[test]
+fn an_ended_mount_has_nothing_in_use_and_a_killed_one_keeps_its_lease() {
+    if !can_mount() {
+        return;
+    }
+    const TREE: [&str; 2] = ["--root", "tree"];
+    let leases = |place: &Place| fs::read_dir(place.join("store/leases")).unwrap().count();
+    for arguments in [&[][..], &["--view", "fuse", TREE[0], TREE[1]], &TREE] {
+        for by_signal in [false, true] {
+            let mut place = Place::new();
+            let mountpoint = place.text("mnt");
+            let process = place.mount(&[arguments, &[&mountpoint]].concat());
+            // As a mount of all roots does once one was looked up.
+            assert!(fs::read_dir(&mountpoint).unwrap().count() > 0);
+            fs::metadata(Path::new(&mountpoint).join("tree").join("file")).ok();
+            assert_eq!(leases(&place), 1, "{arguments:?}");
+            let removed = place.command().args(["rm", "tree"]).output().unwrap();
+            assert!(removed.status.success(), "{removed:?}");
+            match by_signal {
+                true => signal(process, libc::SIGTERM),
+                false => run("umount", &[&mountpoint]),
+            }
+            assert!(place.wait().success(), "{}", place.log());
+            assert_eq!(leases(&place), 0, "{arguments:?}, by signal: {by_signal}");
+            let collected = place.command().args(["gc", "--grace", "0s"]).output();
+            let collected = String::from_utf8(collected.unwrap().stdout).unwrap();
+            assert!(!collected.contains("in use"), "{collected}");
+        }
+    }
+    let mut place = Place::new();
+    let mountpoint = place.text("mnt");
+    let process = place.mount(&["--root", "tree", &mountpoint]);
+    signal(process, libc::SIGKILL);
+    assert!(!place.wait().success());
+    assert_eq!(leases(&place), 1);
+}
+
 // Where a mount is refused.
+
+#[test]
+fn a_cache_that_cannot_be_used_and_a_missing_root_to_follow_are_refused() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mountpoint = place.text("mnt");
+    fs::write(place.join("file"), "").unwrap();
+    for cache in [place.text("file"), "/proc/nope".to_owned()] {
+        let store = ["--store", "grpc+unix:/nonexistent", "--cache", &cache];
+        let reported = place.refused(&[&store[..], &[&mountpoint]].concat());
+        let expected = format!("--cache {cache} cannot be used");
+        assert!(reported.contains(&expected), "{reported}");
+    }
+    let mut command = place.command();
+    command.args(["mount", "--follow", &mountpoint]);
+    let (status, reported) = within_patience(command);
+    let reported = String::from_utf8(reported).unwrap();
+    assert_eq!(status.code(), Some(2), "{reported}");
+    assert!(reported.contains("--root"), "{reported}");
+}
+
+/// A collection by gc wrote its lock first, and so made the store whose name was mistyped.
+#[test]
+fn a_collection_of_an_object_store_that_is_not_there_does_not_make_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = format!("objectstore+file://{}/none", dir.path().display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_castore-fs"));
+    command.args(["gc", "--no-other-writers", "--store", &store]);
+    let (status, reported) = within_patience(command);
+    let reported = String::from_utf8(reported).unwrap();
+    assert!(!status.success(), "{reported}");
+    assert!(
+        reported.contains("there is nothing to collect"),
+        "{reported}"
+    );
+    assert!(!dir.path().join("none").exists());
+}
 
 #[test]
 fn a_mount_that_would_hide_the_store_is_refused_whatever_its_path_looks_like() {

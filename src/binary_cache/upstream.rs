@@ -651,7 +651,7 @@ impl Store for BinaryCaches {
 
     fn health(&self) -> Health {
         Health {
-            endpoint: Some(self.0.meter.health()),
+            endpoint: Some(self.0.meter.health(false)),
             ..Health::default()
         }
     }

@@ -1,6 +1,7 @@
 //! `castore-fs gc`.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use castore_fs::service::config::TimeSpan;
@@ -11,8 +12,9 @@ use castore_fs::store::{
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
+use url::Url;
 
-use super::failure::CommandFailure;
+use super::failure::{CommandFailure, failure};
 use super::output::Output;
 use super::store::StoreArguments;
 use super::utc::{rfc_3339, utc};
@@ -182,6 +184,14 @@ fn shown(objects: &BucketObjects) -> String {
     )
 }
 
+/// The directory of an object store in a directory, if it does not exist: the lock of gc would make it.
+fn missing_directory(url: &str) -> Option<PathBuf> {
+    let url = Url::parse(url.strip_prefix("objectstore+")?).ok()?;
+    let dir = url.to_file_path().ok().filter(|_| url.scheme() == "file")?;
+    let is_missing = matches!(dir.try_exists(), Ok(false));
+    is_missing.then_some(dir)
+}
+
 impl Gc {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
         let place = self.store.place()?;
@@ -222,6 +232,13 @@ impl Gc {
                  the list of candidates (older castore-fs, snix) would lose what they rely on, and contents that no root \
                  of castore-fs reaches are deleted. Stop such programs, and add that option",
                 shown_url(url)
+            )));
+        }
+        if let Some(dir) = missing_directory(url) {
+            return Err(failure(format!(
+                "{}: there is nothing to collect: {} does not exist",
+                shown_url(url),
+                dir.display()
             )));
         }
         let report = ObjectStore::open(url)?.collect_garbage(&BucketGcOptions {

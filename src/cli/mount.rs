@@ -59,7 +59,7 @@ pub(super) struct MountCommand {
     /// Show another tree once the name of --root stands for one: the default
     ///
     /// What is open stays in the tree before. A digest stands for one tree for ever.
-    #[arg(long, overrides_with = "no_follow")]
+    #[arg(long, overrides_with = "no_follow", requires = "root")]
     follow: bool,
     /// Show the tree that the name of --root stands for now, as long as it is mounted
     #[arg(long)]
@@ -271,6 +271,8 @@ impl MountCommand {
         supervisor.send_request("READY=1");
         session.wait();
         session.remember();
+        // The threads below, and what handles an interrupt, still refer to the session: it is not dropped.
+        session.end_use();
         opened.caches.iter().for_each(Cache::flush);
         // Threads may still wait for a store, and use the runtime: they end with the process.
         std::mem::forget(opened.runtime);

@@ -262,6 +262,10 @@ impl StoreLocation {
             ))
         })?;
         let url = format!("local:{path}");
+        // A service goes on without a cache that it cannot open; a command that was given one fails.
+        if let Err(error @ store::Error::Io { .. }) = store::open_local(&url) {
+            return Err(failure(format!("--cache {path} cannot be used: {error}")));
+        }
         let options = CacheOptions {
             size,
             ..CacheOptions::default()

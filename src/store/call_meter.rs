@@ -67,12 +67,27 @@ impl CallMeter {
         latest.failure = Some(why);
     }
 
-    /// The numbers now.
-    pub(crate) fn health(&self) -> EndpointHealth {
+    /// Counts a call that was not begun here, and failed for `why`.
+    pub(crate) fn failed_in_background(&self, why: String) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.failed(why);
+    }
+
+    /// The endpoint answers again, by a call that was not begun here.
+    pub(crate) fn recovered(&self) {
+        self.latest.lock().state = EndpointState::Up;
+    }
+
+    /// The numbers now. An endpoint whose circuit breaker `is_open` gets no calls: it is not up, whatever the
+    /// last answer was.
+    pub(crate) fn health(&self, is_open: bool) -> EndpointHealth {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let latest = self.latest.lock();
         EndpointHealth {
-            state: latest.state,
+            state: match is_open {
+                true => EndpointState::Failing,
+                false => latest.state,
+            },
             requests: load(&self.requests),
             failures: load(&self.failures),
             in_flight: load(&self.in_flight),
@@ -115,11 +130,11 @@ mod tests {
     async fn calls_are_timed_until_their_answer_and_failures_keep_their_reason() {
         let meter = CallMeter::default();
         let (one, two, three) = (meter.begin(), meter.begin(), meter.begin());
-        assert_eq!(meter.health().in_flight, 3);
+        assert_eq!(meter.health(false).in_flight, 3);
         tokio::time::advance(std::time::Duration::from_millis(40)).await;
         one.answered();
         meter.received(100);
-        let up = meter.health();
+        let up = meter.health(false);
         assert_eq!(
             (up.state, up.in_flight, up.bytes_in),
             (EndpointState::Up, 2, 100)
@@ -132,10 +147,13 @@ mod tests {
         two.failed("it is down".to_owned());
         // A caller that is gone is neither.
         drop(three);
-        let down = meter.health();
+        let down = meter.health(false);
         assert_eq!((down.state, down.in_flight), (EndpointState::Failing, 0));
         assert_eq!((down.requests, down.failures), (3, 1));
         assert_eq!(down.last_failure.as_deref(), Some("it is down"));
         assert_eq!(down.times, up.times, "what failed has no time");
+        meter.recovered();
+        assert_eq!(meter.health(false).state, EndpointState::Up);
+        assert_eq!(meter.health(true).state, EndpointState::Failing);
     }
 }

@@ -6,6 +6,8 @@
 //! has arrived, and as a failure if it stalls: an endpoint that begins every answer and ends none opens
 //! the breaker as well.
 //!
+//! It logs when it opens and when it closes, but no probe that fails in between.
+//!
 //! An endpoint that sent bytes that do not match their digest is marked for as long as the process
 //! lives. It still gets requests (everything is verified), but data that cannot be bound to a
 //! digest at once is not accepted from it.
@@ -33,8 +35,17 @@ pub(super) struct CircuitBreaker {
 struct BreakerState {
     last_success: Instant,
     pause: Duration,
-    /// Until when calls fail at once, and with what error.
-    open: Option<(Instant, CallFailure)>,
+    open: Option<OpenState>,
+}
+
+#[derive(Debug)]
+struct OpenState {
+    /// Until when calls fail at once.
+    until: Instant,
+    /// With what error.
+    failure: CallFailure,
+    since: Instant,
+    endpoint: String,
 }
 
 impl Default for CircuitBreaker {
@@ -56,14 +67,19 @@ impl CircuitBreaker {
         let now = Instant::now();
         let mut state = self.state.lock();
         let pause = state.pause;
-        if let Some((until, failure)) = &mut state.open {
-            if now < *until {
-                return Err(failure.clone());
+        if let Some(open) = &mut state.open {
+            if now < open.until {
+                return Err(open.failure.clone());
             }
             // This call is the probe; the others still fail while it is in flight.
-            *until = now + pause.max(deadline);
+            open.until = now + pause.max(deadline);
         }
         Ok(now)
+    }
+
+    /// Whether calls fail at once, or one is in flight that decides that.
+    pub(super) fn is_open(&self) -> bool {
+        self.state.lock().open.is_some()
     }
 
     /// A call was answered, even if with an error.
@@ -71,7 +87,15 @@ impl CircuitBreaker {
         let mut state = self.state.lock();
         state.last_success = Instant::now();
         state.pause = FIRST_PAUSE;
-        state.open = None;
+        let Some(open) = state.open.take() else {
+            return;
+        };
+        drop(state);
+        tracing::info!(
+            ENDPOINT = open.endpoint,
+            "the endpoint answers again, after {:.1?}",
+            open.since.elapsed()
+        );
     }
 
     /// The call that began at `began` found no connection, or missed its deadline.
@@ -82,9 +106,23 @@ impl CircuitBreaker {
             return;
         }
         let pause = state.pause.mul_f64(0.75 + fastrand::f64() / 2.0);
-        tracing::warn!("{endpoint} gets no calls for {pause:?}: {failure:?}");
-        state.open = Some((Instant::now() + pause, failure.clone()));
+        let now = Instant::now();
+        let before = state.open.take();
+        state.open = Some(OpenState {
+            until: now + pause,
+            failure: failure.clone(),
+            since: before.as_ref().map_or(now, |open| open.since),
+            endpoint: endpoint.to_owned(),
+        });
         state.pause = (state.pause * 2).min(LONGEST_PAUSE);
+        drop(state);
+        if before.is_none() {
+            tracing::warn!(
+                ENDPOINT = endpoint,
+                error = %failure.clone().of(endpoint, "a call"),
+                "the endpoint gets no calls until it answers a probe"
+            );
+        }
     }
 
     /// It sent bytes that do not match their digest.
@@ -95,5 +133,64 @@ impl CircuitBreaker {
     /// Whether it ever did.
     pub(super) fn has_sent_corrupt(&self) -> bool {
         self.corrupt_responses.load(Ordering::Relaxed) > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use tonic::Code;
+
+    use super::*;
+
+    /// Keeps the log.
+    #[derive(Clone, Default)]
+    struct LogBuffer(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for LogBuffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Found by a user: a line each six seconds for as long as an endpoint was down.
+    #[test]
+    fn an_endpoint_that_stays_down_is_one_line_and_its_return_another() {
+        let log = LogBuffer::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let breaker = CircuitBreaker::default();
+            let refused = CallFailure::Status(Code::Unavailable, "connection refused".to_owned());
+            breaker.succeeded();
+            for _ in 0..10 {
+                breaker.failed("grpc+http://host", Instant::now(), &refused);
+            }
+            breaker.succeeded();
+            breaker.succeeded();
+        });
+        let log = String::from_utf8(std::mem::take(&mut *log.0.lock())).unwrap();
+        let lines: Vec<&str> = log.lines().collect();
+        assert_eq!(lines.len(), 2, "{log}");
+        assert!(
+            lines[0].contains("WARN") && lines[1].contains("INFO"),
+            "{log}"
+        );
+        for line in &lines {
+            assert!(line.contains("ENDPOINT=\"grpc+http://host\""), "{line}");
+        }
+        assert!(lines[0].contains("connection refused"), "{log}");
+        assert!(!lines[0].contains("Status("), "{log}");
+        assert!(lines[1].contains("answers again"), "{log}");
     }
 }

@@ -32,11 +32,10 @@ use self::blobs::ServerBlobs;
 use self::directories::ServerDirectories;
 use self::endpoint::GrpcEndpoint;
 use self::roots::ServerRoots;
-use super::call_meter::CallMeter;
 use super::extents::Extents;
 use super::failure::CallFailure;
 use super::upstream::{self, UpstreamCalls, UpstreamStore};
-use super::{Error, Ingest, network};
+use super::{EndpointHealth, Error, Ingest, network};
 use crate::castore::{Digest, Directory, Root};
 use crate::nix::PathInfo;
 
@@ -113,8 +112,8 @@ impl UpstreamCalls for GrpcServer {
         &self.endpoint.url
     }
 
-    fn meter(&self) -> &CallMeter {
-        self.endpoint.meter()
+    fn endpoint_health(&self) -> EndpointHealth {
+        self.endpoint.health()
     }
 
     fn runtime(&self) -> &Handle {

@@ -31,11 +31,10 @@ pub use self::gc::{BucketGcOptions, BucketGcReport, BucketObjects};
 use self::ingest::ObjectIngest;
 use self::relied::ReliedObjects;
 use self::roots::BucketRoots;
-use super::call_meter::CallMeter;
 use super::extents::Extents;
 use super::failure::CallFailure;
 use super::upstream::{UpstreamCalls, UpstreamStore};
-use super::{Error, Ingest, network};
+use super::{EndpointHealth, Error, Ingest, network};
 use crate::castore::{Digest, Directory, Root};
 use crate::nix::PathInfo;
 
@@ -107,8 +106,8 @@ impl UpstreamCalls for ObjectStoreCalls {
         &self.bucket.url
     }
 
-    fn meter(&self) -> &CallMeter {
-        self.bucket.meter()
+    fn endpoint_health(&self) -> EndpointHealth {
+        self.bucket.health()
     }
 
     fn runtime(&self) -> &Handle {

@@ -15,10 +15,9 @@ use tokio::runtime::Handle;
 use tracing::field::{Empty, display};
 use tracing::{Instrument, Span};
 
-use super::call_meter::CallMeter;
 use super::extents::{self, BlobSource, Extents};
 use super::failure::CallFailure;
-use super::{Answer, BackingFile, Error, Health, Ingest, Store, StoreUsage};
+use super::{Answer, BackingFile, EndpointHealth, Error, Health, Ingest, Store, StoreUsage};
 use crate::castore::{Digest, Directory, GroupTable, Printable, Root};
 use crate::nix::PathInfo;
 use crate::spans;
@@ -32,8 +31,8 @@ pub(super) trait UpstreamCalls: Debug + Send + Sync + 'static {
     /// The endpoint's URL without secrets.
     fn url(&self) -> &str;
 
-    /// The calls so far.
-    fn meter(&self) -> &CallMeter;
+    /// The endpoint as its calls so far show it.
+    fn endpoint_health(&self) -> EndpointHealth;
 
     /// The runtime of fetches.
     fn runtime(&self) -> &Handle;
@@ -378,7 +377,7 @@ impl<B: UpstreamCalls> Store for UpstreamStore<B> {
 
     fn health(&self) -> Health {
         Health {
-            endpoint: Some(self.0.meter().health()),
+            endpoint: Some(self.0.endpoint_health()),
             ..Health::default()
         }
     }

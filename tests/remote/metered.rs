@@ -1,6 +1,7 @@
 //! The calls to an endpoint are counted and timed; what memory answers is not.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use castore_fs::castore::Digest;
 use castore_fs::store::{EndpointHealth, EndpointState, GrpcStore, Store};
@@ -44,4 +45,35 @@ async fn answers_from_memory_are_neither_requests_nor_times() {
     let now = health(&client);
     assert_eq!((now.requests, now.failures), (4, 0));
     assert!(now.times.total_micros > 0 && now.times.median_micros.is_some());
+}
+
+/// Found by a user: a background call found the server gone and opened the circuit breaker, so that reads
+/// failed without a call; for minutes the endpoint was shown as up, without a failure.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_went_away_while_nothing_was_read_is_not_up() {
+    let store = memory();
+    let blob = noise(7, 1000);
+    put_root(&store, "blob", |ingest| put_file(ingest, &blob));
+    let mut server = Server::tcp(Arc::new(store));
+    let client = server.client();
+    client.root(b"blob").await.unwrap().unwrap();
+    assert_eq!(health(&client).state, EndpointState::Up);
+    let before = health(&client);
+    server.stop();
+    let noticed = async {
+        while health(&client).state == EndpointState::Up {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let noticed = tokio::time::timeout(Duration::from_secs(30), noticed).await;
+    noticed.expect("nothing shows that the server has gone");
+    let down = health(&client);
+    assert_eq!(down.state, EndpointState::Failing);
+    assert!(
+        down.failures > 0 && down.requests > before.requests,
+        "{down:?}"
+    );
+    assert!(down.requests - before.requests >= down.failures, "{down:?}");
+    assert!(down.last_failure.is_some());
+    assert_eq!(down.times, before.times);
 }

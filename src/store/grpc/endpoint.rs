@@ -26,7 +26,7 @@ use crate::store::call_meter::CallMeter;
 use crate::store::circuit_breaker::CircuitBreaker;
 use crate::store::failure::CallFailure;
 use crate::store::pace::{AnswerPace, Payload};
-use crate::store::{Damage, Error, Object};
+use crate::store::{Damage, EndpointHealth, Error, Object};
 
 /// Attempts at a call that finds no connection.
 const ATTEMPTS: u32 = 3;
@@ -111,9 +111,9 @@ impl GrpcEndpoint {
         })
     }
 
-    /// The calls, without those for a notice of changes.
-    pub(super) fn meter(&self) -> &CallMeter {
-        &self.meter
+    /// The server as the calls show it; of those for a notice of changes, only failures count.
+    pub(super) fn health(&self) -> EndpointHealth {
+        self.meter.health(self.circuit_breaker.is_open())
     }
 
     /// Calls made so far.
@@ -177,7 +177,9 @@ impl GrpcEndpoint {
         Ok(answer)
     }
 
-    /// As [`call`](Self::call), for what no reader waits for: it is not measured.
+    /// As [`call`](Self::call), for what no reader waits for: it is not timed. It counts if it opens the
+    /// circuit breaker, or is a probe that fails: the failures of readers, which then make no call, are due to
+    /// it.
     pub(super) async fn call_in_background<T, F>(
         &self,
         call: impl Fn(CallConnection) -> F,
@@ -186,11 +188,22 @@ impl GrpcEndpoint {
         F: Future<Output = Result<T, Status>>,
     {
         let began = self.circuit_breaker.begin(self.deadlines.first_byte)?;
-        let answer = self
-            .attempts(self.deadlines.first_byte, began, call)
-            .await?;
-        self.circuit_breaker.succeeded();
-        Ok(answer)
+        let was_open = self.circuit_breaker.is_open();
+        let outcome = self.attempts(self.deadlines.first_byte, began, call).await;
+        match &outcome {
+            Ok(_) => {
+                self.circuit_breaker.succeeded();
+                if was_open {
+                    self.meter.recovered();
+                }
+            }
+            Err(failure) if self.circuit_breaker.is_open() => {
+                let error = self.error("a call", failure.clone());
+                self.meter.failed_in_background(error.to_string());
+            }
+            Err(_) => {}
+        }
+        outcome
     }
 
     /// Makes a call; whether its answer is a success is for the caller to decide.

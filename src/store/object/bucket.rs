@@ -40,7 +40,7 @@ use crate::store::extents::ChunkVerification;
 use crate::store::failure::{CallFailure, found};
 use crate::store::pace::{AnswerPace, LEAST_RATE};
 use crate::store::shown_url::shown_parameter;
-use crate::store::{Damage, Object};
+use crate::store::{Damage, EndpointHealth, Object};
 
 /// The deadlines for a connection, then for the beginning of an answer, and the time for which an
 /// object may bring less than [`LEAST_RATE`].
@@ -233,9 +233,9 @@ impl Bucket {
         })
     }
 
-    /// The calls, each with its attempts.
-    pub(super) fn meter(&self) -> &CallMeter {
-        &self.meter
+    /// The endpoint as the calls show it, each with its attempts.
+    pub(super) fn health(&self) -> EndpointHealth {
+        self.meter.health(self.circuit_breaker.is_open())
     }
 
     /// Requests made so far.

@@ -571,6 +571,8 @@ impl Drop for FuseSession {
             Ok(UnmountOutcome::Blocked(obstacles)) => {
                 tracing::error!(%mountpoint, %obstacles, "cannot unmount below other mounts");
             }
+            // Threads that wait for a store may keep the file system.
+            Ok(UnmountOutcome::Cleanly) => self.end_use(),
             Ok(_) => {}
             Err(error) => tracing::error!(%mountpoint, %error, "cannot unmount"),
         }
