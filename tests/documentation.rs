@@ -154,7 +154,7 @@ store = "disk"' >config.toml
         .iter()
         .find(|block| block.starts_with("castore-fs import --nix "));
     let mut commands = block.unwrap().clone();
-    for (shown, here) in [
+    for (shown, put_in) in [
         (
             "--from URL --to URL",
             "--from local:/var/lib/castore-fs --to local:/run/copy",
@@ -172,7 +172,7 @@ store = "disk"' >config.toml
         ("--config FILE", "--config config.toml"),
     ] {
         assert!(commands.contains(shown), "{shown}");
-        commands = commands.replace(shown, here);
+        commands = commands.replace(shown, put_in);
     }
     assert_eq!(commands.lines().count(), 7, "{commands}");
     let output = run(

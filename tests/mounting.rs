@@ -903,6 +903,20 @@ fn a_process_that_waits_for_a_dead_server_keeps_no_mount_from_being_unmounted() 
     let mut byte = [0];
     waits.stdout.take().unwrap().read_exact(&mut byte).unwrap();
     signal(server, libc::SIGSTOP);
+    // A thread that runs on could answer.
+    let is_stopped = |task: fs::DirEntry| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_none_or(|(_, state)| state.starts_with('T'))
+    };
+    until(
+        "all threads are stopped",
+        || {
+            let mut tasks = fs::read_dir(format!("/proc/{server}/task")).unwrap();
+            tasks.all(|task| is_stopped(task.unwrap()))
+        },
+        String::new,
+    );
     waits.stdin.take().unwrap().write_all(b"x").unwrap();
     // Threads that look may stay until the server continues.
     let maps = format!("/proc/{}/maps", waits.id());
