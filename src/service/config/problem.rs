@@ -192,7 +192,8 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, source: &ConfigText<'_>) -> 
         unread.add(&key, &problem.what);
         let is_known =
             |other: &ConfigProblem| other.key == problem.key && other.what == problem.what;
-        if !is_consequence && !(field.is_some() && problems.iter().any(is_known)) {
+        let is_repeated = field.is_some() && problems.iter().any(is_known);
+        if !is_consequence && !is_repeated {
             problems.push(problem);
         }
         let blanked = error.span().and_then(|span| blanked(&rest, &span));
