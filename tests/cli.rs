@@ -482,7 +482,7 @@ fn what_is_wrong_is_one_line_with_what_to_do() {
         (&["import", "/"], "/ has no name: give --name NAME"),
         (
             &["import", "--name", "a/b", "tree"],
-            "a/b: \"a/b\" holds a byte that is not allowed: 0x2f",
+            "a/b: a root's name has no /",
         ),
         (
             &["import", "--nix", "--name", "a b", "tree"],
@@ -750,10 +750,56 @@ fn what_a_copy_did_and_what_is_wrong_with_a_configuration_can_be_json() {
     assert_eq!((run.status.code(), run.stderr.len()), (Some(1), 0));
     let mistakes = json_lines(&String::from_utf8(run.stdout).unwrap());
     assert_eq!(mistakes[0]["path"], "c.toml");
+    let place_of = |mistake: &Value| format!("{} {}", mistake["line"], mistake["key"]);
+    let places: Vec<_> = mistakes.iter().map(place_of).collect();
+    assert_eq!(places, [r#"2 "log.level""#, r#"3 "log.x""#]);
+}
+
+/// One object for each change, and the hint of `rm` only without --quiet.
+#[test]
+fn what_changes_roots_can_be_json_and_quiet() {
+    let place = Place::with_tree();
+    let tagged = &place.json(&["tag", "--json", "share", "tree/bin"])[0];
     assert_eq!(
-        (&mistakes[0]["line"], &mistakes[0]["key"]),
-        (&3.into(), &"log.x".into())
+        (&tagged["name"], &tagged["type"]),
+        (&"share".into(), &"directory".into())
     );
+    let moved = &place.json(&["mv", "--json", "share", "bin"])[0];
+    assert_eq!(
+        (&moved["name"], &moved["digest"]),
+        (&"bin".into(), &tagged["digest"])
+    );
+    let exported = &place.json(&["export", "--json", "bin", "out"])[0];
+    assert_eq!(
+        (&exported["path"], &exported["digest"]),
+        (&"bin".into(), &tagged["digest"])
+    );
+    assert_eq!(exported["destination"]["path"], "out");
+    assert!(exported["written"].as_u64() > Some(0), "{exported}");
+    let reported = place.bad(2, &["export", "--json", "--format", "tar", "bin"]);
+    assert!(reported.contains("DESTINATION"), "{reported}");
+    let dry = &place.json(&["rm", "--json", "--dry-run", "bin"])[0];
+    assert_eq!(
+        (&dry["roots"][0]["name"], &dry["dry_run"]),
+        (&"bin".into(), &true.into())
+    );
+    let removed = &place.json(&["rm", "--json", "--quiet", "bin"])[0];
+    assert_eq!(removed["dry_run"], false);
+    assert_eq!(place.text(&["gc", "--quiet"]).lines().count(), 1);
+    let reported = place.bad(2, &["rm", "--jsn", "tree"]);
+    assert!(!reported.contains("as a value"), "{reported}");
+    // Names of roots, which have no slash.
+    place.good(&["import", "--name", "/nix/store/again", "tree/bin"]);
+    assert_eq!(place.text(&["ls"]), "again\ntree\n");
+    for (arguments, reported) in [
+        (
+            &["rm", "tree/bin"][..],
+            "tree/bin is a path below a root; rm takes names of roots",
+        ),
+        (&["tag", "a/b", "tree"], "a/b: a root's name has no /"),
+    ] {
+        assert_eq!(place.bad(1, arguments), reported);
+    }
 }
 
 /// Progress is for people at a terminal, who can do without it.
@@ -1662,7 +1708,8 @@ fn roots_are_tagged_renamed_and_measured() {
     let text = place.text(&["du", "tree/large"]);
     assert_eq!(
         text,
-        "    3.00 MiB     3.00 MiB     3.00 MiB tree/large\n3.00 MiB in distinct objects\n"
+        "        size       stored       shared     unshared path\n    \
+         3.00 MiB     3.00 MiB          0 B     3.00 MiB tree/large\n3.00 MiB in distinct objects\n"
     );
     let run = place.run(&["du", "none", "tree/large"]);
     assert_eq!(run.status.code(), Some(1));

@@ -15,10 +15,10 @@ use super::store::StoreArguments;
 
 /// Show how much space trees take: as files, in the store, and alone
 ///
-/// Three sizes for each TARGET: the bytes of its files; the bytes of the distinct blobs and Directories
-/// that hold them; and the part of those that no other TARGET refers to, which removing only this one
-/// would free. Without a TARGET, all roots, so that the last column is what `rm` and `gc` would free. The
-/// last line is the distinct objects of all. Directories are read, blobs are not.
+/// Four sizes for each TARGET: `size`, the bytes of its files; `stored`, the bytes of the distinct blobs and
+/// Directories that hold them; `shared`, the part of those that another TARGET refers to as well; and `unshared`,
+/// the rest, which removing only this one would free. Without a TARGET, all roots, so that `unshared` is what
+/// `rm` and `gc` would free. The last line is the distinct objects of all. Directories are read, blobs are not.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs du
@@ -26,7 +26,7 @@ use super::store::StoreArguments;
 pub(super) struct Du {
     #[command(flatten)]
     store: StoreArguments,
-    /// One JSON object a line, sizes in bytes: path, size, stored, unshared; the last has only stored
+    /// One JSON object a line, sizes in bytes: path, size, stored, shared, unshared; the last has only stored
     #[arg(long)]
     json: bool,
     /// What to measure: NAME[/PATH] or a digest; without any, all roots
@@ -39,6 +39,7 @@ struct DuLine {
     path: json::JsonPath,
     #[serde(flatten)]
     usage: TreeUsage,
+    shared: u64,
 }
 
 #[derive(Serialize)]
@@ -69,16 +70,24 @@ impl Du {
             }
         }
         let usages = usage(store, &trees)?;
+        if !self.json && !trees.is_empty() {
+            let [size, stored, shared, unshared] = ["size", "stored", "shared", "unshared"];
+            output.line(&format!(
+                "{size:>12} {stored:>12} {shared:>12} {unshared:>12} path"
+            ))?;
+        }
         for ((path, _), usage) in trees.iter().zip(&usages.trees) {
+            let shared = usage.stored.saturating_sub(usage.unshared);
             if self.json {
                 let path = path.as_bytes().into();
                 output.json(&DuLine {
                     path,
                     usage: *usage,
+                    shared,
                 })?;
                 continue;
             }
-            let sizes = [usage.size, usage.stored, usage.unshared];
+            let sizes = [usage.size, usage.stored, shared, usage.unshared];
             let name = output.name(path.as_bytes()).into_owned();
             for size in sizes {
                 write!(output, "{:>12} ", HumanBytes(size).to_string())?;

@@ -17,9 +17,11 @@ use castore_fs::tree::{
 };
 use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, HumanCount};
+use serde::Serialize;
 
 use super::failure::{CommandFailure, failure};
 use super::interrupt::on_interrupt;
+use super::json::{JsonNode, JsonPath};
 use super::names::closure_roots;
 use super::output::Output;
 use super::progress::{ProgressLine, ProgressState, QuietArgument};
@@ -49,6 +51,9 @@ pub(super) struct ExportCommand {
     /// TARGET is a root: with every Nix store path that it refers to
     #[arg(long)]
     closure: bool,
+    /// One JSON object: `path`, `destination`, what TARGET is, and `written`, the bytes of its files
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     quiet: QuietArgument,
     /// What to export: NAME[/PATH] or a digest
@@ -77,6 +82,17 @@ struct ExportedTree {
     closure: Option<Vec<Root>>,
 }
 
+/// What was exported, in JSON.
+#[derive(Serialize)]
+struct ExportedObject {
+    #[serde(flatten)]
+    path: JsonPath,
+    #[serde(flatten)]
+    node: JsonNode,
+    destination: JsonPath,
+    written: u64,
+}
+
 impl ExportCommand {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
         self.quiet.apply();
@@ -88,6 +104,13 @@ impl ExportCommand {
             stopped.stop.store(true, Ordering::Relaxed);
         })?;
         let destination = self.destination.filter(|path| path.as_os_str() != "-");
+        if self.json && destination.is_none() {
+            return Err(CommandFailure::Usage(
+                "--json needs a DESTINATION: without one, standard output has the archive"
+                    .to_owned(),
+            ));
+        }
+        let object = destination.clone().filter(|_| self.json);
         let image = match self.format {
             ExportFormat::Erofs => Some(tree.image()?),
             _ => None,
@@ -111,14 +134,15 @@ impl ExportCommand {
             }
         };
         match (self.format, destination) {
-            (ExportFormat::Dir, None) => Err(failure(
-                "files need a DESTINATION: castore-fs export TARGET DESTINATION",
-            )),
+            (ExportFormat::Dir, None) => {
+                return Err(failure(
+                    "files need a DESTINATION: castore-fs export TARGET DESTINATION",
+                ));
+            }
             (ExportFormat::Dir, Some(path)) => {
                 let _line = ProgressLine::show("exporting", state);
                 let ExportedTree { store, found, .. } = &tree;
                 export::to_directory(store, &found.path, &found.node, &path, &progress)?;
-                Ok(())
             }
             (format, None) => {
                 let mut output = Output::open()?;
@@ -129,15 +153,26 @@ impl ExportCommand {
                 }
                 let _line = ProgressLine::show("exporting", state);
                 match image {
-                    Some(image) => Ok(write_image(&image, &tree.store, &mut output, &progress)?),
-                    None => tree.write_archive(format, &mut output, &progress),
+                    Some(image) => write_image(&image, &tree.store, &mut output, &progress)?,
+                    None => tree.write_archive(format, &mut output, &progress)?,
                 }
             }
             (format, Some(path)) => {
                 let _line = ProgressLine::show("exporting", state);
-                tree.write_file(format, image.as_ref(), &path, &progress)
+                tree.write_file(format, image.as_ref(), &path, &progress)?;
             }
         }
+        if let Some(path) = object {
+            let mut output = Output::open()?;
+            output.json(&ExportedObject {
+                path: tree.found.path.as_bytes().into(),
+                node: tree.found.node.borrow().into(),
+                destination: path.as_os_str().as_bytes().into(),
+                written: progress.bytes.load(Ordering::Relaxed),
+            })?;
+            output.flush()?;
+        }
+        Ok(())
     }
 
     fn find(&self, store: &Blocking) -> Result<ExportedTree, CommandFailure> {

@@ -68,7 +68,12 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
     // The error is followed by hints, in paragraphs of their own, then the usage.
     let (wrong, _) = text.split_once("\n\nUsage:").unwrap_or((text, ""));
     let (wrong, _) = wrong.split_once("\n\nFor more").unwrap_or((wrong, ""));
-    let paragraphs = wrong.split("\n\n").map(|paragraph| {
+    // What no verb takes is no value, so the tip how to pass it as one misleads.
+    let lines = wrong
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("tip: to pass '--"));
+    let wrong = lines.collect::<Vec<_>>().join("\n");
+    let paragraphs = wrong.trim_end().split("\n\n").map(|paragraph| {
         let words = paragraph.split_whitespace();
         words.collect::<Vec<_>>().join(" ")
     });

@@ -71,6 +71,9 @@ pub(super) struct Gc {
     /// `closures`, `blobs`, `chunks` and `bytes`. `omitted` objects did not fit on the list.
     #[arg(long)]
     json: bool,
+    /// Do not print what stays, and why
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 fn time(text: &str) -> Result<Duration, String> {
@@ -265,7 +268,7 @@ impl Gc {
             false => "deleted",
         };
         writeln!(output, "{did} {}", shown(&report.deleted))?;
-        if let Some(until) = report.candidates_until {
+        if let Some(until) = report.candidates_until.filter(|_| !self.quiet) {
             let listed = match (report.is_waiting, self.dry_run) {
                 (true, _) => "candidates since an earlier call",
                 (false, true) => "would become candidates",
@@ -278,7 +281,7 @@ impl Gc {
                 utc(until)
             )?;
         }
-        if let Some(until) = report.grace_until {
+        if let Some(until) = report.grace_until.filter(|_| !self.quiet) {
             let why = format!("within the grace period, until {}", utc(until));
             writeln!(output, "spared {}: {why}", shown(&report.grace))?;
         }
@@ -322,7 +325,7 @@ impl Gc {
                 "of paths whose content has not come completely, for a day at most",
             ),
         ] {
-            if !spared.is_empty() {
+            if !spared.is_empty() && !self.quiet {
                 let objects = format!(
                     "{} blobs ({}), {} directories",
                     HumanCount(spared.blobs),

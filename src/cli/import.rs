@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use castore_fs::castore::{Name, Printable};
+use castore_fs::castore::Printable;
 use castore_fs::import::{
     ImportError, ImportOptions, ImportProgress, ImportResult, ImportSource, ImportStage,
     RootNaming, SpecialFiles, import, tar,
@@ -28,6 +28,7 @@ use super::failure::{CommandFailure, failure, print_error};
 use super::import_paths::{closure_of_machine, import_closure, path_of_machine, store_path};
 use super::interrupt::on_interrupt;
 use super::json;
+use super::names::root_name;
 use super::output::Output;
 use super::progress::{self, ProgressLine, ProgressState, QuietArgument};
 use super::running_import::RunningImport;
@@ -318,7 +319,11 @@ impl ImportArguments {
 
     fn naming(&self, path: &Path) -> Result<RootNaming, CommandFailure> {
         let name = match &self.name {
-            Some(name) => name.clone(),
+            // As for every other verb.
+            Some(name) => match name.as_bytes().strip_prefix(b"/nix/store/") {
+                Some(name) => OsString::from_vec(name.to_vec()),
+                None => name.clone(),
+            },
             None => self.base_name(path)?,
         };
         if self.nix && self.name.is_none() && self.format.is_none() {
@@ -334,9 +339,7 @@ impl ImportArguments {
                 ))),
             };
         }
-        Name::new(name.as_bytes())
-            .map(RootNaming::Name)
-            .map_err(|error| failure(format!("{}: {error}", Printable(name.as_bytes()))))
+        root_name(Path::new(&name)).map(RootNaming::Name)
     }
 
     /// The last component of `path`, for an archive without its suffix.

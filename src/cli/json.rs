@@ -3,7 +3,7 @@
 //! A byte string that is not UTF-8 cannot be a JSON string. Its field then holds the text with
 //! U+FFFD for unreadable bytes, and a second field, `…_base64`, holds the bytes.
 
-use castore_fs::castore::NodeRef;
+use castore_fs::castore::{NodeRef, Root};
 use data_encoding::BASE64;
 use serde::Serialize;
 
@@ -82,6 +82,24 @@ impl From<&[u8]> for JsonName {
         Self {
             name: text(name),
             name_base64: base64(name),
+        }
+    }
+}
+
+/// A root: its name and node.
+#[derive(Debug, Serialize)]
+pub(super) struct JsonRoot {
+    #[serde(flatten)]
+    name: JsonName,
+    #[serde(flatten)]
+    node: JsonNode,
+}
+
+impl From<&Root> for JsonRoot {
+    fn from(root: &Root) -> Self {
+        Self {
+            name: root.name.as_bytes().into(),
+            node: root.node.borrow().into(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `castore-fs mv`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use castore_fs::castore::Root;
@@ -7,7 +8,9 @@ use castore_fs::store::RootCondition;
 use clap::Args;
 
 use super::failure::{CommandFailure, failure};
-use super::names::{must_be_free, refuse_referred, root_name};
+use super::json::JsonRoot;
+use super::names::{must_be_free, refuse_referred, root_name, taken_root_name};
+use super::output::Output;
 use super::store::StoreArguments;
 
 /// Rename a root
@@ -25,6 +28,9 @@ pub(super) struct Mv {
     /// Replace the root NEW, if there is one
     #[arg(long)]
     replace: bool,
+    /// One JSON object: the root with its new name
+    #[arg(long)]
+    json: bool,
     /// The root's name
     old: PathBuf,
     /// Its new name
@@ -35,7 +41,7 @@ impl Mv {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
         let opened = self.store.open()?;
         let store = &opened.store;
-        let (old, name) = (root_name(&self.old)?, root_name(&self.new)?);
+        let (old, name) = (taken_root_name(&self.old, "mv")?, root_name(&self.new)?);
         let Some(root) = store.root(&old)? else {
             return Err(failure(format!(
                 "{} has no root named {old}; `castore-fs ls` lists the names it has",
@@ -43,16 +49,26 @@ impl Mv {
             )));
         };
         if old == name {
-            return Ok(());
+            return self.print(&root);
         }
         refuse_referred(&opened, std::slice::from_ref(&old))?;
         let node = root.node;
         must_be_free(store, &name, &node, self.replace)?;
         let ingest = store.ingest()?;
-        ingest.put_root(&Root { name, node }, None)?;
+        let root = Root { name, node };
+        ingest.put_root(&root, None)?;
         ingest.remove_root(&old)?;
         ingest.only_if(RootCondition::NotReferred(old));
         ingest.commit()?;
+        self.print(&root)
+    }
+
+    fn print(&self, root: &Root) -> Result<(), CommandFailure> {
+        if self.json {
+            let mut output = Output::open()?;
+            output.json(&JsonRoot::from(root))?;
+            output.flush()?;
+        }
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use castore_fs::castore::{Name, Node, Root};
+use castore_fs::castore::{Name, Node, Printable, Root};
 use castore_fs::store::Blocking;
 use castore_fs::tree::closure;
 
@@ -14,7 +14,24 @@ use super::store::CommandStore;
 pub(super) fn root_name(path: &Path) -> Result<Name, CommandFailure> {
     let bytes = path.as_os_str().as_bytes();
     let bytes = bytes.strip_prefix(b"/nix/store/").unwrap_or(bytes);
-    Name::new(bytes).map_err(|error| failure(format!("{}: {error}", path.display())))
+    let shown = Printable::path(path);
+    if bytes.contains(&b'/') {
+        return Err(failure(format!("{shown}: a root's name has no /")));
+    }
+    Name::new(bytes).map_err(|error| failure(format!("{shown}: {error}")))
+}
+
+/// As [`root_name`], of a root that `verb` takes, and not what is below it.
+pub(super) fn taken_root_name(path: &Path, verb: &str) -> Result<Name, CommandFailure> {
+    let bytes = path.as_os_str().as_bytes();
+    let name = bytes.strip_prefix(b"/nix/store/").unwrap_or(bytes);
+    if !name.starts_with(b"/") && name.contains(&b'/') {
+        let shown = Printable::path(path);
+        return Err(failure(format!(
+            "{shown} is a path below a root; {verb} takes names of roots"
+        )));
+    }
+    root_name(path)
 }
 
 /// Fails if `name` is the root of another node than `node`, unless it may be replaced.

@@ -50,6 +50,9 @@ enum ProfileAction {
     Export {
         #[command(flatten)]
         place: ProfileLocation,
+        /// One JSON object: `name`, and in `profile` the profile, in base64
+        #[arg(long)]
+        json: bool,
         /// The root's name, or the `root` of the mount
         name: String,
     },
@@ -73,6 +76,9 @@ enum ProfileAction {
     Rm {
         #[command(flatten)]
         place: ProfileLocation,
+        /// One JSON object: `removed`, a list of the names
+        #[arg(long)]
+        json: bool,
         /// The roots' names
         #[arg(value_name = "NAME", required = true)]
         names: Vec<String>,
@@ -111,21 +117,14 @@ impl ProfileVerb {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
         match self.verb {
             ProfileAction::List { place, json } => list(&place, json),
-            ProfileAction::Export { place, name } => export(&place, name),
+            ProfileAction::Export { place, json, name } => export(&place, json, name),
             ProfileAction::Import {
                 place,
                 name,
                 json,
                 file,
             } => import(&place, name, json, &file),
-            ProfileAction::Rm { place, names } => {
-                names.into_iter().try_for_each(|name| {
-                    match place.ask(ProfileRequest::Remove { name })? {
-                        ProfileDone::Removed(_) => Ok(()),
-                        other => Err(unexpected(other)),
-                    }
-                })
-            }
+            ProfileAction::Rm { place, json, names } => remove(&place, json, names),
         }
     }
 }
@@ -155,8 +154,24 @@ fn line(profile: &ProfileStatus) -> String {
     format!("{}: {files} files, {extents} extents", profile.name)
 }
 
-fn export(place: &ProfileLocation, name: String) -> Result<(), CommandFailure> {
-    let done = place.ask(ProfileRequest::Export { name })?;
+fn remove(place: &ProfileLocation, json: bool, names: Vec<String>) -> Result<(), CommandFailure> {
+    for name in &names {
+        let name = name.clone();
+        match place.ask(ProfileRequest::Remove { name })? {
+            ProfileDone::Removed(_) => {}
+            other => return Err(unexpected(other)),
+        }
+    }
+    if json {
+        let mut output = Output::open()?;
+        output.json(&serde_json::json!({ "removed": names }))?;
+        output.flush()?;
+    }
+    Ok(())
+}
+
+fn export(place: &ProfileLocation, json: bool, name: String) -> Result<(), CommandFailure> {
+    let done = place.ask(ProfileRequest::Export { name: name.clone() })?;
     let ProfileDone::Exported(profile) = done else {
         return Err(unexpected(done));
     };
@@ -164,7 +179,10 @@ fn export(place: &ProfileLocation, name: String) -> Result<(), CommandFailure> {
     let bytes =
         bytes.map_err(|error| failure(format!("the service's answer is wrong: {error}")))?;
     let mut output = Output::open()?;
-    output.write_all(&bytes)?;
+    match json {
+        true => output.json(&serde_json::json!({ "name": name, "profile": profile }))?,
+        false => output.write_all(&bytes)?,
+    }
     output.flush()?;
     Ok(())
 }

@@ -9,11 +9,14 @@ use castore_fs::castore::Name;
 use castore_fs::store::RootCondition;
 use castore_fs::tree::closure;
 use clap::Args;
+use serde::Serialize;
 
 use super::failure::{CommandFailure, failure, print_error};
 use super::gc::DEFAULT_GRACE;
-use super::names::{referred, refuse_referred, root_name};
+use super::json::JsonName;
+use super::names::{referred, refuse_referred, taken_root_name};
 use super::output::Output;
+use super::progress::{QuietArgument, print_note};
 use super::store::{CommandStore, StoreArguments};
 use super::utc::utc;
 
@@ -46,6 +49,11 @@ pub(super) struct Rm {
     /// takes them for valid, and fails where it uses them: delete them there first.
     #[arg(long)]
     reported: bool,
+    /// One JSON object: `roots`, a list of the names, and `dry_run`, with which they are still there
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    quiet: QuietArgument,
     /// The roots' names
     #[arg(value_name = "NAME", required = true)]
     names: Vec<PathBuf>,
@@ -77,8 +85,16 @@ fn now() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
+/// The result, in JSON.
+#[derive(Serialize)]
+struct RemovedObject {
+    roots: Vec<JsonName>,
+    dry_run: bool,
+}
+
 impl Rm {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
+        self.quiet.apply();
         let opened = self.store.open()?;
         let store = &opened.store;
         self.check_reported_list(&opened)?;
@@ -86,7 +102,7 @@ impl Rm {
         let (mut names, mut forgotten) = (Vec::new(), Vec::new());
         let mut all_there = true;
         for path in &self.names {
-            let name = root_name(path)?;
+            let name = taken_root_name(path, "rm")?;
             let mut is_reported = false;
             for local in &embedded {
                 is_reported |= local.valid_path(name.as_bytes())?.is_some();
@@ -149,16 +165,30 @@ impl Rm {
             }
         }
         let mut output = Output::open()?;
-        for name in names.iter().chain(&forgotten) {
+        let all = names.iter().chain(&forgotten);
+        if self.json {
+            output.json(&RemovedObject {
+                roots: all.map(|name| name.as_bytes().into()).collect(),
+                dry_run: self.dry_run,
+            })?;
+            output.flush()?;
+            self.print_hint(&opened, &names);
+            return Ok(());
+        }
+        for name in all {
             let name = output.name(name.as_bytes()).into_owned();
             output.write_all(&name)?;
             writeln!(output)?;
         }
         output.flush()?;
-        if !names.is_empty() && !self.dry_run {
-            print_error(&space_hint(&opened));
-        }
+        self.print_hint(&opened, &names);
         Ok(())
+    }
+
+    fn print_hint(&self, opened: &CommandStore, removed: &[Name]) {
+        if !removed.is_empty() && !self.dry_run {
+            print_note(&space_hint(opened));
+        }
     }
 
     /// With --reported: fails if the store has no list of reported paths.

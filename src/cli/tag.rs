@@ -1,5 +1,6 @@
 //! `castore-fs tag`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use castore_fs::castore::Root;
@@ -7,7 +8,9 @@ use castore_fs::tree::{KindPreference, Target};
 use clap::Args;
 
 use super::failure::CommandFailure;
+use super::json::JsonRoot;
 use super::names::{must_be_free, root_name};
+use super::output::Output;
 use super::store::StoreArguments;
 
 /// Give a tree a root name: a digest, or a path below another root
@@ -24,6 +27,9 @@ pub(super) struct TagCommand {
     /// Replace the root of this name, if there is one
     #[arg(long)]
     replace: bool,
+    /// One JSON object: the root
+    #[arg(long)]
+    json: bool,
     /// The root's new name
     name: PathBuf,
     /// What it is to stand for: NAME[/PATH] or a digest
@@ -39,8 +45,14 @@ impl TagCommand {
         let node = target.resolve(store, KindPreference::Directory)?.node;
         must_be_free(store, &name, &node, self.replace)?;
         let ingest = store.ingest()?;
-        ingest.put_root(&Root { name, node }, None)?;
+        let root = Root { name, node };
+        ingest.put_root(&root, None)?;
         ingest.commit()?;
+        if self.json {
+            let mut output = Output::open()?;
+            output.json(&JsonRoot::from(&root))?;
+            output.flush()?;
+        }
         Ok(())
     }
 }

@@ -689,12 +689,36 @@ impl Config {
     /// Reads `text`, the contents of `file`.
     pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<ConfigProblem>> {
         let source = problem::ConfigText::new(file, text);
-        let config: Self = problem::read(text, &source)?;
-        let problems = check::check(&config, &source);
-        match problems.is_empty() {
-            true => Ok(config),
-            false => Err(problems),
+        match Self::parse_all(text, &source) {
+            (Some(config), problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(problems),
         }
+    }
+
+    /// What can be read of `text`, and every mistake in it, in the order of their lines where the TOML reader
+    /// found one.
+    fn parse_all(
+        text: &str,
+        source: &problem::ConfigText<'_>,
+    ) -> (Option<Self>, Vec<ConfigProblem>) {
+        let problem::ReadConfig {
+            value,
+            mut problems,
+            unread,
+        } = problem::read::<Self>(text, source);
+        let all_read = problems.is_empty();
+        let config = value.map(|mut config| {
+            // A store that could not be read exists all the same for what names it.
+            for name in source.names("stores") {
+                config.stores.entry(name).or_default();
+            }
+            problems.extend(check::check(&config, source, &unread));
+            config
+        });
+        if !all_read {
+            problems.sort_by_key(|problem| problem.line);
+        }
+        (config, problems)
     }
 
     /// The directory for the service's own files.

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::composition::{self, bad_store};
-use super::problem::ConfigText;
+use super::problem::{ConfigText, UnreadKeys};
 use super::{
     Config, ConfigProblem, ListRootConfig, ListenConfig, ListenProtocol, RequestedNames,
     ViewConfig, WhenUnreachableConfig,
@@ -29,8 +29,12 @@ const LONGEST_SOCKET: usize = 107;
 /// The most threads of a mount.
 const MOST_THREADS: u16 = 1024;
 
-/// All errors of `config`, whose text is `source`.
-pub(super) fn check(config: &Config, source: &ConfigText<'_>) -> Vec<ConfigProblem> {
+/// All errors of `config`, whose text is `source`, less those that follow from the keys that could not be read.
+pub(super) fn check(
+    config: &Config,
+    source: &ConfigText<'_>,
+    unread: &UnreadKeys,
+) -> Vec<ConfigProblem> {
     let mut problems = Vec::new();
     let mut names = |section: &str, names: Vec<&String>| {
         for name in names {
@@ -44,7 +48,7 @@ pub(super) fn check(config: &Config, source: &ConfigText<'_>) -> Vec<ConfigProbl
     names("images", config.images.keys().collect());
     names("virtiofs", config.virtiofs.keys().collect());
     names("listen", config.listen.keys().collect());
-    composition::check(config, source, &mut problems);
+    composition::check(config, source, unread, &mut problems);
     check_mounts(config, source, &mut problems);
     check_images(config, source, &mut problems);
     check_owners(config, source, &mut problems);
@@ -130,6 +134,7 @@ pub(super) fn check(config: &Config, source: &ConfigText<'_>) -> Vec<ConfigProbl
         problems.push(source.at(&["control", "socket"], what));
     }
     sockets_once(config, source, &mut problems);
+    problems.retain(|problem| !unread.explains(problem));
     problems
 }
 

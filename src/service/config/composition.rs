@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::problem::{ConfigProblem, ConfigText, nearest};
+use super::problem::{ConfigProblem, ConfigText, UnreadKeys, nearest};
 use super::{Config, DEFAULT_STORE, StoreConfig};
 use crate::store::RootPattern;
 use crate::stores;
@@ -12,7 +12,12 @@ use crate::stores;
 const KINDS: &str = "url, cache, binary-cache, mirrors, filter, join";
 
 /// All errors of the stores of `config`.
-pub(super) fn check(config: &Config, source: &ConfigText<'_>, problems: &mut Vec<ConfigProblem>) {
+pub(super) fn check(
+    config: &Config,
+    source: &ConfigText<'_>,
+    unread: &UnreadKeys,
+    problems: &mut Vec<ConfigProblem>,
+) {
     for (name, store) in &config.stores {
         let mut report = |key: &[&str], what: String| {
             let key: Vec<&str> = ["stores", name]
@@ -21,7 +26,9 @@ pub(super) fn check(config: &Config, source: &ConfigText<'_>, problems: &mut Vec
                 .collect();
             problems.push(source.at(&key, what));
         };
-        kind(store, &mut report);
+        if !store.kinds().is_empty() || unread.is_complete(&["stores", name]) {
+            kind(store, &mut report);
+        }
         url(store, &mut report);
         binary_cache(store, &mut report);
         members(config, name, store, &mut report);
@@ -33,19 +40,12 @@ pub(super) fn check(config: &Config, source: &ConfigText<'_>, problems: &mut Vec
 
 /// A store has exactly one kind.
 fn kind(store: &StoreConfig, report: &mut impl FnMut(&[&str], String)) {
-    let kinds = [
-        ("url", store.url.is_some()),
-        ("cache", store.cache.is_some()),
-        ("binary-cache", store.binary_cache.is_some()),
-        ("mirrors", store.mirrors.is_some()),
-        ("filter", store.filter.is_some()),
-        ("join", store.join.is_some()),
-    ];
-    let mut kinds = kinds.iter().filter(|(_, is_set)| *is_set);
-    let Some((first, _)) = kinds.next() else {
+    let kinds = store.kinds();
+    let mut kinds = kinds.iter();
+    let Some(first) = kinds.next() else {
         return report(&[], format!("a store needs one of {KINDS}"));
     };
-    for (another, _) in kinds {
+    for another in kinds {
         let what = format!("the store has {first:?} already: it needs exactly one of {KINDS}");
         report(&[another], what);
     }
@@ -219,6 +219,10 @@ fn local_store(config: &Config, source: &ConfigText<'_>, problems: &mut Vec<Conf
         let Some(local_store) = config.stores.get(local_store_name) else {
             continue;
         };
+        // A store of no kind is a mistake of its own.
+        if local_store.kinds().is_empty() {
+            continue;
+        }
         let key = ["stores", name, kind, key];
         let url = local_store.url.as_deref().unwrap_or_default();
         if !url.starts_with("local:") {

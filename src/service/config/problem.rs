@@ -1,5 +1,6 @@
 //! An error in a configuration file, and its place.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -58,17 +59,39 @@ impl<'a> ConfigText<'a> {
 
     /// An error of the TOML reader.
     pub(super) fn of_toml(&self, error: &toml::de::Error) -> ConfigProblem {
-        let span = error.span();
-        let key = match (&span, &self.table) {
-            (Some(span), Some(table)) => key_at(table.get_ref(), span),
-            _ => Vec::new(),
-        };
         ConfigProblem {
             file: self.file.to_owned(),
-            line: span.map(|span| self.line(span.start)),
-            key: key.join("."),
+            line: error.span().map(|span| self.line(span.start)),
+            key: self.key_of(error).join("."),
             what: with_shown_urls(&with_suggestion(error.message())),
         }
+    }
+
+    /// The key at which the TOML reader found an error.
+    fn key_of(&self, error: &toml::de::Error) -> Vec<String> {
+        match (error.span(), &self.table) {
+            (Some(span), Some(table)) => key_at(table.get_ref(), &span),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether the file has the key `field` in the table `key`.
+    fn has(&self, key: &[String], field: &str) -> bool {
+        let mut table = self.table.as_ref().map(|table| table.get_ref());
+        for part in key {
+            let below = table.and_then(|table| table.get(part.as_str()));
+            table = below.and_then(|value| value.get_ref().as_table());
+        }
+        table.is_some_and(|table| table.contains_key(field))
+    }
+
+    /// The names of the tables of a section: `stores`, `mounts`.
+    pub(super) fn names(&self, section: &str) -> Vec<String> {
+        let table = self.table.as_ref();
+        let section = table.and_then(|table| table.get_ref().get(section));
+        let names = section.and_then(|section| section.get_ref().as_table());
+        let names = names.into_iter().flat_map(|names| names.keys());
+        names.map(|name| name.get_ref().to_string()).collect()
     }
 
     /// An error in the value of `key`.
@@ -94,35 +117,95 @@ impl<'a> ConfigText<'a> {
 /// The most mistakes that are reported of a file.
 const MOST: usize = 100;
 
-/// Reads a value from TOML; gives every mistake in it.
+/// What was read of a file.
+pub(super) struct ReadConfig<T> {
+    /// The value of what could be read; nothing if that is not even TOML.
+    pub(super) value: Option<T>,
+    /// The mistakes that the TOML reader found.
+    pub(super) problems: Vec<ConfigProblem>,
+    /// The keys that it could not read.
+    pub(super) unread: UnreadKeys,
+}
+
+/// The keys that could not be read, by the table that they are in: `mounts.m`.
+#[derive(Default)]
+pub(super) struct UnreadKeys(BTreeMap<String, BTreeSet<String>>);
+
+impl UnreadKeys {
+    /// Adds the key of a mistake, and the key that its author most likely meant.
+    fn add(&mut self, key: &[String], what: &str) {
+        let meant = what.rsplit_once("did you mean \"");
+        let meant = meant.and_then(|(_, meant)| meant.split('"').next());
+        let keys = self.0.entry(table_of(key)).or_default();
+        keys.extend(key.iter().skip(2).cloned());
+        keys.extend(meant.map(str::to_owned));
+    }
+
+    /// Whether all of the table was read.
+    pub(super) fn is_complete(&self, table: &[&str]) -> bool {
+        !self.0.contains_key(&table.join("."))
+    }
+
+    /// Whether a mistake follows from a key of its table that could not be read.
+    pub(super) fn explains(&self, problem: &ConfigProblem) -> bool {
+        self.0.iter().any(|(table, keys)| {
+            let below = problem.key.strip_prefix(table.as_str());
+            let Some(below) = below.and_then(|below| below.strip_prefix('.')) else {
+                return false;
+            };
+            let is_named = |key: &String| {
+                let quoted = problem.what.contains(&format!("`{key}`"));
+                quoted || (key.contains('-') && problem.what.contains(key.as_str()))
+            };
+            below.split('.').any(|part| keys.contains(part)) || keys.iter().any(is_named)
+        })
+    }
+}
+
+/// The name of the table that `key` is in: its first two parts.
+fn table_of(key: &[String]) -> String {
+    key[..key.len().min(2)].join(".")
+}
+
+/// Reads a value from TOML, and every mistake in it.
 ///
-/// The reader stops at the first mistake. So the lines of a mistake are blanked, and the rest is read again.
-/// What is then missing where something was blanked is no mistake of the file.
-pub(super) fn read<T: DeserializeOwned>(
-    text: &str,
-    source: &ConfigText<'_>,
-) -> Result<T, Vec<ConfigProblem>> {
-    let in_order = |mut problems: Vec<ConfigProblem>| {
-        problems.sort_by_key(|problem| problem.line);
-        problems
-    };
-    let mut problems = Vec::new();
+/// The reader stops at the first mistake. So the lines of a mistake are blanked, and the rest is read again;
+/// where a field is missing, its table is. What is then missing where something was blanked is no mistake of
+/// the file.
+pub(super) fn read<T: DeserializeOwned>(text: &str, source: &ConfigText<'_>) -> ReadConfig<T> {
+    let mut problems: Vec<ConfigProblem> = Vec::new();
+    let mut unread = UnreadKeys::default();
     let mut rest = text.to_owned();
-    loop {
+    let value = loop {
         let error = match toml::from_str(&rest) {
-            Ok(value) if problems.is_empty() => return Ok(value),
-            Ok(_) => return Err(in_order(problems)),
+            Ok(value) => break Some(value),
             Err(error) => error,
         };
-        let missing = error.message().starts_with("missing field");
-        if !missing || problems.is_empty() {
-            problems.push(source.of_toml(&error));
+        let key = source.key_of(&error);
+        let problem = source.of_toml(&error);
+        let field = error.message().strip_prefix("missing field `");
+        let field = field.and_then(|rest| rest.split('`').next());
+        let is_consequence = field.is_some_and(|field| {
+            let unread = unread.0.get(&table_of(&key));
+            source.has(&key, field) || unread.is_some_and(|keys| keys.contains(field))
+        });
+        unread.add(&key, &problem.what);
+        let is_known =
+            |other: &ConfigProblem| other.key == problem.key && other.what == problem.what;
+        let is_repeated = field.is_some() && problems.iter().any(is_known);
+        if !is_consequence && !is_repeated {
+            problems.push(problem);
         }
         let blanked = error.span().and_then(|span| blanked(&rest, &span));
         match blanked {
-            Some(blanked) if !missing && problems.len() < MOST => rest = blanked,
-            _ => return Err(in_order(problems)),
+            Some(blanked) if problems.len() < MOST => rest = blanked,
+            _ => break None,
         }
+    };
+    ReadConfig {
+        value,
+        problems,
+        unread,
     }
 }
 

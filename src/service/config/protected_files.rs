@@ -1,6 +1,7 @@
 //! The files that a service with this configuration opens while it serves: none of its mounts may
 //! hide one.
 
+use std::collections::BTreeSet;
 use std::net::ToSocketAddrs;
 use std::path::Path;
 
@@ -52,22 +53,45 @@ impl Config {
     /// serves.
     pub fn load_with_files(file: &Path, reads_files: bool) -> Result<Self, Vec<ConfigProblem>> {
         let text = Self::read(file)?;
-        let config = Self::parse(file, &text)?;
         let source = problem::ConfigText::new(file, &text);
-        let files = config.protected_files(file);
+        let (config, mut problems) = Self::parse_all(&text, &source);
+        let Some(config) = config else {
+            return Err(problems);
+        };
+        let of_machine = config.check_machine(file, &source, reads_files);
+        // A table with a mistake may not mean what it says.
+        let table = |key: &str| {
+            key.split('.')
+                .take(2)
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let wrong: BTreeSet<_> = problems.iter().map(|problem| table(&problem.key)).collect();
+        let of_machine = of_machine.into_iter();
+        problems.extend(of_machine.filter(|problem| !wrong.contains(&table(&problem.key))));
+        match problems.is_empty() {
+            true => Ok(config),
+            false => Err(problems),
+        }
+    }
+
+    fn check_machine(
+        &self,
+        file: &Path,
+        source: &problem::ConfigText<'_>,
+        reads_files: bool,
+    ) -> Vec<ConfigProblem> {
+        let files = self.protected_files(file);
         let mut problems = Vec::new();
-        for (name, mount) in &config.mounts {
+        for (name, mount) in &self.mounts {
             if let Err(error) = files.check(&mount.path) {
                 problems.push(source.at(&["mounts", name, "path"], error.to_string()));
             }
         }
         if reads_files {
-            config.check_endpoints(&source, &mut problems);
+            self.check_endpoints(source, &mut problems);
         }
-        match problems.is_empty() {
-            true => Ok(config),
-            false => Err(problems),
-        }
+        problems
     }
 
     fn check_endpoints(&self, source: &problem::ConfigText<'_>, problems: &mut Vec<ConfigProblem>) {

@@ -272,6 +272,20 @@ impl StoreConfig {
         Some(full)
     }
 
+    /// The keys of the kinds that the store has: exactly one, in a file without mistakes.
+    pub(super) fn kinds(&self) -> Vec<&'static str> {
+        let kinds = [
+            ("url", self.url.is_some()),
+            ("cache", self.cache.is_some()),
+            ("binary-cache", self.binary_cache.is_some()),
+            ("mirrors", self.mirrors.is_some()),
+            ("filter", self.filter.is_some()),
+            ("join", self.join.is_some()),
+        ];
+        let set = kinds.into_iter().filter(|(_, is_set)| *is_set);
+        set.map(|(key, _)| key).collect()
+    }
+
     /// Its members, as in the file: the key, and the names of stores there.
     pub(super) fn members(&self) -> Vec<(&'static [&'static str], Vec<&str>)> {
         let mut members: Vec<(&'static [&'static str], Vec<&str>)> = Vec::new();

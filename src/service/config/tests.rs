@@ -480,6 +480,7 @@ fn mistakes_that_the_toml_reader_finds_are_reported_together() {
             "test.toml:4 mounts.m.threads",
             "test.toml:5 mount",
             "test.toml:8 control.socket",
+            "test.toml:11 mounts.n",
         ],
         "{reported}"
     );
@@ -488,6 +489,41 @@ fn mistakes_that_the_toml_reader_finds_are_reported_together() {
         parse("[mounts.m\npath = 3\n").unwrap_err().lines().count(),
         1
     );
+}
+
+#[test]
+fn a_table_that_cannot_be_read_hides_no_mistake_of_another() {
+    for (text, reported) in [
+        (
+            // A missing field before an unknown key, and what only the service knows to be wrong.
+            "[mounts.n]\nstore = 'a'\n[log]\nlevel = 'loud'\ncolour = 1\n\
+             [stores.a]\nurl = 'nope:'\n[mounts.o]\npath = 'o'\nstore = 'b'\n",
+            "1 mounts.n, 4 log.level, 5 log.colour, 7 stores.a.url, 9 mounts.o.path, 10 mounts.o.store",
+        ),
+        (
+            // The stores exist, so those that are made of them are right.
+            "[stores.a]\nurl = 3\n[stores.b]\ncache = { near = 'a', far = ['c'] }\n\
+             [stores.c.cache]\nnear = 'a'\n[mounts.m]\nstore = 'c'\npath = '/'\n",
+            "2 stores.a.url, 5 stores.c.cache, 9 mounts.m.path",
+        ),
+        (
+            // What another key of the table needs may be what could not be read.
+            "[listen.l]\naddress = '[::]:1'\ntls-cert-path = '/c'\ntls-key-path = 1\n\
+             [mounts.m]\npath = '/m'\nview = 'image'\nroto = 'tree'\nthreads = 0\n",
+            "4 listen.l.tls-key-path, 8 mounts.m.roto, 9 mounts.m.threads",
+        ),
+        (
+            "[mounts.m]\npath = 3\n[mounts.n]\npth = '/n'\n[mounts.o]\n[mounts.p]\n",
+            "2 mounts.m.path, 4 mounts.n.pth, 5 mounts.o, 6 mounts.p",
+        ),
+    ] {
+        let problems = Config::parse(Path::new("test.toml"), text).unwrap_err();
+        let places = problems
+            .iter()
+            .map(|it| format!("{} {}", it.line.unwrap(), it.key));
+        let places: Vec<_> = places.collect();
+        assert_eq!(places.join(", "), reported, "{text}{problems:#?}");
+    }
 }
 
 #[test]
