@@ -46,7 +46,7 @@ const LEVEL: i32 = 3;
 const COMMITS: usize = 5;
 
 /// A root, and what is known of its Nix store path.
-type KnownRoot = (Root, Option<PathInfo>);
+type FormerRoot = (Root, Option<PathInfo>);
 
 pub(super) struct ObjectIngest(Arc<ObjectAddition>);
 
@@ -228,7 +228,7 @@ impl ObjectAddition {
     }
 
     /// What the names of `changes` stand for before those.
-    fn former_roots(&self, changes: &[RootChange]) -> Result<HashMap<Name, KnownRoot>, Error> {
+    fn former_roots(&self, changes: &[RootChange]) -> Result<HashMap<Name, FormerRoot>, Error> {
         let names = changes.iter().filter_map(RootChange::root);
         let names: Vec<Name> = names.map(|root| root.name.clone()).collect();
         let roots = self.store.roots.clone();
@@ -254,7 +254,7 @@ impl ObjectAddition {
 
     /// Puts the `former` roots in the place of those that this addition has written, as something below
     /// these is gone. A root whose content was deleted meanwhile is removed.
-    fn withdraw(&self, changes: &[RootChange], former: &HashMap<Name, KnownRoot>) {
+    fn withdraw(&self, changes: &[RootChange], former: &HashMap<Name, FormerRoot>) {
         for root in changes.iter().filter_map(RootChange::root) {
             let former = former.get(&root.name).cloned();
             if former
