@@ -106,6 +106,15 @@ impl Node {
     pub fn digest(&self) -> Option<Digest> {
         self.borrow().digest()
     }
+
+    /// How many names it and what is below it have, as it states: a claim, for the progress of work.
+    pub fn stated_names(&self) -> u64 {
+        match self {
+            // Twice the number of names below it.
+            Node::Directory { size, .. } => 1 + size / 2,
+            Node::File { .. } | Node::Symlink { .. } => 1,
+        }
+    }
 }
 
 impl NodeRef<'_> {

@@ -13,6 +13,7 @@ use super::failure::{CommandFailure, print_error};
 use super::json::JsonPath;
 use super::output::Output;
 use super::store::DEFAULT_CONFIG;
+use super::units::micros;
 
 /// How long the stores may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,7 +36,7 @@ pub(super) struct CheckConfig {
     /// Look at no file with tokens or certificates and look up no host: on another machine than its own
     #[arg(long, conflicts_with = "online")]
     no_files: bool,
-    /// One JSON object a line: a mistake with its file, line and key; with --online, a store and whether it
+    /// One JSON object a line: `path`, `line`, `key` and `mistake`; with --online, a store and whether it
     /// answers
     #[arg(long)]
     json: bool,
@@ -87,8 +88,8 @@ impl CheckConfig {
             }
             match reached.outcome {
                 ProbeOutcome::Answered(after) => {
-                    let millis = after.as_secs_f64() * 1000.0;
-                    output.line(&format!("{name}: ok, {millis:.1} ms"))?;
+                    let after = micros(after.as_micros() as u64);
+                    output.line(&format!("{name}: ok, {after}"))?;
                 }
                 ProbeOutcome::ToBeMade => {
                     output.line(&format!("{name}: ok, to be made by the service"))?

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use castore_fs::castore::{Node, Printable, Root};
+use castore_fs::castore::{Printable, Root};
 use castore_fs::nix::{MAX_GRAPH_BYTES, NarinfoFile, STORE_DIR, parse_reference_graph};
 use castore_fs::store::Blocking;
 use castore_fs::tree::copy::{self, CopyProgress};
@@ -123,7 +123,9 @@ impl CopyCommand {
         })?;
         let counted = progress.clone();
         // Of a graph the nodes are not known yet.
-        let all = graph.is_none().then(|| roots.iter().map(names_of).sum());
+        let all = graph
+            .is_none()
+            .then(|| roots.iter().map(|root| root.node.stated_names()).sum());
         let line = ProgressLine::show("copying", move || {
             let blobs = HumanCount(counted.blobs.load(Ordering::Relaxed));
             let skipped = HumanCount(counted.skipped.load(Ordering::Relaxed));
@@ -192,15 +194,6 @@ struct CopiedRoots {
     blob_bytes: u64,
     /// Blobs that were there already.
     blobs_there: u64,
-}
-
-/// Names in a tree, as its node states it: for the progress only.
-fn names_of(root: &Root) -> u64 {
-    match root.node {
-        // Twice the number of names below it.
-        Node::Directory { size, .. } => 1 + size / 2,
-        _ => 1,
-    }
 }
 
 /// Reads the reference graph in `path`; `-` is standard input.

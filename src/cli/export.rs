@@ -115,7 +115,7 @@ impl ExportCommand {
             ExportFormat::Erofs => Some(tree.image()?),
             _ => None,
         };
-        let (counted, all) = (progress.clone(), tree.names());
+        let (counted, all) = (progress.clone(), tree.found.node.stated_names());
         let image_size = image.as_ref().map(ImageFile::size);
         let state = move || {
             let nodes = counted.nodes.load(Ordering::Relaxed);
@@ -212,15 +212,6 @@ impl ExportCommand {
 }
 
 impl ExportedTree {
-    /// Files, directories and symbolic links in it, as its node states it: for the progress only.
-    fn names(&self) -> u64 {
-        match self.found.node {
-            // Twice the number of names below it.
-            Node::Directory { size, .. } => 1 + size / 2,
-            _ => 1,
-        }
-    }
-
     /// Writes an archive or image to a new file, which appears when it is complete.
     fn write_file(
         &self,

@@ -83,9 +83,10 @@ fn time(text: &str) -> Result<Duration, String> {
 /// The result of `gc` on a local store, in JSON.
 #[derive(Debug, Serialize)]
 struct JsonCollected {
+    // First, so that a script which looks for the last "blobs" of the line finds those that were removed.
+    spared: JsonSpared,
     #[serde(flatten)]
     removed: GcResult,
-    spared: JsonSpared,
 }
 
 #[derive(Debug, Serialize)]

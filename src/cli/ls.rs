@@ -13,6 +13,7 @@ use super::failure::{CommandFailure, print_error};
 use super::json;
 use super::output::Output;
 use super::store::StoreArguments;
+use super::utc::minutes;
 
 /// List root names, or what is in a directory
 ///
@@ -84,9 +85,8 @@ impl ListedRecord {
 
     /// The time as text.
     fn date(self) -> String {
-        let seconds = self.added.and_then(|seconds| i64::try_from(seconds).ok());
-        let time = seconds.and_then(|seconds| chrono::DateTime::from_timestamp(seconds, 0));
-        time.map_or_else(|| "-".to_owned(), |time| time.format("%F %R").to_string())
+        let date = self.added.and_then(minutes);
+        date.unwrap_or_else(|| "-".to_owned())
     }
 }
 

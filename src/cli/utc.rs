@@ -12,6 +12,11 @@ pub(super) fn utc(seconds: u64) -> String {
     time.unwrap_or_else(|| "a time that has no date".to_owned())
 }
 
+/// A time in seconds since 1970, to the minute, for a column of times in UTC.
+pub(super) fn minutes(seconds: u64) -> Option<String> {
+    at(seconds).map(|time| time.format("%F %R").to_string())
+}
+
 /// A time in seconds since 1970, as in RFC 3339.
 pub(super) fn rfc_3339(seconds: u64) -> Option<String> {
     at(seconds).map(|time| time.format("%FT%TZ").to_string())

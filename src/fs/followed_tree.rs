@@ -58,8 +58,8 @@ pub enum ShowError {
     /// A Directory is not in the store.
     #[error("the store does not have the directory {0}")]
     Absent(Digest),
-    /// The peer knows as many directories as it may.
-    #[error("as many directories are known as may be")]
+    /// The node table has no room for another directory.
+    #[error("the node table is full: the kernel holds as many directories as it has room for")]
     Full,
 }
 
@@ -190,11 +190,12 @@ impl CastoreFs {
         [ino, above.unwrap_or(ino)]
     }
 
-    /// Holds the directory `digest` of `size` in the stores, to be shown next.
+    /// Holds the directory `digest` of `size` in the stores: it may be shown next.
     pub fn hold_next(&self, digest: Digest, size: u64) {
-        self.next_version(digest, size);
+        self.in_use.hold_next(&Node::Directory { digest, size });
     }
 
+    /// Makes the directory `digest` of `size` the last version, also for the next process: to be shown at once.
     pub(super) fn next_version(&self, digest: Digest, size: u64) -> TreeVersion {
         let node = Node::Directory { digest, size };
         let name = self.options.follow.as_ref().and_then(Target::root_name);
@@ -222,11 +223,12 @@ impl CastoreFs {
         if before.digest == digest {
             return Ok(RootChanges::default());
         }
-        let next = self.next_version(digest, size);
         let directories = [
             self.version_directory(before.index, &before.digest)?,
-            self.version_directory(next.index, &digest)?,
+            self.store_directory(&digest)?,
         ];
+        // Nothing is left that can fail: only guests know a bounded number of directories.
+        let next = self.next_version(digest, size);
         let slot = self.nodes.version(&next).ok_or(ShowError::Full)?;
         self.nodes.keep(slot, directories[1].clone());
         *followed.0.write() = next;
@@ -261,6 +263,10 @@ impl CastoreFs {
         if let Some(directory) = known {
             return Ok(directory);
         }
+        self.store_directory(digest)
+    }
+
+    fn store_directory(&self, digest: &Digest) -> Result<Directory, ShowError> {
         let store = Blocking::new(self.store.clone(), self.waiting.runtime().clone());
         let found = store.directory(digest)?;
         found.ok_or(ShowError::Absent(*digest))
@@ -283,4 +289,54 @@ fn changes(directories: &[Directory; 2]) -> RootChanges {
 /// The name of a version where none is configured.
 fn any_name() -> Name {
     Name::new(b"root").expect("four letters are a name")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::castore::SymlinkTarget;
+    use crate::fs::{FsOptions, InodeTable, WaitingRequests};
+    use crate::store::{MemoryStore, Store};
+
+    #[test]
+    fn what_was_held_and_not_shown_is_not_shown_by_the_next_process() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let waiting = || WaitingRequests::new(runtime.handle().clone());
+        let store = Arc::new(MemoryStore::default());
+        let ingest = store.ingest().unwrap();
+        let versions = ["first", "second", "third"].map(|name| {
+            let target = SymlinkTarget::new(b"target").unwrap();
+            let name = Name::new(name.as_bytes()).unwrap();
+            let entries = vec![(name, Node::Symlink { target })];
+            let directory = Directory::from_entries(entries).unwrap();
+            ingest.put_directory(&directory).unwrap();
+            (directory.digest(), 1)
+        });
+        ingest.commit().unwrap();
+        let options = |(digest, size)| FsOptions {
+            mount_root: MountRoot::Directory { digest, size },
+            follow: Some(Target::parse(b"name").unwrap()),
+            ..FsOptions::default()
+        };
+        let inode_table = Arc::new(InodeTable::create().unwrap());
+        let [first, second, third] = versions;
+        let table = Some(inode_table.clone());
+        let fs = CastoreFs::with_inode_table(store.clone(), options(first), waiting(), None, table);
+        fs.hold_next(second.0, second.1);
+        let take_over = || {
+            let table = inode_table.clone();
+            CastoreFs::take_over(store.clone(), options(first), waiting(), None, table).unwrap()
+        };
+        assert_eq!(take_over().shown_directory(), Some(first));
+        fs.show(third.0, third.1).unwrap();
+        let next = take_over();
+        assert_eq!(next.shown_directory(), Some(third));
+        let changes = next.changes_before_take_over().unwrap();
+        assert_eq!(
+            changes.stale,
+            [Name::new(b"first").unwrap(), Name::new(b"third").unwrap()]
+        );
+    }
 }

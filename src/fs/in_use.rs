@@ -24,6 +24,8 @@ struct LeasedRoots {
     roots: HashMap<u32, Node>,
     /// Roots that the store no longer has.
     gone: Vec<u32>,
+    /// What may become a root, and has no index yet.
+    next: Option<Node>,
 }
 
 impl ObjectsInUse {
@@ -51,6 +53,16 @@ impl ObjectsInUse {
         }
     }
 
+    /// Holds what may be shown next, in the place of what was held so before.
+    pub(super) fn hold_next(&self, node: &Node) {
+        let held = &mut *self.0.lock();
+        for lease in &held.leases {
+            lease.hold(node);
+        }
+        let former = held.next.replace(node.clone());
+        held.release(former.iter());
+    }
+
     /// Holds the root with this index; returns whether it was not held before.
     pub(super) fn hold_root(&self, index: u32, node: &Node) -> bool {
         let held = &mut *self.0.lock();
@@ -61,6 +73,7 @@ impl ObjectsInUse {
             lease.hold(node);
         }
         held.roots.insert(index, node.clone());
+        held.next.take_if(|next| next == node);
         true
     }
 
@@ -88,19 +101,24 @@ impl ObjectsInUse {
         }
         held.gone.retain(|index| !over.contains(index));
         let released: Vec<_> = over.iter().filter_map(|at| held.roots.remove(at)).collect();
-        // Two names may stand for one tree.
-        let still: HashSet<_> = held.roots.values().map(Node::digest).collect();
-        for node in released
-            .iter()
-            .filter(|node| !still.contains(&node.digest()))
-        {
-            held.leases.iter().for_each(|lease| lease.release(node));
-        }
+        held.release(released.iter());
     }
 
     /// Releases everything.
     pub(super) fn end(&self) {
         let held = std::mem::take(&mut *self.0.lock());
         held.leases.into_iter().for_each(InUseLease::end);
+    }
+}
+
+impl LeasedRoots {
+    /// Releases these nodes, which are none of its roots any more.
+    fn release<'a>(&self, nodes: impl Iterator<Item = &'a Node>) {
+        // Two names may stand for one tree.
+        let still = self.roots.values().chain(&self.next);
+        let still: HashSet<_> = still.map(Node::digest).collect();
+        for node in nodes.filter(|node| !still.contains(&node.digest())) {
+            self.leases.iter().for_each(|lease| lease.release(node));
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Rates: what happened in the last 10 s and in the last minute.
 //!
-//! The thread of the service samples the counters of mounts, devices and stores every two seconds, which
-//! reads a few numbers for each, and keeps the samples of a minute. A rate is the difference between now
+//! The thread of the service samples the counters of mounts, devices and stores every two seconds, from
+//! their status, and keeps the samples of a minute. A rate is the difference between now
 //! and the youngest sample that is as old as the window; after a start, or for a new mount, the oldest one
 //! there is, so that each rate comes with the length of its window.
 
@@ -184,19 +184,19 @@ impl RateHistory {
         rate: impl Fn(f64, &T) -> R,
     ) -> Vec<R> {
         let samples = self.0.lock();
-        let mut known = samples.iter().filter_map(|sample| {
+        let known = samples.iter().filter_map(|sample| {
             let age = now.saturating_duration_since(sample.at);
             Some((age, of(sample)?))
         });
-        let Some(oldest) = known.next() else {
+        let all: Vec<_> = known.collect();
+        let Some(oldest) = all.first() else {
             return Vec::new();
         };
-        let all: Vec<_> = std::iter::once(oldest).chain(known).collect();
         let mut rates = Vec::new();
         let mut last = None;
         for window in WINDOWS {
             let old_enough = all.iter().rev().find(|(age, _)| *age >= window);
-            let (age, before) = old_enough.unwrap_or(&all[0]);
+            let (age, before) = old_enough.unwrap_or(oldest);
             if *age < SHORTEST || last == Some(*age) {
                 continue;
             }

@@ -61,7 +61,8 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// Waits until another call may be made. It counts until the result is dropped.
+    /// Waits until another call may be made. It counts until the result is dropped, which is to be reported by
+    /// [`LimitedCall::answered`] if there was an answer: what fails at once is no measure.
     pub(super) async fn begin(&self) -> LimitedCall<'_> {
         // It is never closed.
         let permit = self.permits.acquire().await.ok();
@@ -103,9 +104,10 @@ impl ConcurrencyLimit {
     }
 }
 
-impl Drop for LimitedCall<'_> {
-    fn drop(&mut self) {
-        if let Some(permit) = self.permit.take()
+impl LimitedCall<'_> {
+    /// Ends it with an answer.
+    pub(super) fn answered(self) {
+        if let Some(permit) = self.permit
             && !self.limit.note(self.began.elapsed())
         {
             permit.forget();
@@ -142,6 +144,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_call_that_fails_is_no_measure() {
+        let limit = ConcurrencyLimit::new();
+        drop(limit.begin().await);
+        assert_eq!(limit.state.lock().ended, 0);
+        limit.begin().await.answered();
+        assert_eq!(limit.state.lock().ended, 1);
+        assert_eq!(limit.permits.available_permits(), LEAST);
+    }
+
+    #[tokio::test]
     async fn a_limit_that_shrinks_takes_permits_away() {
         let limit = ConcurrencyLimit::new();
         for _ in 0..2000 {
@@ -158,7 +170,7 @@ mod tests {
             // All calls have queued.
             state.fastest = Duration::ZERO;
         }
-        calls.drain(..MOST - LEAST).for_each(drop);
+        calls.drain(..MOST - LEAST).for_each(LimitedCall::answered);
         assert_eq!(limit.permits.available_permits(), 0);
         calls.clear();
         assert_eq!(limit.permits.available_permits(), LEAST);

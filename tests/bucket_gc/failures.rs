@@ -42,7 +42,7 @@ fn a_directory_that_is_missing_or_damaged_stops_both_phases_and_names_the_root()
             let before = bucket.collected();
             let error = collect(&bucket, HOUR).unwrap_err().to_string();
             assert!(error.contains("root \"one\": "), "{error}");
-            assert!(error.contains("othing was deleted"), "{error}");
+            assert!(error.contains("othing more was deleted"), "{error}");
             assert_eq!(bucket.collected(), before);
             assert!(!bucket.objects().contains_key("castore-fs/gc/lock"));
             bucket.put(&closure, &whole.bytes);

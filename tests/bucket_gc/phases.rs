@@ -93,6 +93,23 @@ fn empty_blob() -> String {
 }
 
 #[test]
+fn a_dry_run_without_a_grace_reports_what_one_call_deletes() {
+    let bucket = with_garbage();
+    bucket.advance(HOUR);
+    let dry = BucketGcOptions {
+        grace: Duration::ZERO,
+        dry_run: true,
+    };
+    let would = open(&bucket).collect_garbage(&dry).unwrap();
+    let did = collect(&bucket, Duration::ZERO).unwrap();
+    assert!(did.deleted.count() > 0);
+    assert_eq!(
+        (would.deleted, would.candidates),
+        (did.deleted, did.candidates)
+    );
+}
+
+#[test]
 fn a_dry_run_writes_nothing_and_reports_the_same() {
     let bucket = with_garbage();
     let dry = BucketGcOptions {

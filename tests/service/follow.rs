@@ -282,7 +282,7 @@ fn remove_root(manager: &Manager) {
 
 #[test]
 fn a_name_that_is_gone_changes_nothing() {
-    const WORDS: &str = "goes on showing the tree that it shows";
+    const WORDS: &str = "keeps the tree that it shows";
     for view in ["fuse", "image"] {
         let Some(mut manager) = service_of(view, "") else {
             return;
@@ -360,7 +360,7 @@ fn a_mount_is_taken_over_whether_it_followed_its_root_or_not() {
         assert!(taken_over(&manager), "{}", manager.log());
         show(&manager, 2);
         if view == "fuse" {
-            assert!(manager.log().contains("does not follow its root before"));
+            assert!(manager.log().contains("was made without `follow`"));
             manager.signal(libc::SIGTERM);
             user.check();
             drop(user);

@@ -314,8 +314,7 @@ fn check_mounts(config: &Config, source: &ConfigText<'_>, problems: &mut Vec<Con
             problems.push(source.at(&key("list-root"), what));
         }
         if !mount.follow && mount.root.is_none() {
-            let what =
-                "this is for a mount of one tree, and without `root` there are all: set `root`";
+            let what = "it needs `root`: a mount of all roots follows them anyway";
             problems.push(source.at(&key("follow"), what));
         }
         if mount.view == ViewConfig::Image && mount.root.is_none() {

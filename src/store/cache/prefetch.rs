@@ -109,8 +109,8 @@ impl CacheInner {
         progress.total_bytes.store(bytes, Ordering::Relaxed);
         let mut wanted: Vec<_> = blobs.into_iter().collect();
         for _ in 0..PASSES {
-            let mut ahead = ReadAhead::new(wanted.clone().into_iter());
-            stream::iter(wanted.clone())
+            let mut ahead = ReadAhead::new(wanted.iter().copied());
+            stream::iter(wanted.iter().copied())
                 .map(|(digest, size)| {
                     // Small ones come together.
                     ahead.pass(|blobs| self.announce(blobs));

@@ -103,8 +103,12 @@ impl<S: BlobSource> Extents<S> {
         let alone = remaining.map(|((digest, size), pending)| {
             let extents = self.clone();
             async move {
-                let _call = extents.alone.begin().await;
-                pending.complete(extents.clone().fetch(digest, size, 0).await);
+                let call = extents.alone.begin().await;
+                let fetched = extents.clone().fetch(digest, size, 0).await;
+                if fetched.is_ok() {
+                    call.answered();
+                }
+                pending.complete(fetched);
             }
         });
         join_all(alone).await;

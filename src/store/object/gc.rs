@@ -21,7 +21,8 @@
 //!
 //! **Clocks.** Ages are differences of times of the bucket: the dates of objects, that of the lock just written among them.
 //!
-//! Programs that do not know the list would lose what they rely on: the caller has to know that there are none.
+//! Programs that do not read the list can lose what they rely on: the caller makes sure that none writes to the
+//! bucket.
 
 pub(super) mod candidates;
 pub(super) mod lock;
@@ -120,7 +121,8 @@ pub struct BucketGcReport {
     pub candidates_until: Option<u64>,
     /// Whether the list was there already, and its grace has not passed: the bucket was not marked again.
     pub is_waiting: bool,
-    /// What no root reaches and is neither old enough to be a candidate, nor below nothing else.
+    /// Objects that no root reaches and that are no candidates: they are too young, or something that stays refers
+    /// to them.
     pub grace: BucketObjects,
     /// When the latest of these is old enough.
     pub grace_until: Option<u64>,
@@ -132,8 +134,8 @@ impl ObjectStore {
     /// Collects garbage, if no program writes to the bucket that does not know the list of candidates, and none
     /// has contents there without a root.
     ///
-    /// Fails, with nothing deleted, if the roots or anything below them cannot be read, and if another
-    /// collection runs. A failure while objects are deleted leaves the others to the next call.
+    /// Fails if the roots or anything below them cannot be read, with nothing deleted unless an earlier list was
+    /// swept in the same call, and if another collection runs. A failure while objects are deleted leaves the others to the next call.
     pub fn collect_garbage(&self, options: &BucketGcOptions) -> Result<BucketGcReport, Error> {
         let store = self.upstream_calls().clone();
         let options = options.clone();
@@ -168,6 +170,11 @@ async fn look(store: &ObjectStoreCalls, grace: Duration) -> Result<BucketGcRepor
         None => {
             let found = survey(store, |_, _, modified| !is_candidate(modified, now, grace)).await?;
             report.marked(&found, now, grace);
+            // One call does both phases.
+            if grace.is_zero() {
+                report.deleted = std::mem::take(&mut report.candidates);
+                report.candidates_until = None;
+            }
         }
     }
     Ok(report)

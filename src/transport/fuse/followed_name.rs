@@ -106,7 +106,7 @@ impl FollowedName {
             tracing::warn!(
                 root = self.text,
                 why,
-                "the mount goes on showing the tree that it shows, and not what its root stands for now"
+                "the mount keeps the tree that it shows: what its root stands for now cannot be shown"
             );
             self.reported = Some(why);
         }

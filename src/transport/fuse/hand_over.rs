@@ -167,7 +167,7 @@ impl MountDescriptors {
 /// tree has descriptors of its own.
 pub trait MountHolder: Send + Sync + fmt::Debug {
     /// Holds the descriptors of the tree of this number, which is about to be mounted. (The first one of a
-    /// mount has the number 0, and is held by the one who mounts it.)
+    /// mount has the number 0, and the caller of the mount holds it.)
     fn hold(&self, number: u64, descriptors: &MountDescriptors);
 
     /// Drops what is held of the tree of this number: it has no user any more.

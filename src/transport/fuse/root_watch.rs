@@ -158,7 +158,8 @@ fn notify_again(fs: &CastoreFs, notifier: &Notifier) {
         }
         Err(error) => tracing::warn!(
             %error,
-            "cannot read which names the previous process has changed at the top; those that the              kernel knows may be old until it drops them"
+            "cannot read which names the previous process changed in the mount root: the kernel may show old \
+             ones until it drops them"
         ),
     }
 }

@@ -259,8 +259,8 @@ impl FuseSession {
             let path = mountpoint.path().display();
             tracing::warn!(
                 %path,
-                "the mount does not follow its root before it is mounted again: the process that made it \
-                 was not to"
+                "the mount keeps its tree, since it was made without `follow`: unmount it and mount it again \
+                 to follow its root"
             );
         }
         fs.hold_in_use(mountpoint.connection(&device));

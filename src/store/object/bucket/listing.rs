@@ -123,8 +123,8 @@ impl Bucket {
         self.attempt(fold).await
     }
 
-    /// Removes the objects at `paths` that exist; returns how many of them were removed or did not
-    /// exist. After a failure, the others may be removed.
+    /// Removes the objects at `paths`; one that does not exist is no failure. After a failure, some of them may
+    /// be removed.
     pub(in crate::store::object) async fn delete_all(
         &self,
         paths: &[String],

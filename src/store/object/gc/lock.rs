@@ -1,4 +1,4 @@
-//! The lock of a collection: one at a time has a bucket.
+//! The lock of a collection: a bucket has one collection at a time.
 //!
 //! `castore-fs/gc/lock` has 33 bytes: `castore-fs gc 1` and a newline, the random id of the holder (16
 //! bytes), and a byte: 0 released, 1 marking, 2 deleting. It is created on the condition that there is none, written
@@ -19,6 +19,7 @@ use tonic::Code;
 use super::super::bucket::{Bucket, ObjectVersion, ReadVersion};
 use super::super::bucket_time::BucketTime;
 use super::candidates::{RandomId, random_id};
+use crate::store::Error;
 use crate::store::failure::CallFailure;
 
 /// Its path.
@@ -134,7 +135,7 @@ impl GcLock {
             let is_written = match before {
                 None => bucket.create(LOCK, body).await?,
                 // The date is that of the answer just now.
-                Some((lock, _)) if lock.is_alive(bucket.now()) => return Err(taken(&lock)),
+                Some((lock, _)) if lock.is_alive(bucket.now()) => return Err(taken()),
                 Some((_, version)) => bucket.replace(LOCK, body, &version).await?,
             };
             // A repeated request, or one of a service without conditional writes, may report either.
@@ -142,12 +143,14 @@ impl GcLock {
                 Some((lock, _)) if lock.holder == holder => {
                     return Ok(Self::started(bucket, lock, began));
                 }
-                Some((lock, _)) if is_written => return Err(taken(&lock)),
+                Some(_) if is_written => return Err(taken()),
                 _ => {}
             }
         }
-        let why = "the lock of garbage collections comes and goes: others run";
-        Err(CallFailure::Status(Code::Aborted, why.to_owned()))
+        let why = format!(
+            "other garbage collections took the lock in each of {ATTEMPTS} attempts: run gc again later"
+        );
+        Err(CallFailure::Status(Code::Aborted, why))
     }
 
     fn started(bucket: &Arc<Bucket>, lock: ReadLock, at: i64) -> Self {
@@ -167,7 +170,7 @@ impl GcLock {
             loop {
                 tokio::time::sleep(REFRESH).await;
                 if let Err(failure) = refreshed.refresh(None).await {
-                    tracing::warn!("the lock of the garbage collection: {failure:?}");
+                    tracing::warn!("{}", refreshed.error(failure));
                 }
             }
         });
@@ -199,15 +202,16 @@ impl GcLock {
         self.refreshing.abort();
         let shared = &self.shared;
         let _writing = shared.writing.lock().await;
-        if shared.is_lost.load(Ordering::Relaxed) {
+        // What is not certainly held may be another collection's. This one's ends by itself.
+        if self.check().is_err() {
             return;
         }
         if let Err(failure) = shared.bucket.delete(LOCK).await {
             // The key may have no right to delete.
-            tracing::debug!("removing the lock: {failure:?}");
+            tracing::debug!("{}", shared.error(failure));
             let released = body(shared.holder, LockState::Released);
             if let Err(failure) = shared.bucket.put(LOCK, released).await {
-                tracing::warn!("releasing the lock: {failure:?}");
+                tracing::warn!("{}", shared.error(failure));
             }
         }
     }
@@ -220,6 +224,13 @@ impl Drop for GcLock {
 }
 
 impl SharedLock {
+    fn error(&self, failure: CallFailure) -> Error {
+        failure.of(
+            &self.bucket.url,
+            "writing the lock of the garbage collection",
+        )
+    }
+
     async fn refresh(&self, state: Option<LockState>) -> Result<(), CallFailure> {
         let _writing = self.writing.lock().await;
         let at = since_boot();
@@ -250,13 +261,12 @@ fn body(holder: RandomId, state: LockState) -> Bytes {
     body.freeze()
 }
 
-fn taken(lock: &ReadLock) -> CallFailure {
+fn taken() -> CallFailure {
     let why = format!(
         "another garbage collection has the bucket; if its process was killed, its lock ends {} minutes after it was \
          last written: try again then",
         LIFE.as_secs() / 60
     );
-    tracing::debug!("{lock:?}");
     CallFailure::Status(Code::FailedPrecondition, why)
 }
 

@@ -244,7 +244,7 @@ fn bounded_push(all: &mut Vec<Digest>, digest: Digest) -> Result<(), CallFailure
 }
 
 fn too_many(what: &str, most: usize) -> CallFailure {
-    let why = format!("the bucket has more than {most} {what}; nothing was deleted");
+    let why = format!("the bucket has more than {most} {what}; nothing more was deleted");
     CallFailure::Status(Code::ResourceExhausted, why)
 }
 
@@ -260,7 +260,7 @@ async fn walk_root(
     }
     let of_root = |why: String| {
         let why = format!(
-            "root \"{name}\": {why}. Nothing was deleted: what is below it is not known. `castore-fs verify` shows \
+            "root \"{name}\": {why}. Nothing more was deleted: what is below it is not known. `castore-fs verify` shows \
              what is damaged; import or copy it again, or remove that root"
         );
         CallFailure::Status(Code::Aborted, why)
@@ -274,9 +274,9 @@ async fn walk_root(
         Err(CallFailure::Status(Code::DataLoss, why)) => Err(of_root(why)),
         Err(CallFailure::Status(code, why)) => Err(CallFailure::Status(
             code,
-            format!("root \"{name}\": {why}; nothing was deleted"),
+            format!("root \"{name}\": {why}; nothing more was deleted"),
         )),
-        Err(failure) => Err(of_root(format!("{failure:?}"))),
+        Err(failure) => Err(failure),
     }
 }
 
@@ -311,7 +311,7 @@ async fn read_list(
         }
         Err(CallFailure::Status(Code::DataLoss, why)) => {
             let why = format!(
-                "blob {digest}, which a root reaches, is damaged: {why}. Nothing was deleted; `castore-fs verify` \
+                "blob {digest}, which a root reaches, is damaged: {why}. Nothing more was deleted; `castore-fs verify` \
                  shows where it is"
             );
             return Err(CallFailure::Status(Code::Aborted, why));

@@ -96,7 +96,10 @@ fn watch(trees: &ServedTrees, options: &FsOptions, mount: &MountOptions) {
         };
         match show(trees, options, mount, &store, name, next) {
             Ok(()) => name.shown(next.0),
-            Err(Refusal::Later(why)) => name.postpone(why),
+            Err(Refusal::Later(why)) => {
+                name.postpone(why);
+                std::thread::sleep(RETRY);
+            }
             Err(Refusal::Never(why)) => name.refuse(next.0, why),
             Err(Refusal::Over) => {}
         }
