@@ -175,7 +175,7 @@ fn what_is_imported_can_be_listed_read_and_exported() {
     // Mode, size, date, time, digest, name.
     assert_eq!(
         (fields[0], fields[1], fields[5]),
-        ("dr-xr-xr-x", "-", "tree")
+        ("dr-xr-xr-x", "9n", "tree")
     );
     let today = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let json: serde_json::Value = serde_json::from_str(&place.text(&["ls", "--json"])).unwrap();
@@ -190,7 +190,7 @@ fn what_is_imported_can_be_listed_read_and_exported() {
         .lines()
         .map(|line| line.split_whitespace().collect())
         .collect();
-    assert_eq!(lines[0][..2], ["dr-xr-xr-x", "-"]);
+    assert_eq!(lines[0][..2], ["dr-xr-xr-x", "4n"]);
     assert_eq!(lines[2][..2], ["-r--r--r--", "3145728"]);
     assert_eq!(lines[3], ["lrwxrwxrwx", "-", "-", "link", "->", "bin/sh"]);
     assert_eq!(place.good(&["cat", "tree/bin/sh"]), b"#!/bin/sh\n");

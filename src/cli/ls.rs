@@ -31,8 +31,9 @@ pub(super) struct Ls {
     store: StoreArguments,
     /// Mode, size and digest before each name, and where a link points
     ///
-    /// Of the roots of a local store also when they were added (UTC), and of a root that is a directory the size of its
-    /// NAR, if that is known.
+    /// The size of a file is in bytes. The size of a directory is how many names are below it, followed by "n"; of a
+    /// root with a recorded NAR, the bytes of that. The roots of a local store also have the time when they were
+    /// added (UTC).
     #[arg(short)]
     long: bool,
     /// Everything below, as paths
@@ -233,18 +234,21 @@ impl Ls {
         let mut line = Vec::new();
         if self.long {
             let (mode, size) = match step.node {
-                NodeRef::Directory { .. } => {
-                    ("dr-xr-xr-x", record.and_then(|record| record.nar_size))
+                NodeRef::Directory { size, .. } => {
+                    let size = match record.and_then(|record| record.nar_size) {
+                        Some(bytes) => bytes.to_string(),
+                        None => format!("{}n", size / 2),
+                    };
+                    ("dr-xr-xr-x", size)
                 }
                 NodeRef::File {
                     executable: true,
                     size,
                     ..
-                } => ("-r-xr-xr-x", Some(size)),
-                NodeRef::File { size, .. } => ("-r--r--r--", Some(size)),
-                NodeRef::Symlink { .. } => ("lrwxrwxrwx", None),
+                } => ("-r-xr-xr-x", size.to_string()),
+                NodeRef::File { size, .. } => ("-r--r--r--", size.to_string()),
+                NodeRef::Symlink { .. } => ("lrwxrwxrwx", "-".to_owned()),
             };
-            let size = size.map_or_else(|| "-".to_owned(), |size| size.to_string());
             let digest = step.node.digest();
             let digest = digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string());
             write!(line, "{mode} {size:>12} ")?;

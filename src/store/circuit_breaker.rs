@@ -98,12 +98,13 @@ impl CircuitBreaker {
         );
     }
 
-    /// The call that began at `began` found no connection, or missed its deadline.
-    pub(super) fn failed(&self, endpoint: &str, began: Instant, failure: &CallFailure) {
+    /// The call that began at `began` found no connection, or missed its deadline. Returns whether it opened
+    /// the breaker, or was a probe.
+    pub(super) fn failed(&self, endpoint: &str, began: Instant, failure: &CallFailure) -> bool {
         let mut state = self.state.lock();
         if state.last_success > began {
             // Other calls got answers meanwhile: only this call hangs, not the endpoint.
-            return;
+            return false;
         }
         let pause = state.pause.mul_f64(0.75 + fastrand::f64() / 2.0);
         let now = Instant::now();
@@ -123,6 +124,7 @@ impl CircuitBreaker {
                 "the endpoint gets no calls until it answers a probe"
             );
         }
+        before.is_none_or(|open| open.since < began)
     }
 
     /// It sent bytes that do not match their digest.

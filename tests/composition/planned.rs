@@ -105,8 +105,10 @@ async fn an_upstream_is_measured() {
     assert_eq!(upstream.usage().unwrap(), None, "unknown is not empty");
     upstream.directory(&Digest::of(b"x")).await.unwrap_err();
     let after = upstream.health().endpoint.unwrap();
-    assert_eq!((after.state, after.requests), (EndpointState::Failing, 1));
-    assert_eq!((after.failures, after.in_flight), (1, 0));
+    assert_eq!((after.state, after.in_flight), (EndpointState::Failing, 0));
+    // The call for a notice of changed roots counts as well, if its failure came first.
+    assert!(matches!(after.requests, 1 | 2), "{after:?}");
+    assert_eq!(after.failures, after.requests);
     assert!(after.last_failure.unwrap().contains("refused"));
 }
 

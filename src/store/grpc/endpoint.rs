@@ -189,7 +189,7 @@ impl GrpcEndpoint {
     {
         let began = self.circuit_breaker.begin(self.deadlines.first_byte)?;
         let was_open = self.circuit_breaker.is_open();
-        let outcome = self.attempts(self.deadlines.first_byte, began, call).await;
+        let outcome = self.attempts(self.deadlines.first_byte, call).await;
         match &outcome {
             Ok(_) => {
                 self.circuit_breaker.succeeded();
@@ -197,11 +197,12 @@ impl GrpcEndpoint {
                     self.meter.recovered();
                 }
             }
-            Err(failure) if self.circuit_breaker.is_open() => {
-                let error = self.error("a call", failure.clone());
-                self.meter.failed_in_background(error.to_string());
+            Err(failure) => {
+                if self.failed(began, failure) {
+                    let error = self.error("a call", failure.clone());
+                    self.meter.failed_in_background(error.to_string());
+                }
             }
-            Err(_) => {}
         }
         outcome
     }
@@ -217,7 +218,10 @@ impl GrpcEndpoint {
     {
         let began = self.circuit_breaker.begin(limit)?;
         let metered = self.meter.begin();
-        let outcome = self.attempts(limit, began, call).await;
+        let outcome = self.attempts(limit, call).await;
+        if let Err(failure) = &outcome {
+            self.failed(began, failure);
+        }
         match &outcome {
             Err(failure) if !failure.is_answer() => {
                 metered.failed(self.error("a call", failure.clone()).to_string());
@@ -227,11 +231,25 @@ impl GrpcEndpoint {
         outcome
     }
 
-    /// Makes a call, which `began` now, several times if there is no connection.
+    /// Reports to the circuit breaker that the call that began at `began` failed. Returns whether that opened
+    /// it, or the call was its probe.
+    fn failed(&self, began: Instant, failure: &CallFailure) -> bool {
+        match failure {
+            CallFailure::Status(Code::Unavailable, _) | CallFailure::Timeout(_) => {
+                self.circuit_breaker.failed(&self.url, began, failure)
+            }
+            // There is an answer, even if it is an error.
+            _ => {
+                self.circuit_breaker.succeeded();
+                false
+            }
+        }
+    }
+
+    /// Makes a call, several times if there is no connection.
     async fn attempts<T, F>(
         &self,
         limit: Duration,
-        began: Instant,
         call: impl Fn(CallConnection) -> F,
     ) -> Result<T, CallFailure>
     where
@@ -239,24 +257,14 @@ impl GrpcEndpoint {
     {
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
-            let failure = match self.attempt(limit, &call).await {
-                Ok(answer) => return Ok(answer),
-                Err(failure) => failure,
-            };
-            match &failure {
-                CallFailure::Status(Code::Unavailable, _) if attempt < ATTEMPTS => {
+            match self.attempt(limit, &call).await {
+                Err(CallFailure::Status(Code::Unavailable, _)) if attempt < ATTEMPTS => {
                     let jitter = 0.5 + fastrand::f64();
                     tokio::time::sleep(pause.mul_f64(jitter)).await;
                     pause *= 3;
-                    continue;
                 }
-                CallFailure::Status(Code::Unavailable, _) | CallFailure::Timeout(_) => {
-                    self.circuit_breaker.failed(&self.url, began, &failure);
-                }
-                // There is an answer, even if it is an error.
-                _ => self.circuit_breaker.succeeded(),
+                outcome => return outcome,
             }
-            return Err(failure);
         }
         unreachable!("the loop ends by returning")
     }
