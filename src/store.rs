@@ -29,6 +29,7 @@ pub(crate) mod credential;
 mod error;
 mod extents;
 mod failure;
+mod failure_kind;
 mod filter;
 mod grpc;
 mod health;

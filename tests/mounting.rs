@@ -107,6 +107,14 @@ impl Place {
     fn start_as(&mut self, arguments: &[&str], set: impl FnOnce(&mut Command)) -> u32 {
         let log = fs::File::create(self.join("log")).unwrap();
         let mut command = self.command();
+        let heed = || {
+            // SAFETY: the default action of a signal is no code of this program.
+            unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
+            Ok(())
+        };
+        // The tests themselves may have been started by nohup.
+        // SAFETY: the closure makes one system call.
+        unsafe { command.pre_exec(heed) };
         command
             .arg("mount")
             .args(arguments)

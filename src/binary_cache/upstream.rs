@@ -70,7 +70,7 @@ pub(super) struct UpstreamInner {
 }
 
 /// An answer for all waiting readers.
-type SharedLookup<T> = Result<Option<T>, Arc<Error>>;
+type SharedLookup<T> = Result<Option<T>, Error>;
 
 /// The narinfo of a path, and which cache it is from.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ impl BinaryCaches {
             store: url.clone(),
             action: "start threads for",
             path: PathBuf::new(),
-            source,
+            source: Arc::new(source),
         })?;
         Ok(Self(Arc::new(UpstreamInner {
             caches,
@@ -257,7 +257,7 @@ impl UpstreamInner {
         }
         let landed = self.asking.join(path.clone(), &self.runtime, || {
             let inner = self.clone();
-            async move { inner.ask(&path).await.map_err(Arc::new) }
+            async move { inner.ask(&path).await }
         });
         self.landed(landed.await)
     }
@@ -333,7 +333,7 @@ impl UpstreamInner {
     pub(super) async fn fetch(self: &Arc<Self>, path: StorePath) -> Result<Option<Root>, Error> {
         let landed = self.fetching.join(path.clone(), &self.runtime, || {
             let inner = self.clone();
-            async move { inner.download(path).await.map_err(Arc::new) }
+            async move { inner.download(path).await }
         });
         self.landed(landed.await)
     }
@@ -439,7 +439,7 @@ impl UpstreamInner {
     fn landed<T>(&self, landed: Option<SharedLookup<T>>) -> Result<Option<T>, Error> {
         match landed {
             Some(Ok(found)) => Ok(found),
-            Some(Err(error)) => Err(error.again()),
+            Some(Err(error)) => Err(error),
             None => Err(Error::Remote {
                 store: self.url.clone(),
                 request: "fetching a path".to_owned(),

@@ -310,7 +310,7 @@ impl WaitingRequests {
             let known = known.find_map(|(about, outcome)| (*about == wanted).then_some(outcome));
             Ok(known.map(|outcome| match outcome {
                 Ok(brought) => Ok(brought.clone()),
-                Err(error) => Err(error.again()),
+                Err(error) => Err(error.clone()),
             }))
         })?;
         if let Some(outcome) = answered {

@@ -1,7 +1,7 @@
 //! Advice for failed connections, derived from the libraries' messages, which know neither the URLs
 //! of this program nor its readers.
 
-use tonic::Code;
+use super::failure_kind::FailureKind;
 
 /// A part of a library's message, and the advice.
 const KNOWN: [(&str, &str); 12] = [
@@ -71,12 +71,14 @@ const NOT_IN_THE_CLEAR: [&str; 5] = [
 ];
 
 /// `why`, with advice where there is some. `store` is the URL of the store.
-pub(super) fn with_advice(store: &str, code: Code, why: &str) -> String {
-    let advice = match code {
-        Code::Unauthenticated if store.starts_with("grpc+") && !why.contains("token-file") => {
+pub(super) fn with_advice(store: &str, kind: FailureKind, why: &str) -> String {
+    let advice = match kind {
+        FailureKind::Unauthenticated
+            if store.starts_with("grpc+") && !why.contains("token-file") =>
+        {
             Some("name the file of a token that the server takes with token-file=FILE")
         }
-        Code::Unavailable | Code::Internal | Code::Unknown | Code::Cancelled
+        FailureKind::Unreachable | FailureKind::Other
             if store.starts_with("grpc+http:")
                 && NOT_IN_THE_CLEAR
                     .iter()
@@ -84,15 +86,15 @@ pub(super) fn with_advice(store: &str, code: Code, why: &str) -> String {
         {
             Some("if the server has TLS, write grpc+https://")
         }
-        Code::Unavailable | Code::Internal | Code::Unknown => {
+        FailureKind::Unreachable | FailureKind::Other => {
             let known = KNOWN.iter().find(|(part, _)| why.contains(part));
             known.map(|(_, advice)| *advice)
         }
         _ => None,
     };
     match advice {
-        Some(advice) => format!("{why} ({code:?}): {advice}"),
-        None => format!("{why} ({code:?})"),
+        Some(advice) => format!("{why}: {advice}"),
+        None => why.to_owned(),
     }
 }
 
@@ -105,26 +107,30 @@ mod tests {
         let shown = |store, code, why| with_advice(store, code, why);
         let refused = shown(
             "grpc+http://host",
-            Code::Unavailable,
+            FailureKind::Unreachable,
             "tcp connect error: Connection refused (os error 111)",
         );
         assert_eq!(
             refused,
-            "tcp connect error: Connection refused (os error 111) (Unavailable): nothing listens \
+            "tcp connect error: Connection refused (os error 111): nothing listens \
              there: is the server running, and is the port right?"
         );
-        let clear = shown("grpc+http://host", Code::Cancelled, "connection closed");
+        let clear = shown("grpc+http://host", FailureKind::Other, "connection closed");
         assert!(
             clear.ends_with("if the server has TLS, write grpc+https://"),
             "{clear}"
         );
         assert_eq!(
-            shown("grpc+http://host", Code::DataLoss, "Connection refused"),
-            "Connection refused (DataLoss)"
+            shown(
+                "grpc+http://host",
+                FailureKind::Corrupt,
+                "Connection refused"
+            ),
+            "Connection refused"
         );
         let keyless = shown(
             "objectstore+s3://bucket",
-            Code::Unavailable,
+            FailureKind::Unreachable,
             "error sending request for url (http://169.254.169.254/latest/api/token)",
         );
         assert!(
@@ -132,9 +138,17 @@ mod tests {
             "{keyless}"
         );
         assert!(keyless.contains("credentials-file=FILE"), "{keyless}");
-        let token = shown("grpc+https://host", Code::Unauthenticated, "no token");
+        let token = shown(
+            "grpc+https://host",
+            FailureKind::Unauthenticated,
+            "no token",
+        );
         assert!(token.contains("token-file=FILE"), "{token}");
-        let bucket = shown("objectstore+s3://host", Code::Unauthenticated, "no token");
+        let bucket = shown(
+            "objectstore+s3://host",
+            FailureKind::Unauthenticated,
+            "no token",
+        );
         assert!(!bucket.contains("token-file=FILE"), "{bucket}");
     }
 }

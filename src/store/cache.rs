@@ -127,7 +127,7 @@ struct CacheInner {
 }
 
 /// An answer for all waiting readers.
-type SharedFetch<T> = Result<Option<T>, Arc<Error>>;
+type SharedFetch<T> = Result<Option<T>, Error>;
 
 /// Recently fetched objects.
 #[derive(Debug)]
@@ -172,7 +172,7 @@ impl Cache {
             store: url.clone(),
             action: "start threads for the cache in",
             path: local_store.url().trim_start_matches("local:").into(),
-            source,
+            source: Arc::new(source),
         };
         upstream.keep_listings_fresh(options.roots_max_age);
         let inner = Arc::new(CacheInner {

@@ -13,11 +13,10 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tonic::Code;
 
 use super::bounded::Bounded;
 use super::extents::{BlobSink, ExtentAnswer};
-use super::failure::CallFailure;
+use super::failure::{CallFailure, FailureKind};
 use super::in_flight::InFlight;
 use super::single_flight::SingleFlight;
 use super::{Damage, Object};
@@ -120,8 +119,8 @@ impl<C: ChunkSource> ChunkFetches<C> {
                     return Ok(None);
                 };
                 let list = read_list(stat).map_err(|why| {
-                    CallFailure::Status(
-                        Code::DataLoss,
+                    CallFailure::Failed(
+                        FailureKind::Corrupt,
                         format!("the chunks of blob {wanted}: {why}"),
                     )
                 })?;
@@ -174,7 +173,7 @@ impl<C: ChunkSource> ChunkFetches<C> {
         let chunk = self.find(digest, limit).await?;
         chunk.ok_or_else(|| {
             let why = format!("chunk {digest} is missing, but is referred to");
-            CallFailure::Status(Code::DataLoss, why)
+            CallFailure::Failed(FailureKind::Corrupt, why)
         })
     }
 

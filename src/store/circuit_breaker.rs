@@ -143,9 +143,8 @@ mod tests {
     use std::io;
     use std::sync::Arc;
 
-    use tonic::Code;
-
     use super::*;
+    use crate::store::failure::FailureKind;
 
     /// Keeps the log.
     #[derive(Clone, Default)]
@@ -173,7 +172,8 @@ mod tests {
             .finish();
         tracing::subscriber::with_default(subscriber, || {
             let breaker = CircuitBreaker::default();
-            let refused = CallFailure::Status(Code::Unavailable, "connection refused".to_owned());
+            let refused =
+                CallFailure::Failed(FailureKind::Unreachable, "connection refused".to_owned());
             breaker.succeeded();
             for _ in 0..10 {
                 breaker.failed("grpc+http://host", Instant::now(), &refused);

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -60,7 +61,7 @@ pub enum Damage {
 }
 
 /// Why a store could not answer, or did not accept an addition.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum Error {
     /// The text is not a store URL, or names an unknown kind of store. Shown without secrets.
     #[error("{:?} is no store URL: {why}", shown_url(url))]
@@ -95,7 +96,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// The error of the system.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The store's database failed.
     #[error("{store}: the index {}: {source}{}", path.display(), repair_hint(store, ""))]
@@ -105,7 +106,7 @@ pub enum Error {
         /// The database file.
         path: PathBuf,
         /// The error of the database.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// The data were written by an unsupported version of this program.
     #[error("{store}: {why}")]
@@ -205,96 +206,6 @@ impl Error {
         match self {
             Error::Timeout { after, .. } => Some(*after),
             _ => None,
-        }
-    }
-
-    /// A copy of the error, for each of the readers that waited for one answer.
-    pub(crate) fn again(&self) -> Self {
-        match self {
-            Error::Url { url, why } => Error::Url {
-                url: url.clone(),
-                why: why.clone(),
-            },
-            Error::Damaged {
-                store,
-                object,
-                digest,
-                damage,
-            } => Error::Damaged {
-                store: store.clone(),
-                object: *object,
-                digest: *digest,
-                damage: damage.clone(),
-            },
-            Error::Io {
-                store,
-                action,
-                path,
-                source,
-            } => Error::Io {
-                store: store.clone(),
-                action,
-                path: path.clone(),
-                source: io::Error::new(source.kind(), source.to_string()),
-            },
-            Error::Index {
-                store,
-                path,
-                source,
-            } => Error::Index {
-                store: store.clone(),
-                path: path.clone(),
-                source: source.to_string().into(),
-            },
-            Error::Undecided {
-                store,
-                request,
-                why,
-                late,
-            } => Error::Undecided {
-                store: store.clone(),
-                request: request.clone(),
-                why: why.clone(),
-                late: *late,
-            },
-            Error::Format { store, why } => Error::Format {
-                store: store.clone(),
-                why: why.clone(),
-            },
-            Error::ReadOnly { store, why } => Error::ReadOnly {
-                store: store.clone(),
-                why: why.clone(),
-            },
-            Error::Full { store, why } => Error::Full {
-                store: store.clone(),
-                why: why.clone(),
-            },
-            Error::Refused { store, what, why } => Error::Refused {
-                store: store.clone(),
-                what: what.clone(),
-                why: why.clone(),
-            },
-            Error::Unlisted { store, why } => Error::Unlisted {
-                store: store.clone(),
-                why: why.clone(),
-            },
-            Error::NameTaken { store, why } => Error::NameTaken {
-                store: store.clone(),
-                why: why.clone(),
-            },
-            Error::Timeout { store, after } => Error::Timeout {
-                store: store.clone(),
-                after: *after,
-            },
-            Error::Remote {
-                store,
-                request,
-                why,
-            } => Error::Remote {
-                store: store.clone(),
-                request: request.clone(),
-                why: why.clone(),
-            },
         }
     }
 }

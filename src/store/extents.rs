@@ -34,7 +34,6 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tonic::Code;
 
 use self::download_buffer::WholeBlob;
 use self::integrity::IntegrityTrackers;
@@ -42,7 +41,7 @@ use self::readers::Readers;
 pub(super) use self::source::{BlobClaim, BlobSink, BlobSource, ExtentAnswer, SmallBlobSink};
 use super::bounded::Bounded;
 use super::concurrency::ConcurrencyLimit;
-use super::failure::CallFailure;
+use super::failure::{CallFailure, FailureKind};
 use super::in_flight::InFlight;
 use super::single_flight::SingleFlight;
 use super::{Damage, Object};
@@ -447,7 +446,7 @@ pub(super) fn check_claim(digest: &Digest, size: u64) -> Result<(), CallFailure>
         let why = format!(
             "blob {digest} has a stated size of {size} bytes, and the limit is {LARGEST_BLOB}"
         );
-        return Err(CallFailure::Status(Code::ResourceExhausted, why));
+        return Err(CallFailure::Failed(FailureKind::Exhausted, why));
     }
     let damage = match (*digest == Digest::empty_blob(), size) {
         (true, 0) => return Ok(()),

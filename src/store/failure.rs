@@ -2,23 +2,21 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tonic::{Code, Status};
+pub(super) use super::failure_kind::FailureKind;
 
 use super::advice::with_advice;
 use super::{Damage, Error, Object};
 use crate::castore::Digest;
 
-/// Bytes of a server's message that are kept, at most: it comes to logs and terminals.
-const LONGEST: usize = 1024;
-
 /// Why a call has no answer.
 #[derive(Clone, Debug)]
 pub(super) enum CallFailure {
     Timeout(Duration),
-    /// The server, or the connection, failed with this status.
-    Status(Code, String),
+    /// The server, or the connection, failed in this way.
+    Failed(FailureKind, String),
     /// The server looks roots up by name and lists none; with its message.
     Unlisted(String),
     /// The received bytes do not match their digest.
@@ -28,22 +26,21 @@ pub(super) enum CallFailure {
 }
 
 impl CallFailure {
-    pub(super) fn is(&self, wanted: Code) -> bool {
-        matches!(self, CallFailure::Status(code, _) if *code == wanted)
+    pub(super) fn is(&self, wanted: FailureKind) -> bool {
+        matches!(self, CallFailure::Failed(kind, _) if *kind == wanted)
     }
 
     /// Whether the endpoint has answered: that there is no such object, say, or that it has no such
     /// call.
     pub(super) fn is_answer(&self) -> bool {
         match self {
-            CallFailure::Status(code, _) => matches!(
-                code,
-                Code::NotFound
-                    | Code::AlreadyExists
-                    | Code::Unimplemented
-                    | Code::InvalidArgument
-                    | Code::FailedPrecondition
-                    | Code::OutOfRange
+            CallFailure::Failed(kind, _) => matches!(
+                kind,
+                FailureKind::NotFound
+                    | FailureKind::Exists
+                    | FailureKind::Unsupported
+                    | FailureKind::Refused
+                    | FailureKind::TooLarge
             ),
             CallFailure::Unlisted(_) => true,
             CallFailure::Timeout(_) | CallFailure::Damaged(..) | CallFailure::BufferFile(..) => {
@@ -64,17 +61,15 @@ impl CallFailure {
                 damage: Box::new(damage),
             },
             CallFailure::Unlisted(why) => Error::Unlisted { store, why },
-            CallFailure::Status(Code::AlreadyExists, why) => Error::NameTaken { store, why },
-            CallFailure::Status(Code::PermissionDenied, why) => Error::ReadOnly { store, why },
-            CallFailure::Status(Code::InvalidArgument | Code::FailedPrecondition, why) => {
-                Error::Refused {
-                    store,
-                    what: request.to_string(),
-                    why,
-                }
-            }
-            CallFailure::Status(code, why) => Error::Remote {
-                why: with_advice(&store, code, &why),
+            CallFailure::Failed(FailureKind::Exists, why) => Error::NameTaken { store, why },
+            CallFailure::Failed(FailureKind::Denied, why) => Error::ReadOnly { store, why },
+            CallFailure::Failed(FailureKind::Refused, why) => Error::Refused {
+                store,
+                what: request.to_string(),
+                why,
+            },
+            CallFailure::Failed(kind, why) => Error::Remote {
+                why: with_advice(&store, kind, &why),
                 store,
                 request: request.to_string(),
             },
@@ -82,47 +77,22 @@ impl CallFailure {
                 store,
                 action: "use the download buffer in",
                 path,
-                source: kind.into(),
+                source: Arc::new(kind.into()),
             },
         }
     }
 
     /// A fetch that crashed.
     pub(super) fn crashed() -> Self {
-        CallFailure::Status(Code::Internal, "the fetch was interrupted".to_owned())
+        CallFailure::Failed(FailureKind::Other, "the fetch was interrupted".to_owned())
     }
-}
-
-impl From<Status> for CallFailure {
-    fn from(status: Status) -> Self {
-        let mut why = status.message().to_owned();
-        let mut cause = std::error::Error::source(&status);
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !why.contains(&text) {
-                why = format!("{why}: {text}");
-            }
-            cause = error.source();
-        }
-        CallFailure::Status(status.code(), shortened(why))
-    }
-}
-
-/// `text`, or its beginning if it is longer than any reason is.
-fn shortened(mut text: String) -> String {
-    if text.len() > LONGEST {
-        let end = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at));
-        text.truncate(end.unwrap_or_default());
-        text.push('…');
-    }
-    text
 }
 
 /// Turns "not found" into nothing.
 pub(super) fn found<T>(answer: Result<T, CallFailure>) -> Result<Option<T>, CallFailure> {
     match answer {
         Ok(found) => Ok(Some(found)),
-        Err(failure) if failure.is(Code::NotFound) => Ok(None),
+        Err(failure) if failure.is(FailureKind::NotFound) => Ok(None),
         Err(failure) => Err(failure),
     }
 }

@@ -20,6 +20,7 @@ mod endpoint;
 mod ingest;
 mod payload;
 mod roots;
+mod status;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -12,9 +12,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::Code;
 
-use super::failure::CallFailure;
+use super::failure::{CallFailure, FailureKind};
 
 /// Bytes that have to come in a second. A modem of 1998 was five times as fast; a link with a
 /// thousand calls at this rate has 1 MB/s.
@@ -83,7 +82,7 @@ impl AnswerPace {
             self.empty += 1;
             if self.empty > MOST_EMPTY {
                 let why = format!("it sent {MOST_EMPTY} messages without content in a row");
-                return Err(CallFailure::Status(Code::DataLoss, why));
+                return Err(CallFailure::Failed(FailureKind::Corrupt, why));
             }
         }
         match self.waited >= self.stall {

@@ -51,7 +51,7 @@ impl RedbFile {
                 store: url.to_owned(),
                 action,
                 path: path.to_owned(),
-                source,
+                source: Arc::new(source),
             }
         };
         let format = |why: String| Error::Format {
@@ -76,7 +76,7 @@ impl RedbFile {
         let unreadable = |source: RedbFailure| Error::Index {
             store: url.to_owned(),
             path: path.to_owned(),
-            source,
+            source: Arc::from(source),
         };
         let tables = OpenDatabase::open(&file).map_err(unreadable)?;
         if !tables.is_of_a_store().map_err(unreadable)? {
@@ -109,7 +109,7 @@ impl RedbFile {
         Error::Index {
             store: self.0.url.clone(),
             path: Self::path(&self.0.url).unwrap_or(Path::new("")).to_owned(),
-            source,
+            source: Arc::from(source),
         }
     }
 

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tonic::Code;
 
-use super::failure::CallFailure;
+use super::failure::{CallFailure, FailureKind};
 use crate::castore::{Node, Root};
 
 /// Roots in one listing, at most. A shared cache of a large company has some hundred thousand.
@@ -90,7 +89,7 @@ pub(super) fn too_many() -> CallFailure {
          commands that name roots do without the list",
         MOST_BYTES >> 20
     );
-    CallFailure::Status(Code::ResourceExhausted, why)
+    CallFailure::Failed(FailureKind::Exhausted, why)
 }
 
 /// Another listing has the memory.
@@ -100,7 +99,7 @@ fn too_busy() -> CallFailure {
         SHORT >> 20,
         PATIENCE.as_secs()
     );
-    CallFailure::Status(Code::ResourceExhausted, why)
+    CallFailure::Failed(FailureKind::Exhausted, why)
 }
 
 #[cfg(test)]
@@ -116,7 +115,7 @@ mod tests {
         assert!(first.reserve(MOST_BYTES + 1).await.is_err());
         second.reserve(SHORT).await.unwrap();
         let failure = second.reserve(SHORT + 1).await.unwrap_err();
-        assert!(failure.is(Code::ResourceExhausted));
+        assert!(failure.is(FailureKind::Exhausted));
         let waiting = tokio::spawn(async move { second.reserve(SHORT + 1).await });
         tokio::time::sleep(PATIENCE / 2).await;
         assert!(!waiting.is_finished());
@@ -139,7 +138,7 @@ mod tests {
                 Err(failure) => break failure,
             }
         };
-        assert!(refused.is(Code::ResourceExhausted));
+        assert!(refused.is(FailureKind::Exhausted));
         assert!(taken * target.len() <= MOST_BYTES, "{taken}");
         assert_eq!(Vec::from(list).len(), taken);
     }

@@ -208,9 +208,9 @@ impl Store for Cache {
             }
             Err(error) => {
                 let known = inner.writer.roots.all();
-                let unlisted = matches!(*error, Error::Unlisted { .. });
+                let unlisted = matches!(error, Error::Unlisted { .. });
                 if unlisted || known.is_empty() && own.is_empty() && reported.is_empty() {
-                    return Err(error.again());
+                    return Err(error);
                 }
                 known
             }
@@ -229,7 +229,7 @@ impl Store for Cache {
                 inner.upstream.complete_roots(),
             )
             .await;
-        let mut roots = asked.map_err(|error| error.again())?;
+        let mut roots = asked?;
         inner.writer.roots.note_all(&roots);
         prefer(&mut roots, own);
         Ok(roots)
@@ -260,7 +260,7 @@ impl Store for Cache {
             Err(error) => match inner.writer.roots.path_info(name) {
                 Some(info) => Ok(Some(info)),
                 None if inner.writer.roots.remembers(name) => Ok(None),
-                None => Err(error.again()),
+                None => Err(error),
             },
         }
     }
@@ -287,7 +287,7 @@ impl Store for Cache {
                 inner.upstream.has_blob(digest),
             )
             .await;
-        asked.map_err(|error| error.again())
+        asked
     }
 
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
@@ -304,7 +304,7 @@ impl Store for Cache {
                 inner.upstream.blob_size(digest),
             )
             .await;
-        asked.map_err(|error| error.again())
+        asked
     }
 
     /// Chunks of blobs in the local store are cut from there.
@@ -319,7 +319,7 @@ impl Store for Cache {
                 inner.upstream.chunks(digest),
             )
             .await;
-        asked.map_err(|error| error.again())
+        asked
     }
 
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
@@ -338,7 +338,7 @@ impl Store for Cache {
                 inner.upstream.group_table(digest, size),
             )
             .await;
-        asked.map_err(|error| error.again())
+        asked
     }
 
     /// The contents of the local store.

@@ -31,7 +31,7 @@ impl UpstreamBreaker {
     pub(super) fn check(&self, request: impl FnOnce() -> String) -> Result<(), Error> {
         let mut open = self.0.lock();
         match &mut *open {
-            Some(open) if open.until > Instant::now() => Err(match open.error.again() {
+            Some(open) if open.until > Instant::now() => Err(match open.error.clone() {
                 Error::Remote { store, why, .. } => Error::Remote {
                     store,
                     request: request(),
@@ -75,7 +75,7 @@ impl UpstreamBreaker {
         *open = Some(OpenBreaker {
             until: Instant::now() + pause.mul_f64(0.75 + 0.5 * fastrand::f64()),
             pause,
-            error: error.again(),
+            error: error.clone(),
         });
     }
 }

@@ -119,7 +119,7 @@ impl CacheInner {
 
     pub(super) fn received<T>(&self, received: Option<SharedFetch<T>>) -> Result<Option<T>, Error> {
         match received {
-            Some(received) => received.map_err(|error| error.again()),
+            Some(received) => received,
             None => Err(Error::Remote {
                 store: self.url.clone(),
                 request: "the fetch".to_owned(),
@@ -159,12 +159,12 @@ impl CacheInner {
             true => None,
         };
         if let Some(damage) = damage {
-            return Err(Arc::new(Error::Damaged {
+            return Err(Error::Damaged {
                 store: self.upstream.url().to_owned(),
                 object: Object::Blob,
                 digest,
                 damage: Box::new(damage),
-            }));
+            });
         }
         self.keep_extent(digest, size, index, &bytes);
         Ok(Some(bytes))
@@ -270,7 +270,7 @@ impl CacheInner {
         &self,
         request: impl FnOnce() -> String,
         question: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Arc<Error>> {
+    ) -> Result<T, Error> {
         self.circuit_breaker.check(request)?;
         let answer = question.await;
         self.circuit_breaker.note(&answer);
@@ -353,12 +353,12 @@ impl CacheInner {
             return Ok(None);
         };
         if directory.digest() != digest {
-            return Err(Arc::new(Error::Damaged {
+            return Err(Error::Damaged {
                 store: self.upstream.url().to_owned(),
                 object: Object::Directory,
                 digest,
                 damage: Box::new(Damage::WrongBytes { offset: 0 }),
-            }));
+            });
         }
         self.keep_directory(&digest, &directory);
         Ok(Some(directory))

@@ -32,7 +32,7 @@ impl WithoutCache {
     fn or_unknown<T>(&self, found: Option<T>) -> Result<Option<T>, Error> {
         match found {
             Some(found) => Ok(Some(found)),
-            None => Err(self.why.again()),
+            None => Err(self.why.clone()),
         }
     }
 }
@@ -63,7 +63,7 @@ impl Store for WithoutCache {
 
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         match self.upstream.root_now(name)? {
-            Answer::Absent => Err(self.why.again()),
+            Answer::Absent => Err(self.why.clone()),
             answer => Ok(answer),
         }
     }

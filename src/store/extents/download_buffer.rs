@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use tonic::Code;
 
 use super::{BlobSource, Extents, of_its_own};
 use crate::castore::{BlobHasher, Digest, GroupTable, extent_size};
-use crate::store::failure::{CallFailure, found};
+use crate::store::failure::{CallFailure, FailureKind, found};
 
 /// Blobs up to this many bytes are held in memory until they are bound to their digest.
 pub(super) const MAX_BUFFERED: u64 = 8 << 20;
@@ -223,7 +222,7 @@ impl<S: BlobSource> Extents<S> {
             "a blob with a stated size of {size} bytes can only be verified as a whole, and there is \
              no room for it in the {limit} MiB of the temporary directory that may be used (spool=MIB)"
         );
-        CallFailure::Status(Code::ResourceExhausted, why)
+        CallFailure::Failed(FailureKind::Exhausted, why)
     }
 
     pub(super) fn read_download_buffer(

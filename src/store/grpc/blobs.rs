@@ -8,7 +8,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
-use tonic::Code;
 
 use super::endpoint::{CallConnection, GrpcEndpoint, StreamRest, USUAL_MESSAGE};
 use crate::castore::bao_field::{self, BaoFieldError};
@@ -22,7 +21,7 @@ use crate::proto::castore_fs::v1::{
 };
 use crate::store::chunked::{ChunkFetches, ChunkSource};
 use crate::store::extents::{BlobClaim, BlobSink, BlobSource, ExtentAnswer, SmallBlobSink};
-use crate::store::failure::{CallFailure, found};
+use crate::store::failure::{CallFailure, FailureKind, found};
 use crate::store::pace::Payload;
 use crate::store::{Damage, Object};
 
@@ -167,7 +166,7 @@ impl BlobSource for ServerBlobs {
             async move { part_client(connection).read_together(request).await }
         });
         let mut next = match answer.await {
-            Err(failure) if failure.is(Code::Unimplemented) => {
+            Err(failure) if failure.is(FailureKind::Unsupported) => {
                 self.endpoint.knows_the_field_only();
                 return Ok(());
             }
@@ -222,7 +221,7 @@ impl ServerBlobs {
             Ok((data, proof))
         };
         match part.await {
-            Err(failure) if failure.is(Code::Unimplemented) => {
+            Err(failure) if failure.is(FailureKind::Unsupported) => {
                 self.endpoint.knows_the_field_only();
                 Ok(ExtentAnswer::Unavailable)
             }
@@ -256,7 +255,7 @@ impl ServerBlobs {
             }
         });
         match answer.await {
-            Err(failure) if failure.is(Code::Unimplemented) => Ok(None),
+            Err(failure) if failure.is(FailureKind::Unsupported) => Ok(None),
             answer => answer.map(Some),
         }
     }
@@ -381,7 +380,7 @@ async fn stat(
 
 /// The error for an answer that is larger than any right one.
 fn too_much(why: &str) -> CallFailure {
-    CallFailure::Status(Code::ResourceExhausted, why.to_owned())
+    CallFailure::Failed(FailureKind::Exhausted, why.to_owned())
 }
 
 async fn read_whole(
@@ -448,6 +447,6 @@ mod tests {
         }
         assert_eq!(count.bytes, 64 << 30);
         let failure = count.add(1).unwrap_err();
-        assert!(failure.is(Code::ResourceExhausted));
+        assert!(failure.is(FailureKind::Exhausted));
     }
 }

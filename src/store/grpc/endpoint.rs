@@ -17,14 +17,14 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 use tower::Service;
 
 use crate::castore::Digest;
 use crate::proto::{MAX_MESSAGE_BYTES, ProtocolGeneration, with_generation};
 use crate::store::call_meter::CallMeter;
 use crate::store::circuit_breaker::CircuitBreaker;
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 use crate::store::pace::{AnswerPace, Payload};
 use crate::store::{Damage, EndpointHealth, Error, Object};
 
@@ -235,7 +235,7 @@ impl GrpcEndpoint {
     /// it, or the call was its probe.
     fn failed(&self, began: Instant, failure: &CallFailure) -> bool {
         match failure {
-            CallFailure::Status(Code::Unavailable, _) | CallFailure::Timeout(_) => {
+            CallFailure::Failed(FailureKind::Unreachable, _) | CallFailure::Timeout(_) => {
                 self.circuit_breaker.failed(&self.url, began, failure)
             }
             // There is an answer, even if it is an error.
@@ -258,7 +258,7 @@ impl GrpcEndpoint {
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             match self.attempt(limit, &call).await {
-                Err(CallFailure::Status(Code::Unavailable, _)) if attempt < ATTEMPTS => {
+                Err(CallFailure::Failed(FailureKind::Unreachable, _)) if attempt < ATTEMPTS => {
                     let jitter = 0.5 + fastrand::f64();
                     tokio::time::sleep(pause.mul_f64(jitter)).await;
                     pause *= 3;
@@ -312,7 +312,7 @@ impl GrpcEndpoint {
         F: Future<Output = Result<T, CallFailure>>,
     {
         match ask(USUAL_MESSAGE).await {
-            Err(failure) if failure.is(Code::OutOfRange) => {
+            Err(failure) if failure.is(FailureKind::TooLarge) => {
                 let _turn = self.large.acquire().await;
                 ask(MAX_MESSAGE_BYTES).await
             }
@@ -332,15 +332,15 @@ impl GrpcEndpoint {
         let answer = in_time(limit, call(self.connection_of(generation))).await;
         if !answer
             .as_ref()
-            .is_err_and(|failure| failure.is(Code::Unimplemented))
+            .is_err_and(|failure| failure.is(FailureKind::Unsupported))
         {
             return answer;
         }
         let other = generation.other();
         let second = in_time(limit, call(self.connection_of(other))).await;
         match &second {
-            Err(CallFailure::Status(Code::Unimplemented, _)) => answer,
-            Ok(_) | Err(CallFailure::Status(..)) => {
+            Err(CallFailure::Failed(FailureKind::Unsupported, _)) => answer,
+            Ok(_) | Err(CallFailure::Failed(..)) => {
                 tracing::debug!("{} has the {other:?} generation", self.url);
                 self.generation.store(other as u8, Ordering::Relaxed);
                 second
@@ -418,7 +418,8 @@ impl<T: Payload> StreamRest<T> {
             Ok(Some(message)) => self.took(message),
             Ok(None) => self.waits = false,
             Err(
-                failure @ (CallFailure::Status(Code::Unavailable, _) | CallFailure::Timeout(_)),
+                failure @ (CallFailure::Failed(FailureKind::Unreachable, _)
+                | CallFailure::Timeout(_)),
             ) => {
                 self.circuit_breaker.failed(&self.url, self.moved, failure);
                 let error = failure.clone().of(&self.url, "the rest of an answer");
@@ -503,8 +504,8 @@ mod tests {
         let large = |_| {
             endpoint.large(async |limit| {
                 if limit == USUAL_MESSAGE {
-                    return Err(CallFailure::Status(
-                        Code::OutOfRange,
+                    return Err(CallFailure::Failed(
+                        FailureKind::TooLarge,
                         "too large".to_owned(),
                     ));
                 }

@@ -10,13 +10,11 @@ mod streamed;
 
 use std::sync::Arc;
 
-use tonic::Code;
-
 use self::piecewise::PiecewiseIngest;
 use self::streamed::StreamedIngest;
 use super::GrpcServer;
 use crate::proto::castore_fs::services::ingest_service_client::IngestServiceClient;
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 use crate::store::upstream;
 use crate::store::{Error, Ingest};
 
@@ -39,8 +37,8 @@ pub(super) fn begin(server: Arc<GrpcServer>) -> Result<Box<dyn Ingest>, Error> {
     });
     match asked {
         Ok(_) => {}
-        Err(failure) if failure.is(Code::Aborted) => {}
-        Err(failure) if failure.is(Code::Unimplemented) => {
+        Err(failure) if failure.is(FailureKind::Conflict) => {}
+        Err(failure) if failure.is(FailureKind::Unsupported) => {
             return Ok(Box::new(PiecewiseIngest::new(server)));
         }
         Err(failure) => return Err(server.endpoint.error("starting an addition", failure)),

@@ -15,7 +15,6 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
-use tonic::Code;
 
 use super::endpoint::{GrpcEndpoint, StreamRest, USUAL_MESSAGE};
 use crate::castore::Root;
@@ -27,7 +26,7 @@ use crate::proto::store::services::path_info_service_client::PathInfoServiceClie
 use crate::proto::store::v1::{
     GetPathInfoRequest, ListPathInfoRequest, get_path_info_request::ByWhat,
 };
-use crate::store::failure::{CallFailure, found};
+use crate::store::failure::{CallFailure, FailureKind, found};
 use crate::store::last_listing::LastListing;
 use crate::store::pace::Payload;
 use crate::store::root_list::RootList;
@@ -145,7 +144,7 @@ async fn watch_for_changes(
             _ = store_gone.changed() => return,
         };
         let Some(roots) = roots.upgrade() else { return };
-        if ended.is_err_and(|failure| failure.is(Code::Unimplemented)) {
+        if ended.is_err_and(|failure| failure.is(FailureKind::Unsupported)) {
             roots.state.lock().server = ServerKind::PathInfosOnly;
             endpoint.knows_the_field_only();
             return;
@@ -239,7 +238,7 @@ impl ServerRoots {
                 }
             });
             match found(answer.await) {
-                Err(failure) if failure.is(Code::Unimplemented) => {
+                Err(failure) if failure.is(FailureKind::Unsupported) => {
                     self.endpoint.knows_the_field_only();
                 }
                 Err(failure) => return Err(failure),
@@ -273,7 +272,7 @@ impl ServerRoots {
 
     pub(super) async fn list(&self) -> Result<Vec<Root>, CallFailure> {
         let listed = match self.list_by_name().await {
-            Err(failure) if failure.is(Code::Unimplemented) => self.list_path_infos().await,
+            Err(failure) if failure.is(FailureKind::Unsupported) => self.list_path_infos().await,
             listed => listed,
         };
         let mut roots = listed.map_err(cannot_list)?;
@@ -340,7 +339,7 @@ impl ServerRoots {
         asked: Option<&[u8]>,
     ) -> Result<Option<Root>, CallFailure> {
         let root = Root::try_from(entry.unwrap_or_default())
-            .map_err(|error| CallFailure::Status(Code::DataLoss, error.to_string()))?;
+            .map_err(|error| CallFailure::Failed(FailureKind::Corrupt, error.to_string()))?;
         Ok(match asked {
             Some(asked) if root.name.as_bytes() != asked => None,
             _ => Some(root),
@@ -406,8 +405,8 @@ impl ServerRoots {
 /// cache composition answers INTERNAL.
 fn cannot_list(failure: CallFailure) -> CallFailure {
     match failure {
-        CallFailure::Status(Code::Unimplemented, why) => CallFailure::Unlisted(why),
-        CallFailure::Status(Code::Internal, why)
+        CallFailure::Failed(FailureKind::Unsupported, why) => CallFailure::Unlisted(why),
+        CallFailure::Failed(FailureKind::Other, why)
             if why.to_ascii_lowercase().contains("implemented") =>
         {
             CallFailure::Unlisted(why)

@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -172,7 +173,7 @@ impl StoreDirectory {
     ) -> impl FnOnce(io::Error) -> Error + use<> {
         let (store, path) = (self.url.clone(), path.to_owned());
         move |source| Error::Io {
-            source: advise(source, &store),
+            source: Arc::new(advise(source, &store)),
             store,
             action,
             path,

@@ -11,7 +11,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use prost::Message;
 use tokio::runtime::Handle;
-use tonic::Code;
 
 use super::bucket::Bucket;
 use crate::castore::bao_field::{self, BaoFieldError};
@@ -19,7 +18,7 @@ use crate::castore::{Digest, GroupTable};
 use crate::proto::castore::v1::StatBlobResponse;
 use crate::store::chunked::{ChunkFetches, ChunkSource, MAX_CHUNK};
 use crate::store::extents::{BlobSink, BlobSource, ExtentAnswer};
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 use crate::store::{Damage, Object};
 
 /// The least chunk of other writers, in bytes: a smaller blob is one.
@@ -87,8 +86,9 @@ impl ChunkSource for Bucket {
         let Some(bytes) = self.get(&path, MAX_LIST).await? else {
             return Ok(None);
         };
-        let stat = StatBlobResponse::decode(bytes)
-            .map_err(|error| CallFailure::Status(Code::DataLoss, format!("{path}: {error}")))?;
+        let stat = StatBlobResponse::decode(bytes).map_err(|error| {
+            CallFailure::Failed(FailureKind::Corrupt, format!("{path}: {error}"))
+        })?;
         Ok(Some(stat))
     }
 
@@ -97,8 +97,9 @@ impl ChunkSource for Bucket {
         let Some(packed) = self.get(&path, most_packed(limit)).await? else {
             return Ok(None);
         };
-        let bytes = unpacked(&packed, limit)
-            .map_err(|error| CallFailure::Status(Code::DataLoss, format!("{path}: {error}")))?;
+        let bytes = unpacked(&packed, limit).map_err(|error| {
+            CallFailure::Failed(FailureKind::Corrupt, format!("{path}: {error}"))
+        })?;
         Ok(Some(bytes.into()))
     }
 }

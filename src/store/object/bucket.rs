@@ -25,7 +25,6 @@ use object_store::{
     PutPayload, RetryConfig,
 };
 use tokio::runtime::Handle;
-use tonic::Code;
 use url::Url;
 
 pub(super) use self::conditional::{ObjectVersion, ReadVersion};
@@ -37,7 +36,7 @@ use crate::store::call_meter::CallMeter;
 use crate::store::circuit_breaker::CircuitBreaker;
 use crate::store::credential;
 use crate::store::extents::ChunkVerification;
-use crate::store::failure::{CallFailure, found};
+use crate::store::failure::{CallFailure, FailureKind, found};
 use crate::store::pace::{AnswerPace, LEAST_RATE};
 use crate::store::shown_url::shown_parameter;
 use crate::store::{Damage, EndpointHealth, Object};
@@ -275,7 +274,7 @@ impl Bucket {
 
     fn at(&self, path: &str) -> Result<Path, CallFailure> {
         Path::parse(format!("{}{path}", self.base))
-            .map_err(|error| CallFailure::Status(Code::InvalidArgument, error.to_string()))
+            .map_err(|error| CallFailure::Failed(FailureKind::Refused, error.to_string()))
     }
 
     /// The object at `path`, if there is one. More than `limit` bytes are not accepted, whatever
@@ -303,7 +302,7 @@ impl Bucket {
                 return Ok(true);
             }
             let why = format!("{path} has more than the {limit} bytes that it may have");
-            Err(CallFailure::Status(Code::DataLoss, why))
+            Err(CallFailure::Failed(FailureKind::Corrupt, why))
         });
         let (collected, version) = collected.await?;
         Ok((collected.into_bytes(), version))
@@ -322,7 +321,7 @@ impl Bucket {
     }
 
     /// As [`fetch`](Self::fetch), with the version of the object. With the ETag of a `known` version, that
-    /// one is not sent again: the failure is then [`Code::AlreadyExists`].
+    /// one is not sent again: the failure is then [`FailureKind::Exists`].
     async fn fetch_version<T>(
         &self,
         path: &str,
@@ -417,13 +416,13 @@ impl Bucket {
                 Err(failure) => failure,
             };
             match &failure {
-                CallFailure::Status(Code::Unavailable, _) if attempt < ATTEMPTS => {
+                CallFailure::Failed(FailureKind::Unreachable, _) if attempt < ATTEMPTS => {
                     let jitter = 0.5 + fastrand::f64();
                     tokio::time::sleep(pause.mul_f64(jitter)).await;
                     pause *= 3;
                     continue;
                 }
-                CallFailure::Timeout(_) | CallFailure::Status(Code::Unavailable, _) => {
+                CallFailure::Timeout(_) | CallFailure::Failed(FailureKind::Unreachable, _) => {
                     self.circuit_breaker.failed(&self.url, began, &failure);
                 }
                 // There is an answer, even if it is an error.
@@ -493,16 +492,16 @@ async fn in_time<T>(
 
 fn failure(error: object_store::Error) -> CallFailure {
     let code = match error {
-        object_store::Error::NotFound { .. } => Code::NotFound,
-        object_store::Error::PermissionDenied { .. } => Code::PermissionDenied,
-        object_store::Error::Unauthenticated { .. } => Code::Unauthenticated,
-        object_store::Error::NotModified { .. } => Code::AlreadyExists,
-        _ => Code::Unavailable,
+        object_store::Error::NotFound { .. } => FailureKind::NotFound,
+        object_store::Error::PermissionDenied { .. } => FailureKind::Denied,
+        object_store::Error::Unauthenticated { .. } => FailureKind::Unauthenticated,
+        object_store::Error::NotModified { .. } => FailureKind::Exists,
+        _ => FailureKind::Unreachable,
     };
     let why = with_causes(&error);
     // One of many objects that were to be deleted with a request: the request itself succeeded.
-    let denied = code == Code::Unavailable && why.contains("(code: AccessDenied)");
-    CallFailure::Status(if denied { Code::PermissionDenied } else { code }, why)
+    let denied = code == FailureKind::Unreachable && why.contains("(code: AccessDenied)");
+    CallFailure::Failed(if denied { FailureKind::Denied } else { code }, why)
 }
 
 /// A store, a path in it, and the clock of its service.

@@ -11,14 +11,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tonic::Code;
 
 use super::blobs::MAX_WINDOW;
 use super::bucket::Bucket;
 use crate::castore::{Digest, Directory, NodeRef};
 use crate::proto::MAX_MESSAGE_BYTES;
 use crate::store::bounded::Bounded;
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 use crate::store::single_flight::SingleFlight;
 use crate::store::{Damage, Object};
 
@@ -80,8 +79,9 @@ impl ClosureDirectories {
                     let Some(reader) = bucket.fetch(&path, start, take_packed).await? else {
                         return Ok(None);
                     };
-                    let reader = reader
-                        .map_err(|error| CallFailure::Status(Code::Internal, error.to_string()))?;
+                    let reader = reader.map_err(|error| {
+                        CallFailure::Failed(FailureKind::Other, error.to_string())
+                    })?;
                     Ok(Some(Arc::new(reader.finish()?)))
                 });
             let fetched = fetched
@@ -131,7 +131,7 @@ impl ClosureDirectories {
             return Ok(false);
         };
         let reader =
-            reader.map_err(|error| CallFailure::Status(Code::Internal, error.to_string()))?;
+            reader.map_err(|error| CallFailure::Failed(FailureKind::Other, error.to_string()))?;
         reader.finish().map(|_| true)
     }
 
@@ -147,7 +147,7 @@ impl ClosureDirectories {
             plain.extend_from_slice(bytes);
         }
         let packed = zstd::encode_all(&plain[..], LEVEL)
-            .map_err(|error| CallFailure::Status(Code::Internal, error.to_string()))?;
+            .map_err(|error| CallFailure::Failed(FailureKind::Other, error.to_string()))?;
         let path = self.bucket.path("dirs", &root.digest());
         self.bucket.put(&path, Bytes::from(packed)).await
     }
@@ -240,7 +240,7 @@ impl ClosureReader {
         let Err(error) = unpacked else { return Ok(()) };
         let known = self.unpacker.get_mut().failure.take();
         Err(known.unwrap_or_else(|| {
-            CallFailure::Status(Code::DataLoss, format!("{}: {error}", self.path))
+            CallFailure::Failed(FailureKind::Corrupt, format!("{}: {error}", self.path))
         }))
     }
 
@@ -272,7 +272,7 @@ impl ClosureParser {
     }
 
     fn wrong(&self, why: &str) -> CallFailure {
-        CallFailure::Status(Code::DataLoss, format!("{}: {why}", self.path))
+        CallFailure::Failed(FailureKind::Corrupt, format!("{}: {why}", self.path))
     }
 
     /// Parses the complete Directories of what has come.

@@ -32,7 +32,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tonic::Code;
 
 use self::candidates::CandidateList;
 use self::lock::{GcLock, LockState};
@@ -40,7 +39,7 @@ use self::survey::{Survey, survey};
 use super::bucket_time::BucketTime;
 use super::{ObjectStore, ObjectStoreCalls};
 use crate::castore::Digest;
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 use crate::store::{Error, upstream};
 
 /// The kinds of objects that are collected, each after those that refer to it.
@@ -156,7 +155,7 @@ async fn look(store: &ObjectStoreCalls, grace: Duration) -> Result<BucketGcRepor
     let list = CandidateList::read(&store.bucket).await?;
     let now = store.bucket.now().ok_or_else(|| {
         let why = "the service reports no date, which --dry-run needs";
-        CallFailure::Status(Code::FailedPrecondition, why.to_owned())
+        CallFailure::Failed(FailureKind::Refused, why.to_owned())
     })?;
     let mut report = BucketGcReport::default();
     match list.filter(|list| !list.is_empty()) {
@@ -309,12 +308,12 @@ const BATCH: usize = 1000;
 /// Explains why the service refuses to delete.
 fn no_right(failure: CallFailure) -> CallFailure {
     match failure {
-        CallFailure::Status(Code::PermissionDenied | Code::Unauthenticated, why) => {
+        CallFailure::Failed(FailureKind::Denied | FailureKind::Unauthenticated, why) => {
             let why = format!(
                 "the service does not let this key delete (s3:DeleteObject). Give it that right, and run gc again, \
                  which continues: {why}"
             );
-            CallFailure::Status(Code::FailedPrecondition, why)
+            CallFailure::Failed(FailureKind::Refused, why)
         }
         failure => failure,
     }

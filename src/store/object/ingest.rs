@@ -17,7 +17,6 @@ use fastcdc::v2020::{FastCDC, StreamCDC};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use prost::Message;
-use tonic::Code;
 
 use super::ObjectStoreCalls;
 use super::gc::ObjectKind;
@@ -28,7 +27,7 @@ use crate::castore::{
 use crate::nix::PathInfo;
 use crate::proto::castore::v1::StatBlobResponse;
 use crate::proto::castore::v1::stat_blob_response::ChunkMeta;
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 use crate::store::missing::{missing, not_put};
 use crate::store::root_change::RootChange;
 use crate::store::staged_directories::{StagedDirectories, leaves_first};
@@ -156,7 +155,7 @@ impl ObjectAddition {
     }
 
     fn internal(&self, error: &dyn std::error::Error) -> Error {
-        self.error(CallFailure::Status(Code::Internal, error.to_string()))
+        self.error(CallFailure::Failed(FailureKind::Other, error.to_string()))
     }
 
     fn download_buffer(&self, error: &std::io::Error) -> Error {
@@ -203,7 +202,7 @@ impl ObjectAddition {
             }
         }
         let why = "garbage collections ran again and again meanwhile";
-        Err(self.error(CallFailure::Status(Code::Aborted, why.to_owned())))
+        Err(self.error(CallFailure::Failed(FailureKind::Conflict, why.to_owned())))
     }
 
     /// Makes sure that everything is there that the `new` roots need, if a collection ever ran; returns
@@ -239,7 +238,7 @@ impl ObjectAddition {
                     match roots.ask(&name).await {
                         Ok(found) => Ok(found.map(|found| (name, found))),
                         // What cannot be read is overwritten.
-                        Err(failure) if failure.is(Code::DataLoss) => Ok(None),
+                        Err(failure) if failure.is(FailureKind::Corrupt) => Ok(None),
                         Err(failure) => Err(failure),
                     }
                 }

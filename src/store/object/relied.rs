@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
-use tonic::Code;
 
 use super::blobs::{MAX_STORED_CHUNK, MAX_STORED_LIST};
 use super::bucket::{Bucket, ReadVersion};
@@ -23,7 +22,7 @@ use super::gc::candidates::{CandidateList, LIST, MAX_LIST, RandomId};
 use super::gc::lock::{LockState, ReadLock};
 use crate::castore::Digest;
 use crate::store::chunked::ChunkSource;
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 
 /// How old the known state may be while an addition runs. At its commit it is read again.
 const MAX_AGE: Duration = Duration::from_secs(30);
@@ -234,7 +233,7 @@ impl ReliedObjects {
             }
             if began.elapsed() > PATIENCE {
                 let why = "a garbage collection is deleting objects that this addition needs: run it again later";
-                return Err(CallFailure::Status(Code::Aborted, why.to_owned()));
+                return Err(CallFailure::Failed(FailureKind::Conflict, why.to_owned()));
             }
             tokio::time::sleep(LOOK).await;
             state = self.refresh().await?;
@@ -456,6 +455,6 @@ impl From<CheckFailure> for CallFailure {
              never sent. Run it again, which sends them",
             lost.len()
         );
-        CallFailure::Status(Code::FailedPrecondition, why)
+        CallFailure::Failed(FailureKind::Refused, why)
     }
 }

@@ -13,14 +13,13 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use prost::Message;
-use tonic::Code;
 
 use super::bucket::Bucket;
 use crate::castore::{Digest, Name, Root};
 use crate::nix::PathInfo;
 use crate::proto::castore_fs::v1::Root as RootMessage;
 use crate::store::Error;
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 use crate::store::root_change::admit;
 use crate::store::root_list::{self, RootList};
 
@@ -110,8 +109,8 @@ impl BucketRoots {
         let path = self.path(name);
         let found = self.read(&path).await?;
         match found {
-            Some((root, _)) if root.name.as_bytes() != name => Err(CallFailure::Status(
-                Code::DataLoss,
+            Some((root, _)) if root.name.as_bytes() != name => Err(CallFailure::Failed(
+                FailureKind::Corrupt,
                 format!("{path} holds the root \"{}\"", root.name),
             )),
             found => Ok(found),
@@ -122,7 +121,8 @@ impl BucketRoots {
         let Some(bytes) = self.bucket.get(path, MAX_ROOT).await? else {
             return Ok(None);
         };
-        let wrong = |why: String| CallFailure::Status(Code::DataLoss, format!("{path}: {why}"));
+        let wrong =
+            |why: String| CallFailure::Failed(FailureKind::Corrupt, format!("{path}: {why}"));
         let message = RootMessage::decode(bytes).map_err(|error| wrong(error.to_string()))?;
         let root = Root::try_from(message.entry.unwrap_or_default())
             .map_err(|error| wrong(error.to_string()))?;
@@ -170,8 +170,8 @@ impl BucketRoots {
             let path_info = path_info.as_deref().cloned();
             let admitted = admit(&self.bucket.url, before, root, path_info);
             let path_info = admitted.map_err(|error| match error {
-                Error::NameTaken { why, .. } => CallFailure::Status(Code::AlreadyExists, why),
-                error => CallFailure::Status(Code::InvalidArgument, error.to_string()),
+                Error::NameTaken { why, .. } => CallFailure::Failed(FailureKind::Exists, why),
+                error => CallFailure::Failed(FailureKind::Refused, error.to_string()),
             })?;
             let path_info = path_info.map(Box::new);
             if is_there {
@@ -183,7 +183,7 @@ impl BucketRoots {
             }
         }
         let why = format!("root node \"{}\" comes and goes", root.name);
-        Err(CallFailure::Status(Code::Aborted, why))
+        Err(CallFailure::Failed(FailureKind::Conflict, why))
     }
 
     pub(super) async fn remove(&self, name: &Name) -> Result<(), CallFailure> {

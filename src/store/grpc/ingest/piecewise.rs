@@ -8,7 +8,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
 
 use super::{AHEAD, GrpcServer, MESSAGE};
 use crate::castore::{BlobHasher, Digest, Directory, Name, Root};
@@ -19,7 +18,7 @@ use crate::proto::castore::v1::{BlobChunk, Entry};
 use crate::proto::store::services::path_info_service_client::PathInfoServiceClient;
 use crate::proto::store::v1::NarInfo;
 use crate::proto::{MAX_MESSAGE_BYTES, RawDirectory};
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 use crate::store::missing::{missing, not_put};
 use crate::store::root_change::{RootChange, admit};
 use crate::store::staged_directories::{StagedDirectories, leaves_first};
@@ -100,8 +99,8 @@ impl PiecewiseIngest {
                 Ok(Ok(answer)) => {
                     let stored = answer.into_inner().digest;
                     match digest {
-                        Some(digest) if stored != digest.as_bytes()[..] => CallFailure::Status(
-                            Code::DataLoss,
+                        Some(digest) if stored != digest.as_bytes()[..] => CallFailure::Failed(
+                            FailureKind::Corrupt,
                             format!("the server stored blob {digest} under another digest"),
                         ),
                         _ => return,
@@ -135,8 +134,8 @@ impl PiecewiseIngest {
         });
         let answer = asked.map_err(|failure| self.error(failure))?;
         if answer.into_inner().root_digest != root.digest().as_bytes()[..] {
-            return Err(self.error(CallFailure::Status(
-                Code::DataLoss,
+            return Err(self.error(CallFailure::Failed(
+                FailureKind::Corrupt,
                 format!(
                     "the server stored directory {} under another digest",
                     root.digest()

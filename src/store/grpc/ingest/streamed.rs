@@ -8,7 +8,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
 
 use super::{AHEAD, GrpcServer, MESSAGE};
 use crate::castore::{BlobHasher, Digest, Directory, Name, Root};
@@ -19,7 +18,7 @@ use crate::proto::castore_fs::v1::ingest_request::{
     Blob, Blobs, Commit, Directories, End, Part, What,
 };
 use crate::proto::castore_fs::v1::{IngestRequest, IngestResponse, Root as RootMessage};
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 use crate::store::root_change::RootChange;
 use crate::store::upstream;
 use crate::store::{AddedTotals, BlobWriter, Error, Ingest};
@@ -85,8 +84,8 @@ impl UploadStream {
             .unwrap_or_else(|_| Err(CallFailure::crashed()))
         {
             Err(failure) => self.error(failure),
-            Ok(_) => self.error(CallFailure::Status(
-                Code::Internal,
+            Ok(_) => self.error(CallFailure::Failed(
+                FailureKind::Other,
                 "the server ended the addition by itself".to_owned(),
             )),
         }

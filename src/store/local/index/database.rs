@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use redb::{Builder, ConcurrencyMode, Database, DatabaseError, ReadOnlyDatabase};
@@ -82,7 +83,7 @@ pub(super) fn damaged(dir: &StoreDirectory, why: String) -> Error {
     Error::Index {
         store: dir.url().to_owned(),
         path: dir.index(),
-        source: why.into(),
+        source: Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(why)),
     }
 }
 

@@ -2,11 +2,10 @@
 
 use bytes::Bytes;
 use object_store::{ObjectMeta, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
-use tonic::Code;
 
 use super::super::bucket_time::BucketTime;
 use super::{Bucket, failure, in_time};
-use crate::store::failure::{CallFailure, found};
+use crate::store::failure::{CallFailure, FailureKind, found};
 
 /// A version of an object.
 #[derive(Clone, Debug)]
@@ -55,8 +54,8 @@ impl Bucket {
     ) -> Result<ReadVersion, CallFailure> {
         match self.get_version(path, limit, known).await {
             Ok((bytes, version)) => Ok(ReadVersion::Read(bytes, version)),
-            Err(failure) if failure.is(Code::NotFound) => Ok(ReadVersion::Absent),
-            Err(failure) if known.is_some() && failure.is(Code::AlreadyExists) => {
+            Err(failure) if failure.is(FailureKind::NotFound) => Ok(ReadVersion::Absent),
+            Err(failure) if known.is_some() && failure.is(FailureKind::Exists) => {
                 Ok(ReadVersion::Unchanged)
             }
             Err(failure) => Err(failure),

@@ -6,11 +6,10 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tonic::Code;
 
 use super::super::bucket_time::BucketTime;
 use super::{Bucket, failure};
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 use crate::store::pace::AnswerPace;
 use crate::store::root_list::ListingMemory;
 
@@ -66,7 +65,7 @@ impl Bucket {
                 // A page that refers to itself is a listing without end.
                 if !seen.insert(hasher.hash_one(&path)) {
                     let why = format!("the listing of {at} has {path} twice");
-                    return Err(CallFailure::Status(Code::DataLoss, why));
+                    return Err(CallFailure::Failed(FailureKind::Corrupt, why));
                 }
                 bytes += LISTED as usize + path.len();
                 memory.reserve(bytes).await?;
@@ -102,12 +101,12 @@ impl Bucket {
                 let full = object.location.to_string();
                 if earlier.as_ref() == Some(&full) {
                     let why = format!("the listing of {at} has {full} twice");
-                    return Err(CallFailure::Status(Code::DataLoss, why));
+                    return Err(CallFailure::Failed(FailureKind::Corrupt, why));
                 }
                 count += 1;
                 if count > MOST_LISTED {
                     let why = format!("there are more than {MOST_LISTED} objects below {at}");
-                    return Err(CallFailure::Status(Code::ResourceExhausted, why));
+                    return Err(CallFailure::Failed(FailureKind::Exhausted, why));
                 }
                 let listed = ListedObject {
                     path: full.strip_prefix(&self.base).unwrap_or(&full).to_owned(),

@@ -15,13 +15,12 @@
 //! If an object is on the list, so is every object that refers to it and existed then.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tonic::Code;
 
 use super::super::bucket::Bucket;
 use super::super::bucket_time::BucketTime;
 use super::ObjectKind;
 use crate::castore::Digest;
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 
 /// Its path.
 pub(in crate::store::object) const LIST: &str = "castore-fs/gc/candidates";
@@ -145,7 +144,7 @@ impl CandidateList {
                 "the list of candidates for garbage collection, {LIST}, cannot be read: {why}. Use the newest \
                  castore-fs; or, while no program writes to the bucket, delete that object"
             );
-            CallFailure::Status(Code::FailedPrecondition, why)
+            CallFailure::Failed(FailureKind::Refused, why)
         })
     }
 

@@ -14,13 +14,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinHandle;
-use tonic::Code;
 
 use super::super::bucket::{Bucket, ObjectVersion, ReadVersion};
 use super::super::bucket_time::BucketTime;
 use super::candidates::{RandomId, random_id};
 use crate::store::Error;
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 
 /// Its path.
 pub(in crate::store::object) const LOCK: &str = "castore-fs/gc/lock";
@@ -86,7 +85,7 @@ async fn read(bucket: &Bucket) -> Result<Option<(ReadLock, ObjectVersion)>, Call
             "the lock of garbage collections, {LOCK}, is damaged or of another version of castore-fs. Use the \
              newest castore-fs; or, while no collection runs, delete that object"
         );
-        CallFailure::Status(Code::FailedPrecondition, why)
+        CallFailure::Failed(FailureKind::Refused, why)
     })?;
     let modified = version.modified;
     let lock = ReadLock {
@@ -150,7 +149,7 @@ impl GcLock {
         let why = format!(
             "other garbage collections took the lock in each of {ATTEMPTS} attempts: run gc again later"
         );
-        Err(CallFailure::Status(Code::Aborted, why))
+        Err(CallFailure::Failed(FailureKind::Conflict, why))
     }
 
     fn started(bucket: &Arc<Bucket>, lock: ReadLock, at: i64) -> Self {
@@ -267,12 +266,12 @@ fn taken() -> CallFailure {
          last written: try again then",
         LIFE.as_secs() / 60
     );
-    CallFailure::Status(Code::FailedPrecondition, why)
+    CallFailure::Failed(FailureKind::Refused, why)
 }
 
 fn lost() -> CallFailure {
     let why = "this garbage collection lost its lock to another one, and stopped";
-    CallFailure::Status(Code::Aborted, why.to_owned())
+    CallFailure::Failed(FailureKind::Conflict, why.to_owned())
 }
 
 /// Seconds since boot; the time in which the machine slept counts.

@@ -14,7 +14,6 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
-use tonic::Code;
 
 use super::super::ObjectStoreCalls;
 use super::super::bucket::ListedObject;
@@ -24,7 +23,7 @@ use super::candidates::MOST_CANDIDATES;
 use super::{BucketObjects, ObjectKind};
 use crate::castore::{Digest, Directory, Name, Node, NodeRef};
 use crate::store::chunked::ChunkSource;
-use crate::store::failure::CallFailure;
+use crate::store::failure::{CallFailure, FailureKind};
 
 /// Marks in one set, at most: a table of 150 MiB. Four sets have room for 3 TiB of chunks, and as many
 /// that are spared.
@@ -245,7 +244,7 @@ fn bounded_push(all: &mut Vec<Digest>, digest: Digest) -> Result<(), CallFailure
 
 fn too_many(what: &str, most: usize) -> CallFailure {
     let why = format!("the bucket has more than {most} {what}; nothing more was deleted");
-    CallFailure::Status(Code::ResourceExhausted, why)
+    CallFailure::Failed(FailureKind::Exhausted, why)
 }
 
 /// Marks everything below a root.
@@ -263,7 +262,7 @@ async fn walk_root(
             "root \"{name}\": {why}. Nothing more was deleted: what is below it is not known. `castore-fs verify` shows \
              what is damaged; import or copy it again, or remove that root"
         );
-        CallFailure::Status(Code::Aborted, why)
+        CallFailure::Failed(FailureKind::Conflict, why)
     };
     match store.directories.visit(digest, &marks.visitor(true)).await {
         Ok(true) => Ok(()),
@@ -271,8 +270,8 @@ async fn walk_root(
         Err(CallFailure::Damaged(object, digest, damage)) => {
             Err(of_root(format!("{object} {digest} is damaged: {damage}")))
         }
-        Err(CallFailure::Status(Code::DataLoss, why)) => Err(of_root(why)),
-        Err(CallFailure::Status(code, why)) => Err(CallFailure::Status(
+        Err(CallFailure::Failed(FailureKind::Corrupt, why)) => Err(of_root(why)),
+        Err(CallFailure::Failed(code, why)) => Err(CallFailure::Failed(
             code,
             format!("root \"{name}\": {why}; nothing more was deleted"),
         )),
@@ -287,7 +286,7 @@ async fn walk_spared(
     digest: Digest,
 ) -> Result<(), CallFailure> {
     match store.directories.visit(digest, &marks.visitor(false)).await {
-        Err(CallFailure::Damaged(..) | CallFailure::Status(Code::DataLoss, _)) => {
+        Err(CallFailure::Damaged(..) | CallFailure::Failed(FailureKind::Corrupt, _)) => {
             tracing::warn!("{}: closure {digest} is damaged", store.bucket.url);
             Ok(())
         }
@@ -305,16 +304,16 @@ async fn read_list(
     let list = match store.bucket.stat(&digest).await {
         // It may have been removed meanwhile.
         Ok(list) => list.unwrap_or_default(),
-        Err(CallFailure::Status(Code::DataLoss, why)) if !is_reached => {
+        Err(CallFailure::Failed(FailureKind::Corrupt, why)) if !is_reached => {
             tracing::warn!("{}: {why}", store.bucket.url);
             return Ok(());
         }
-        Err(CallFailure::Status(Code::DataLoss, why)) => {
+        Err(CallFailure::Failed(FailureKind::Corrupt, why)) => {
             let why = format!(
                 "blob {digest}, which a root reaches, is damaged: {why}. Nothing more was deleted; `castore-fs verify` \
                  shows where it is"
             );
-            return Err(CallFailure::Status(Code::Aborted, why));
+            return Err(CallFailure::Failed(FailureKind::Conflict, why));
         }
         Err(failure) => return Err(failure),
     };

@@ -1,0 +1,30 @@
+//! The kinds of failure of a call to an upstream.
+
+/// What kind of failure a call ended with. The client of each protocol maps that protocol's own statuses to these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailureKind {
+    /// There is no such object.
+    NotFound,
+    /// The object exists, or is unchanged, and the call was for another case.
+    Exists,
+    /// The endpoint has no such call.
+    Unsupported,
+    /// The endpoint refuses the request as wrong, or in its present state.
+    Refused,
+    /// The answer is larger than the caller takes.
+    TooLarge,
+    /// The caller is known, and may not do this.
+    Denied,
+    /// The endpoint does not know who calls.
+    Unauthenticated,
+    /// There is no connection, or the endpoint cannot answer now.
+    Unreachable,
+    /// What came makes no sense.
+    Corrupt,
+    /// Another change came between.
+    Conflict,
+    /// More than there is room for, here or there.
+    Exhausted,
+    /// Anything else.
+    Other,
+}
