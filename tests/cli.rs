@@ -1536,7 +1536,7 @@ fn gc_removes_what_no_root_reaches_and_prints_how_much() {
     let spared = text(&["gc"]);
     assert!(spared.starts_with("removed 0 blobs (0 B), 0 directories; "));
     let until =
-        spared.split("\nspared 1 blobs (3.00 MiB), 0 directories: within the grace period, until ");
+        spared.split("\nspared 1 blob (3.00 MiB), 0 directories: within the grace period, until ");
     let until = until.last().unwrap().strip_suffix(" UTC\n").unwrap();
     let json: Value = serde_json::from_slice(&place.good(&["gc", "--json"])).unwrap();
     let grace = &json["spared"]["grace"];
@@ -1545,7 +1545,7 @@ fn gc_removes_what_no_root_reaches_and_prints_how_much() {
     assert_eq!(json["spared"]["in_use"]["blobs"], 0);
     let dry = text(&["gc", "--dry-run", "--grace", "0s"]);
     assert!(
-        dry.starts_with("would remove 1 blobs (3.00 MiB), 0 directories: about "),
+        dry.starts_with("would remove 1 blob (3.00 MiB), 0 directories: about "),
         "{dry}"
     );
     let done = text(&["gc", "--grace=0s", "--json"]);

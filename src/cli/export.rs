@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use castore_fs::castore::{Directory, Node, Root};
 use castore_fs::image::{ImageRoot, ImageVersion};
 use castore_fs::nix::STORE_DIR;
+use castore_fs::quantity::count;
 use castore_fs::store::Blocking;
 use castore_fs::tree::{
     self, ImageFile, KindPreference, NewFile, ResolvedTarget, Target, TreePath, export, image_root,
@@ -127,7 +128,7 @@ impl ExportCommand {
                     part: Some((bytes, size)),
                 },
                 None => ProgressState {
-                    words: format!("{} of {} files", HumanCount(nodes), HumanCount(all)),
+                    words: format!("{} of {}", HumanCount(nodes), count(all, "file", "files")),
                     bytes,
                     part: Some((nodes, all)),
                 },

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use castore_fs::service::config::TimeSpan;
+use castore_fs::quantity::count;
 use castore_fs::store::{
     BucketGcOptions, BucketGcReport, BucketObjects, GcOptions, GcReport, GcResult, ObjectStore,
     SparedObjects, shown_url,
@@ -17,6 +17,7 @@ use url::Url;
 use super::failure::{CommandFailure, failure};
 use super::output::Output;
 use super::store::StoreArguments;
+use super::units::time;
 use super::utc::{rfc_3339, utc};
 
 /// The default of `--grace`.
@@ -74,10 +75,6 @@ pub(super) struct Gc {
     /// Do not print what stays, and why
     #[arg(long, short)]
     quiet: bool,
-}
-
-fn time(text: &str) -> Result<Duration, String> {
-    text.parse().map(|TimeSpan(time)| time)
 }
 
 /// The result of `gc` on a local store, in JSON.
@@ -179,12 +176,22 @@ impl From<&BucketGcReport> for JsonBucketReport {
 
 fn shown(objects: &BucketObjects) -> String {
     format!(
-        "{} objects ({} closures, {} blobs, {} chunks; {})",
-        HumanCount(objects.count()),
-        HumanCount(objects.closures),
-        HumanCount(objects.blobs),
-        HumanCount(objects.chunks),
+        "{} ({}, {}, {}; {})",
+        count(objects.count(), "object", "objects"),
+        count(objects.closures, "closure", "closures"),
+        count(objects.blobs, "blob", "blobs"),
+        count(objects.chunks, "chunk", "chunks"),
         HumanBytes(objects.bytes),
+    )
+}
+
+/// Objects of a local store: `2 blobs (3 B), 1 directory`.
+fn local_objects(blobs: u64, blob_bytes: u64, directories: u64) -> String {
+    format!(
+        "{} ({}), {}",
+        count(blobs, "blob", "blobs"),
+        HumanBytes(blob_bytes),
+        count(directories, "directory", "directories"),
     )
 }
 
@@ -302,15 +309,11 @@ impl Gc {
             true => "would remove",
             false => "removed",
         };
-        let objects = format!(
-            "{did} {} blobs ({}), {} directories",
-            HumanCount(removed.blobs),
-            HumanBytes(removed.blob_bytes),
-            HumanCount(removed.directories),
-        );
+        let objects = local_objects(removed.blobs, removed.blob_bytes, removed.directories);
+        let objects = format!("{did} {objects}");
         let parts = match removed.parts {
             0 => String::new(),
-            parts => format!(", parts of {} blobs", HumanCount(parts)),
+            parts => format!(", parts of {}", count(parts, "blob", "blobs")),
         };
         let freed = HumanBytes(removed.freed);
         match self.dry_run {
@@ -327,12 +330,7 @@ impl Gc {
             ),
         ] {
             if !spared.is_empty() && !self.quiet {
-                let objects = format!(
-                    "{} blobs ({}), {} directories",
-                    HumanCount(spared.blobs),
-                    HumanBytes(spared.blob_bytes),
-                    HumanCount(spared.directories),
-                );
+                let objects = local_objects(spared.blobs, spared.blob_bytes, spared.directories);
                 writeln!(output, "spared {objects}: {why}")?;
             }
         }

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use castore_fs::fs::{FsOptions, MountRoot, NodeOwner, ReadPath, RootListing, WarmUpOptions};
 use castore_fs::profile::{ProfileKey, Profiles};
-use castore_fs::service::config::TimeSpan;
 use castore_fs::store::{Blocking, Cache};
 use castore_fs::transport::fuse::{
     ForkServer, FuseSession, GenericOptions, MountOptions, MountWatch, ProtectedFiles,
@@ -27,6 +26,7 @@ use super::interrupt::{STATUS, on_interrupt};
 use super::running_import::RunningImport;
 use super::store::{CacheArguments, CommandStore, StoreArguments, default_dir};
 use super::supervisor::Supervisor;
+use super::units::time;
 
 /// How long a mount that is being made may take after an interrupt, before the process ends without it.
 const START_PATIENCE: Duration = Duration::from_secs(2);
@@ -201,10 +201,6 @@ impl ListRootArgument {
             ListingChoice::Refused => RootListing::Refused,
         }
     }
-}
-
-fn time(text: &str) -> Result<Duration, String> {
-    text.parse().map(|TimeSpan(time)| time)
 }
 
 impl MountCommand {

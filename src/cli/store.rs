@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use castore_fs::server::BLOCKING_THREADS;
 use castore_fs::service::Config;
-use castore_fs::service::config::Size;
-use castore_fs::store::{self, Blocking, Cache, CacheOptions, LocalStore, Store};
+use castore_fs::store::{self, Blocking, Cache, CacheOptions, GrpcStore, LocalStore, Store};
 use castore_fs::stores::{self, NamedStore, OpenStores, StoreNeeds, StorePlan};
 use clap::Args;
 use tokio::runtime::{self, Runtime};
 
 use super::failure::{CommandFailure, failure, print_error};
 use super::progress::print_note;
+use super::units::size;
 
 /// The configuration that names stores, where none is given: that of the service.
 pub(super) const DEFAULT_CONFIG: &str = "/etc/castore-fs/config.toml";
@@ -74,10 +74,6 @@ pub(super) struct CacheArguments {
     /// What was used longest ago goes first.
     #[arg(long, value_name = "SIZE", requires = "cache", value_parser = size)]
     cache_size: Option<u64>,
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    text.parse().map(|Size(bytes)| bytes)
 }
 
 /// A store that is not open yet.
