@@ -1721,8 +1721,19 @@ fn roots_are_tagged_renamed_and_measured() {
 }
 
 #[test]
-fn all_units_of_time_are_taken_where_an_error_suggests_them() {
+fn all_units_are_taken_where_an_error_suggests_them() {
     let place = Place::with_tree();
+    for parameters in [
+        "connect-timeout=500ms&first-byte-timeout=1min&stall-timeout=1d&cache=64MiB&spool=20GiB",
+        "connect-timeout=0.5&first-byte-timeout=5&stall-timeout=5&cache=64&spool=64",
+    ] {
+        let url = format!("grpc+unix:/nowhere/sock?{parameters}");
+        let error = place.bad(1, &["ls", "--store", &url]);
+        assert!(error.contains("there is no such socket"), "{error}");
+    }
+    let bucket = place.path("bucket");
+    let bucket = format!("objectstore+file://{}?spool=20GiB", bucket.display());
+    place.good(&["import", "--store", &bucket, "tree"]);
     for grace in ["1d", "24h", "1440min", "1440m", "86400s", "0ms"] {
         place.good(&["gc", "--grace", grace]);
     }

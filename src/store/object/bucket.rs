@@ -32,6 +32,7 @@ pub(super) use self::conditional::{ObjectVersion, ReadVersion};
 pub(super) use self::listing::ListedObject;
 use super::http::{BoundedConnector, ServiceClock};
 use crate::castore::Digest;
+use crate::quantity::Size;
 use crate::store::authorities::with_causes;
 use crate::store::call_meter::CallMeter;
 use crate::store::circuit_breaker::CircuitBreaker;
@@ -143,10 +144,9 @@ impl BucketAddress {
             match name.as_str() {
                 "verify" => address.verify = ChunkVerification::parse(&value)?,
                 "spool" => {
-                    address.download_buffer = match value.parse::<u32>() {
-                        Ok(mebibytes) if mebibytes > 0 => (mebibytes as usize) << 20,
-                        _ => return Err(format!("spool={value}: write a number of MiB")),
-                    }
+                    let Size(bytes) =
+                        Size::or_mebibytes(&value).map_err(|why| format!("spool: {why}"))?;
+                    address.download_buffer = bytes as usize;
                 }
                 // By how much snix cuts what it writes.
                 "avg_chunk_size" => {}
