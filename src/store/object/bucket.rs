@@ -160,11 +160,12 @@ impl BucketAddress {
                 }
                 _ => {
                     // An explicit http:// is allowed.
-                    if name.ends_with("endpoint") && value.starts_with("http://") {
+                    let in_clear = name.ends_with("endpoint") && value.starts_with("http://");
+                    address.options.push((name, value.into_owned()));
+                    if in_clear {
                         let allow = ("allow_http".to_owned(), "true".to_owned());
                         address.options.push(allow);
                     }
-                    address.options.push((name, value.into_owned()));
                 }
             }
         }
@@ -177,9 +178,9 @@ impl BucketAddress {
         {
             let name = shown_parameter(name, value);
             return Err(format!(
-                "there is no parameter {name} for {}; there are verify, credentials-file, and options \
-                 such as endpoint, region and skip_signature",
-                place.scheme()
+                "there is no parameter {name} for {}; there are {}",
+                place.scheme(),
+                parameters(&scheme)
             ));
         }
         address.place = place;
@@ -435,9 +436,27 @@ impl Bucket {
     }
 }
 
+/// The parameters of a store of this kind, for an error.
+fn parameters(scheme: &ObjectStoreScheme) -> &'static str {
+    match scheme {
+        ObjectStoreScheme::Local | ObjectStoreScheme::Memory => "only verify and spool",
+        ObjectStoreScheme::GoogleCloudStorage => {
+            "verify, spool, credentials-file, and options such as google_service_account and skip_signature"
+        }
+        ObjectStoreScheme::MicrosoftAzure => {
+            "verify, spool, credentials-file, and options such as account_name, endpoint and skip_signature"
+        }
+        ObjectStoreScheme::Http => "verify, spool, and options such as allow_http and proxy_url",
+        _ => {
+            "verify, spool, credentials-file, and options such as endpoint, region and skip_signature"
+        }
+    }
+}
+
 /// Whether `name` is an option of a store of this kind. Future kinds are not known here.
 fn knows(scheme: &ObjectStoreScheme, name: &str) -> bool {
     match scheme {
+        ObjectStoreScheme::Local | ObjectStoreScheme::Memory => false,
         ObjectStoreScheme::AmazonS3 => name.parse::<AmazonS3ConfigKey>().is_ok(),
         ObjectStoreScheme::GoogleCloudStorage => name.parse::<GoogleConfigKey>().is_ok(),
         ObjectStoreScheme::MicrosoftAzure => name.parse::<AzureConfigKey>().is_ok(),
