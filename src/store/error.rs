@@ -70,6 +70,14 @@ pub enum Error {
         /// What is wrong, and a correct form.
         why: String,
     },
+    /// The URL is right, and what it names cannot be used: a file of a certificate, say. Shown without secrets.
+    #[error("cannot open {}: {why}", shown_url(url))]
+    NotOpened {
+        /// The URL.
+        url: String,
+        /// What is missing, and what to do.
+        why: String,
+    },
     /// An object is present but does not match its digest.
     #[error(
         "{store}: {object} {digest} is damaged: {damage}{}",
@@ -212,6 +220,10 @@ impl Error {
     pub(crate) fn again(&self) -> Self {
         match self {
             Error::Url { url, why } => Error::Url {
+                url: url.clone(),
+                why: why.clone(),
+            },
+            Error::NotOpened { url, why } => Error::NotOpened {
                 url: url.clone(),
                 why: why.clone(),
             },

@@ -371,7 +371,7 @@ fn a_mistake_in_a_composition_is_reported_with_line_key_and_the_nearest_spelling
         ),
         (
             "[stores.main]\nurl = 'nope+https://me:hunter2@u?x=hunter2'\n",
-            "6: stores.main.url: \"nope+https://***@u\" names no kind of store: local:/PATH, memory:, \
+            "6: stores.main.url: its scheme \"nope+https\" is none of local:, memory:, \
              grpc+{http,https,unix}:, objectstore+{file,s3,gs,az,http,https}:, \
              nix+{https,http,file}: and redb:",
         ),

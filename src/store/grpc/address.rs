@@ -191,7 +191,7 @@ impl GrpcAddress {
         let Some(path) = &self.token else {
             return Ok(None);
         };
-        let text = String::from_utf8(read_secret(path)?)
+        let text = String::from_utf8(read_secret("token-file", path)?)
             .map_err(|_| format!("{} holds no token: it is not text", path.display()))?;
         let mut header = HeaderValue::try_from(format!("Bearer {}", text.trim()))
             .map_err(|_| format!("{} holds no token", path.display()))?;
@@ -238,11 +238,16 @@ impl GrpcAddress {
 
     fn tls(&self) -> Result<ClientTlsConfig, String> {
         let mut tls = match &self.authority {
-            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
+            Some(path) => {
+                let authorities = read("tls-ca-cert-path", path)?;
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities))
+            }
             None => ClientTlsConfig::new().with_native_roots(),
         };
         if let Some((certificate, key)) = &self.certificate {
-            tls = tls.identity(Identity::from_pem(read(certificate)?, read_secret(key)?));
+            let certificate = read("tls-client-cert-path", certificate)?;
+            let key = read_secret("tls-client-key-path", key)?;
+            tls = tls.identity(Identity::from_pem(certificate, key));
         }
         Ok(tls)
     }

@@ -41,7 +41,7 @@ use crate::store::extents::ChunkVerification;
 use crate::store::failure::{CallFailure, found};
 use crate::store::pace::{AnswerPace, LEAST_RATE};
 use crate::store::shown_url::shown_parameter;
-use crate::store::{Damage, EndpointHealth, Object};
+use crate::store::{Damage, EndpointHealth, Error, Object};
 
 /// The deadlines for a connection, then for the beginning of an answer, and the time for which an
 /// object may bring less than [`LEAST_RATE`].
@@ -194,15 +194,27 @@ impl Bucket {
         BucketAddress::parse(url).map(drop)
     }
 
-    /// Opens `objectstore+SCHEME://…`; returns what is wrong otherwise.
-    pub(super) fn open(url: &str, runtime: Handle) -> Result<Self, String> {
+    /// Opens `objectstore+SCHEME://…`.
+    pub(super) fn open(url: &str, runtime: Handle) -> Result<Self, Error> {
+        let address = BucketAddress::parse(url).map_err(|why| Error::Url {
+            url: url.to_owned(),
+            why,
+        })?;
+        Self::open_address(address, runtime).map_err(|why| Error::NotOpened {
+            url: url.to_owned(),
+            why,
+        })
+    }
+
+    /// Opens the bucket at `address`; returns why it cannot be opened otherwise.
+    fn open_address(address: BucketAddress, runtime: Handle) -> Result<Self, String> {
         let BucketAddress {
             place: inner,
             verify,
             download_buffer,
             credentials_file,
             options: given,
-        } = BucketAddress::parse(url)?;
+        } = address;
         let mut options: Vec<(String, String)> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| ENVIRONMENT.iter().any(|prefix| name.starts_with(prefix)))
@@ -214,7 +226,15 @@ impl Bucket {
         options.extend(given);
         // An error means that a default is installed already, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (store, base, clock) = open(&inner, options).map_err(|error| with_causes(&error))?;
+        let (store, base, clock) = open(&inner, options).map_err(|error| {
+            let why = with_causes(&error);
+            match why.contains("Account must be specified") {
+                true => "it does not name the storage account: add account_name=NAME to the URL, or set \
+                         AZURE_STORAGE_ACCOUNT_NAME"
+                    .to_owned(),
+                false => why,
+            }
+        })?;
         let base = match base.is_root() {
             true => String::new(),
             false => format!("{base}/"),
@@ -581,7 +601,7 @@ fn open(url: &Url, options: Vec<(String, String)>) -> object_store::Result<Opene
 /// environment file.
 fn credentials(path: &FilePath) -> Result<Vec<(String, String)>, String> {
     let shown = path.display();
-    let text = String::from_utf8(credential::read_secret(path)?)
+    let text = String::from_utf8(credential::read_secret("credentials-file", path)?)
         .map_err(|_| format!("{shown} holds no credentials: it is not text"))?;
     let mut options = Vec::new();
     for (number, line) in text.lines().enumerate() {
