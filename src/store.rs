@@ -15,7 +15,7 @@
 //! **Absent is not broken.** "This store does not have it" is `None` or [`Answer::Absent`];
 //! [`Error`] means that there is no answer.
 
-mod advice;
+pub(crate) mod advice;
 mod authorities;
 mod blocking;
 mod bounded;

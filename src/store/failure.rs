@@ -65,7 +65,12 @@ impl CallFailure {
             },
             CallFailure::Unlisted(why) => Error::Unlisted { store, why },
             CallFailure::Status(Code::AlreadyExists, why) => Error::NameTaken { store, why },
-            CallFailure::Status(Code::PermissionDenied, why) => Error::ReadOnly { store, why },
+            CallFailure::Status(Code::PermissionDenied, why) => {
+                // A server's store that is read-only is named as a whole there.
+                let named = format!("{store} cannot be written to: ");
+                let why = why.strip_prefix(&named).unwrap_or(&why).to_owned();
+                Error::ReadOnly { store, why }
+            }
             CallFailure::Status(Code::InvalidArgument | Code::FailedPrecondition, why) => {
                 Error::Refused {
                     store,
