@@ -282,6 +282,19 @@ impl StoreLocation {
         Ok(Self { named, described })
     }
 
+    /// Whether it is used through the running service.
+    fn is_of_service(&self) -> bool {
+        self.named.plan != self.described
+    }
+
+    /// Its URL, or its name in a configuration: `store:NAME`.
+    fn shown(&self) -> String {
+        match &self.described {
+            StorePlan::Url(url) if *url == self.named.name => store::shown_url(url),
+            _ => format!("store:{}", self.named.name),
+        }
+    }
+
     /// Whether it is a Nix binary cache.
     pub(super) fn is_binary_cache(&self) -> bool {
         match &self.described {
@@ -320,9 +333,17 @@ impl StoreLocation {
             _ => None,
         };
         local.ok_or_else(|| {
+            let members = self.described.members();
+            let names = members.iter().map(|member| format!("store:{}", member.name));
+            let names = names.collect::<Vec<_>>().join(", ");
+            let hint = match members.is_empty() {
+                true => String::new(),
+                false => format!("; --store names one that it is made of: {names}"),
+            };
             failure(format!(
-                "gc works only on local stores (local:PATH) and object stores (objectstore+URL), and {} is neither",
-                self.named.name
+                "gc works only on local stores (local:PATH) and object stores (objectstore+URL), and {} is \
+                 neither{hint}",
+                self.shown()
             ))
         })
     }
@@ -361,6 +382,10 @@ impl StoreLocation {
             return Ok(stores::OpenedStore {
                 store: match &local {
                     Some(local) => Arc::new(local.clone()),
+                    // The name of the service's socket says nothing.
+                    None if self.is_of_service() => {
+                        Arc::new(GrpcStore::open_named(url, self.shown())?)
+                    }
                     None => stores::open(url)?,
                 },
                 plan: self.named.plan,
