@@ -1611,6 +1611,29 @@ fn rm_removes_names_and_gc_what_they_led_to() {
         "local:store has no root named none; `castore-fs ls` lists the names it has"
     );
     assert_eq!(place.text(&["ls"]), "other\ntree\n");
+    // What would be refused is refused.
+    fs::write(
+        place.path("config.toml"),
+        format!(
+            "[stores.disk]\nurl = 'local:{}'\n[stores.all]\njoin = ['disk']\n",
+            place.path("store").display()
+        ),
+    )
+    .unwrap();
+    for options in [&[][..], &["--dry-run"]] {
+        let rm = [
+            "rm",
+            "--config",
+            "config.toml",
+            "--store",
+            "store:all",
+            "tree",
+        ];
+        assert_eq!(
+            place.bad(1, &[&rm[..], options].concat()),
+            "store:all cannot be written to: a join store is read-only; write to one of disk"
+        );
+    }
     let removed = place.run(&["rm", "tree"]);
     assert_eq!(removed.stdout, b"tree\n");
     // The time that `rm` announces is the one at which the collection frees it, or later.
