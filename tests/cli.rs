@@ -418,7 +418,54 @@ fn what_is_wrong_is_one_line_with_what_to_do() {
     for (arguments, message) in [
         (
             &["ls", "--store", "store"][..],
-            "\"store\" is no store URL: it starts with no scheme; for a directory write local:PATH",
+            "\"store\" is no store URL: it starts with no scheme; for a directory write local:PATH, for a store \
+             of the configuration file store:NAME. The schemes are local:, memory:, grpc+",
+        ),
+        (
+            &["ls", "--store", "ftp:/store"],
+            "\"ftp:/store\" is no store URL: its scheme \"ftp\" is none of local:, memory:, grpc+",
+        ),
+        (
+            &["ls", "--store", "grpc+https://host?token-file=nope"],
+            "cannot open grpc+https://host: its token-file nope cannot be read: No such file or directory (os \
+             error 2); write the absolute path of a file that this user may read",
+        ),
+        (
+            &["ls", "--store", "grpc+https://host?tls-ca-cert-path=/no/pe"],
+            "cannot open grpc+https://host: its tls-ca-cert-path /no/pe cannot be read: No such file or \
+             directory (os error 2); name a file that this user may read",
+        ),
+        (
+            &[
+                "ls",
+                "--store",
+                "objectstore+s3://b/x?credentials-file=nope",
+            ],
+            "cannot open objectstore+s3://b/x: its credentials-file nope cannot be read: ",
+        ),
+        (
+            &["ls", "--store", "objectstore+file:///no/where?foo=1"],
+            "\"objectstore+file:///no/where\" is no store URL: there is no parameter \"foo\" for file; there are \
+             only verify and spool",
+        ),
+        (
+            &["ls", "--store", "objectstore+az://box/x"],
+            "cannot open objectstore+az://box/x: it does not name the storage account: add account_name=NAME",
+        ),
+        (
+            &[
+                "copy",
+                "--from",
+                "local:store",
+                "--to",
+                "local:other",
+                "three",
+            ],
+            "local:store has no root named three; `castore-fs ls --store local:store` lists the names it has",
+        ),
+        (
+            &["mount", "--root", "three", "mnt"],
+            "--root three: local:store has no root named three; `castore-fs ls` lists the names it has",
         ),
         (
             &["ls", "three"],
@@ -438,10 +485,6 @@ fn what_is_wrong_is_one_line_with_what_to_do() {
             &["ls", "tree/link/x"],
             "tree/link is a symbolic link, nothing is below it and it is not followed; it points \
              to bin/sh",
-        ),
-        (
-            &["export", "tree"],
-            "files need a DESTINATION: castore-fs export TARGET DESTINATION",
         ),
         (
             &["export", "tree", "file"],
@@ -529,6 +572,20 @@ fn wrong_usage_is_one_line_and_status_2() {
         (
             &["import", "--name", "x", "a", "b"],
             "--name names one tree: give one PATH with it; try --help",
+        ),
+        (
+            &["export", "tree"],
+            "files need a DESTINATION: castore-fs export TARGET DESTINATION; an archive (--format tar) goes to \
+             standard output without one; try --help",
+        ),
+        (
+            &["export", "tree", "-"],
+            "files need a DESTINATION: castore-fs export TARGET DESTINATION; ",
+        ),
+        (
+            &["serve", "--listen", "unix:s", "--drain", "soon"],
+            "invalid value 'soon' for '--drain <TIME>': write a length of time, as in 500ms, 20s or 1min; a number \
+             alone is seconds; try --help",
         ),
         (
             &["export", "--format", "zip", "x"],

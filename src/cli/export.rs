@@ -97,6 +97,17 @@ struct ExportedObject {
 impl ExportCommand {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
         self.quiet.apply();
+        let has_destination = self
+            .destination
+            .as_ref()
+            .is_some_and(|path| path.as_os_str() != "-");
+        if self.format == ExportFormat::Dir && !has_destination {
+            return Err(CommandFailure::Usage(
+                "files need a DESTINATION: castore-fs export TARGET DESTINATION; an archive (--format tar) goes to \
+                 standard output without one"
+                    .to_owned(),
+            ));
+        }
         let opened = self.store.open()?;
         let tree = self.find(&opened.store)?;
         let progress = Arc::new(export::ExportProgress::default());
@@ -135,11 +146,6 @@ impl ExportCommand {
             }
         };
         match (self.format, destination) {
-            (ExportFormat::Dir, None) => {
-                return Err(failure(
-                    "files need a DESTINATION: castore-fs export TARGET DESTINATION",
-                ));
-            }
             (ExportFormat::Dir, Some(path)) => {
                 let _line = ProgressLine::show("exporting", state);
                 let ExportedTree { store, found, .. } = &tree;

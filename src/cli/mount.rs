@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use castore_fs::castore::Printable;
 use castore_fs::fs::{FsOptions, MountRoot, NodeOwner, ReadPath, RootListing, WarmUpOptions};
 use castore_fs::profile::{ProfileKey, Profiles};
 use castore_fs::store::{Blocking, Cache};
@@ -434,7 +435,11 @@ pub(super) fn mount_root(
     let Some(root) = root else {
         return Ok(MountRoot::Roots { list });
     };
-    let (digest, size) = Target::try_from(root)?.resolve_mount_root(store)?;
+    let found = Target::try_from(root).and_then(|target| target.resolve_mount_root(store));
+    let (digest, size) = found.map_err(|error| match CommandFailure::from(error) {
+        CommandFailure::Message(why) => failure(format!("--root {}: {why}", Printable::path(root))),
+        other => other,
+    })?;
     Ok(MountRoot::Directory { digest, size })
 }
 
