@@ -103,7 +103,7 @@ impl ProfileLocation {
             return obey_profile_request(&profiles, request).map_err(failure);
         }
         match send_request(
-            &self.control.socket,
+            &self.control.socket()?,
             &ControlRequest::Profile(request),
             |_| {},
         )? {

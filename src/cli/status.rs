@@ -1,6 +1,7 @@
 //! `castore-fs status`.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use castore_fs::castore::Printable;
@@ -29,6 +30,7 @@ const PINS_SHOWN: usize = 10;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs status
+  castore-fs status --config ./config.toml
   castore-fs status --watch
   castore-fs status --roots
   castore-fs status --json | jq .mounts")]
@@ -48,11 +50,12 @@ pub(super) struct StatusCommand {
 
 impl StatusCommand {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
+        let socket = self.control.socket()?;
         loop {
-            let mut status = service::ask_status(&self.control.socket)?;
+            let mut status = service::ask_status(&socket)?;
             count_image_users(&mut status);
             if self.roots {
-                self.ask_roots(&mut status)?;
+                ask_roots(&socket, &mut status)?;
             }
             let mut output = Output::open()?;
             match self.json {
@@ -66,21 +69,20 @@ impl StatusCommand {
             std::thread::sleep(Duration::from_secs(1));
         }
     }
+}
 
-    /// Adds the roots of caches to `status`.
-    fn ask_roots(&self, status: &mut Answer) -> Result<(), CommandFailure> {
-        let socket = &self.control.socket;
-        let done = service::send_request(socket, &ControlRequest::CacheRoots, |_| {})?;
-        let ControlResult::CacheRoots(caches) = done else {
-            return Err(not_that(&done));
-        };
-        for (name, roots) in caches {
-            if let Some(store) = status.stores.get_mut(&name) {
-                store.roots = Some(roots);
-            }
+/// Adds the roots of caches to `status`, of the service at `socket`.
+fn ask_roots(socket: &Path, status: &mut Answer) -> Result<(), CommandFailure> {
+    let done = service::send_request(socket, &ControlRequest::CacheRoots, |_| {})?;
+    let ControlResult::CacheRoots(caches) = done else {
+        return Err(not_that(&done));
+    };
+    for (name, roots) in caches {
+        if let Some(store) = status.stores.get_mut(&name) {
+            store.roots = Some(roots);
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Counts the processes that use images. The service itself may not be permitted to look at them.
