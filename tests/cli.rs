@@ -875,10 +875,23 @@ fn progress_is_shown_on_a_terminal_only_and_not_with_quiet() {
         return;
     }
     assert!(shown.contains("5 files, 3.00 MiB; new: 0 blobs"), "{shown}");
+    for (verb, words) in [
+        ("du", "measuring in "),
+        ("gc", "looking for what stays in "),
+        ("verify", "verifying "),
+    ] {
+        let (status, shown) = terminal(verb);
+        assert!(
+            status == Some(0) && shown.contains(words),
+            "{verb}: {shown}"
+        );
+    }
     for quiet in [
         "import --quiet tree",
         "export -q tree out",
         "verify -q",
+        "du -q",
+        "gc -q",
         "copy -q --from local:store --to local:other tree",
     ] {
         let (status, shown) = terminal(quiet);

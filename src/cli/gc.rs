@@ -2,12 +2,14 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use castore_fs::quantity::count;
 use castore_fs::store::{
-    BucketGcOptions, BucketGcReport, BucketObjects, GcOptions, GcReport, GcResult, ObjectStore,
-    SparedObjects, shown_url,
+    BucketGcOptions, BucketGcReport, BucketObjects, GcOptions, GcProgress, GcReport, GcResult,
+    ObjectStore, SparedObjects, Store, shown_url,
 };
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
@@ -16,6 +18,7 @@ use url::Url;
 
 use super::failure::{CommandFailure, failure};
 use super::output::Output;
+use super::progress::{ProgressLine, ProgressState, be_quiet};
 use super::store::StoreArguments;
 use super::units::time;
 use super::utc::{rfc_3339, utc};
@@ -72,7 +75,9 @@ pub(super) struct Gc {
     /// `closures`, `blobs`, `chunks` and `bytes`. `omitted` objects did not fit on the list.
     #[arg(long)]
     json: bool,
-    /// Do not print what stays, and why
+    /// Print what was removed and errors only: not what stays, no progress, no notes
+    ///
+    /// Progress is shown on a terminal only.
     #[arg(long, short)]
     quiet: bool,
 }
@@ -205,6 +210,9 @@ fn missing_directory(url: &str) -> Option<PathBuf> {
 
 impl Gc {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
+        if self.quiet {
+            be_quiet();
+        }
         let place = self.store.place()?;
         if let Some(url) = place.bucket_url() {
             return self.collect_bucket(url);
@@ -221,11 +229,26 @@ impl Gc {
             ));
         }
         let store = place.open_dir()?;
-        let report = store.collect_and_report(&GcOptions {
+        let options = GcOptions {
             grace: self.grace,
             dry_run: self.dry_run,
             patience: self.wait,
-        })?;
+        };
+        let progress = Arc::new(GcProgress::default());
+        let counted = progress.clone();
+        let all = store.usage()?.map_or(0, |usage| usage.directories);
+        let line = ProgressLine::show_without_bytes("looking for what stays", move || {
+            let read = counted.directories.load(Ordering::Relaxed);
+            let all = count(all, "directory", "directories");
+            ProgressState {
+                words: format!("{} of {all} read", HumanCount(read)),
+                bytes: 0,
+                // What no root reaches is not read: the end comes before all are.
+                part: None,
+            }
+        });
+        let report = store.collect_with_progress(&options, progress)?;
+        drop(line);
         let mut output = Output::open()?;
         if self.json {
             output.json(&JsonCollected::from(&report))?;
@@ -252,10 +275,19 @@ impl Gc {
                 dir.display()
             )));
         }
-        let report = ObjectStore::open(url)?.collect_garbage(&BucketGcOptions {
+        let options = BucketGcOptions {
             grace: self.grace,
             dry_run: self.dry_run,
-        })?;
+        };
+        let store = ObjectStore::open(url)?;
+        let asked = store.clone();
+        let line = ProgressLine::show_without_bytes("collecting", move || ProgressState {
+            words: count(asked.calls(), "request", "requests"),
+            bytes: 0,
+            part: None,
+        });
+        let report = store.collect_garbage(&options)?;
+        drop(line);
         let mut output = Output::open()?;
         if self.json {
             output.json(&JsonBucketReport::from(&report))?;

@@ -107,12 +107,17 @@ impl VerifyCommand {
             stopped.store(true, Ordering::Relaxed);
         })?;
         let (trees, all_found) = self.trees(store, &mut output)?;
-        let mut report = verify(store, &trees, &stop)?;
+        // Of all roots: what no root reaches is part of it, so the time left is an estimate from above.
+        let all_bytes = match self.targets.is_empty() {
+            true => store.usage()?.map(|usage| usage.blob_bytes),
+            false => None,
+        };
+        let mut report = verify(store, &trees, all_bytes, &stop)?;
         for _ in 0..ROUNDS {
             if report.faults.is_empty() || !self.fetch(&opened, &report, &stop, &mut output)? {
                 break;
             }
-            report = verify(store, &trees, &stop)?;
+            report = verify(store, &trees, all_bytes, &stop)?;
         }
         if self.repair {
             for local in store.store().embedded() {
@@ -263,6 +268,7 @@ impl VerifyCommand {
 fn verify(
     store: &Blocking,
     trees: &[(TreePath, Node)],
+    all_bytes: Option<u64>,
     stop: &Arc<AtomicBool>,
 ) -> Result<VerifyReport, CommandFailure> {
     let progress = Arc::new(verify::VerifyProgress {
@@ -278,7 +284,7 @@ fn verify(
         ProgressState {
             words: objects,
             bytes,
-            part: None,
+            part: all_bytes.map(|all| (bytes, all)),
         }
     });
     let report = verify::verify(store, trees, &progress)?;
@@ -307,7 +313,7 @@ fn print(report: &VerifyReport, output: &mut Output) -> Result<(), CommandFailur
         if fault.more_paths > 0 {
             writeln!(
                 output,
-                "{}: {} more paths: {} {}",
+                "{}: {}: {} {}",
                 fault_name(fault),
                 count(fault.more_paths, "more path", "more paths"),
                 fault.object,
