@@ -131,7 +131,7 @@ impl CopyCommand {
             let blobs = count(counted.blobs.load(Ordering::Relaxed), "blob", "blobs");
             let skipped = HumanCount(counted.skipped.load(Ordering::Relaxed));
             ProgressState {
-                words: format!("{blobs} blobs sent, {skipped} there already"),
+                words: format!("{blobs} sent, {skipped} there already"),
                 bytes: counted.bytes.load(Ordering::Relaxed),
                 part: all.map(|all| (counted.entries.load(Ordering::Relaxed), all)),
             }
@@ -178,7 +178,12 @@ impl CopyCommand {
             let name = root_name(path)?;
             let root = from.root(&name)?;
             roots.push(
-                root.ok_or_else(|| failure(format!("{} has no root named {name}", from.url())))?,
+                root.ok_or_else(|| {
+                    let store = from.url();
+                    failure(format!(
+                        "{store} has no root named {name}; `castore-fs ls --store {store}` lists the names it has"
+                    ))
+                })?,
             );
         }
         Ok(roots)
