@@ -8,6 +8,7 @@
 //! | 0 | [`compression`] | streams out of gzip, xz, zstd, bzip2 and brotli |
 //! | 0 | [`descent`] | walking directory trees deeper than the limit of descriptors |
 //! | 0 | `latencies` | times of requests, in buckets |
+//! | 0 | [`quantity`] | sizes and durations in text, and counts |
 //! | 0 | [`sandbox`] | giving up privileges, files and system calls |
 //! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
 //! | 1 | [`image`] | a tree as an EROFS disk image: pure, no I/O |
@@ -66,6 +67,7 @@ pub mod nar;
 pub mod nix;
 pub mod profile;
 pub mod proto;
+pub mod quantity;
 pub mod sandbox;
 pub mod server;
 pub mod service;

@@ -29,7 +29,7 @@ mod view;
 mod watchdog;
 
 pub use crate::latencies::LatencyStatus;
-pub use config::{Config, ConfigProblem, Size, check_level};
+pub use config::{Config, ConfigProblem, check_level};
 pub use control::{CachedRoots, ControlRequest, ControlResult, ask_status, send_request};
 pub use daemon::{DaemonError, run};
 pub use log::text_fields;

@@ -15,7 +15,7 @@
 //! **Absent is not broken.** "This store does not have it" is `None` or [`Answer::Absent`];
 //! [`Error`] means that there is no answer.
 
-mod advice;
+pub(crate) mod advice;
 mod authorities;
 mod blocking;
 mod bounded;
@@ -82,8 +82,8 @@ pub(crate) use local::url as local_url;
 pub use local::url::{local_dir, open_local};
 pub(crate) use local::{CachedRoot, NamesVersion};
 pub use local::{
-    ChunkPlace, GcOptions, GcReport, GcResult, InUseLease, LocalStore, RebuiltIndex, RepairOutcome,
-    RootRecord, SparedObjects, StoredChunk, ValidPath, WaitingNar,
+    ChunkPlace, GcOptions, GcProgress, GcReport, GcResult, InUseLease, LocalStore, RebuiltIndex,
+    RepairOutcome, RootRecord, SparedObjects, StoredChunk, ValidPath, WaitingNar,
 };
 pub use memory::MemoryStore;
 pub use mirrors::{MemberOrder, Mirrors};

@@ -75,7 +75,7 @@ pub use new_file::NewFile;
 pub use path::TreePath;
 pub use target::{KindPreference, ResolvedTarget, Target};
 pub use unfinished::discard_unfinished;
-pub use usage::{TreeUsage, TreeUsages, usage};
+pub use usage::{TreeUsage, TreeUsages, UsageProgress, usage};
 pub use walk::{TreeWalk, WalkStep};
 
 #[cfg(test)]

@@ -418,7 +418,54 @@ fn what_is_wrong_is_one_line_with_what_to_do() {
     for (arguments, message) in [
         (
             &["ls", "--store", "store"][..],
-            "\"store\" is no store URL: it starts with no scheme; for a directory write local:PATH",
+            "\"store\" is no store URL: it starts with no scheme; for a directory write local:PATH, for a store \
+             of the configuration file store:NAME. The schemes are local:, memory:, grpc+",
+        ),
+        (
+            &["ls", "--store", "ftp:/store"],
+            "\"ftp:/store\" is no store URL: its scheme \"ftp\" is none of local:, memory:, grpc+",
+        ),
+        (
+            &["ls", "--store", "grpc+https://host?token-file=nope"],
+            "cannot open grpc+https://host: its token-file nope cannot be read: No such file or directory (os \
+             error 2); write the absolute path of a file that this user may read",
+        ),
+        (
+            &["ls", "--store", "grpc+https://host?tls-ca-cert-path=/no/pe"],
+            "cannot open grpc+https://host: its tls-ca-cert-path /no/pe cannot be read: No such file or \
+             directory (os error 2); name a file that this user may read",
+        ),
+        (
+            &[
+                "ls",
+                "--store",
+                "objectstore+s3://b/x?credentials-file=nope",
+            ],
+            "cannot open objectstore+s3://b/x: its credentials-file nope cannot be read: ",
+        ),
+        (
+            &["ls", "--store", "objectstore+file:///no/where?foo=1"],
+            "\"objectstore+file:///no/where\" is no store URL: there is no parameter \"foo\" for file; there are \
+             only verify and spool",
+        ),
+        (
+            &["ls", "--store", "objectstore+az://box/x"],
+            "cannot open objectstore+az://box/x: it does not name the storage account: add account_name=NAME",
+        ),
+        (
+            &[
+                "copy",
+                "--from",
+                "local:store",
+                "--to",
+                "local:other",
+                "three",
+            ],
+            "local:store has no root named three; `castore-fs ls --store local:store` lists the names it has",
+        ),
+        (
+            &["mount", "--root", "three", "mnt"],
+            "--root three: local:store has no root named three; `castore-fs ls` lists the names it has",
         ),
         (
             &["ls", "three"],
@@ -438,10 +485,6 @@ fn what_is_wrong_is_one_line_with_what_to_do() {
             &["ls", "tree/link/x"],
             "tree/link is a symbolic link, nothing is below it and it is not followed; it points \
              to bin/sh",
-        ),
-        (
-            &["export", "tree"],
-            "files need a DESTINATION: castore-fs export TARGET DESTINATION",
         ),
         (
             &["export", "tree", "file"],
@@ -529,6 +572,20 @@ fn wrong_usage_is_one_line_and_status_2() {
         (
             &["import", "--name", "x", "a", "b"],
             "--name names one tree: give one PATH with it; try --help",
+        ),
+        (
+            &["export", "tree"],
+            "files need a DESTINATION: castore-fs export TARGET DESTINATION; an archive (--format tar) goes to \
+             standard output without one; try --help",
+        ),
+        (
+            &["export", "tree", "-"],
+            "files need a DESTINATION: castore-fs export TARGET DESTINATION; ",
+        ),
+        (
+            &["serve", "--listen", "unix:s", "--drain", "soon"],
+            "invalid value 'soon' for '--drain <TIME>': write a length of time, as in 500ms, 20s or 1min; a number \
+             alone is seconds; try --help",
         ),
         (
             &["export", "--format", "zip", "x"],
@@ -818,10 +875,23 @@ fn progress_is_shown_on_a_terminal_only_and_not_with_quiet() {
         return;
     }
     assert!(shown.contains("5 files, 3.00 MiB; new: 0 blobs"), "{shown}");
+    for (verb, words) in [
+        ("du", "measuring in "),
+        ("gc", "looking for what stays in "),
+        ("verify", "verifying "),
+    ] {
+        let (status, shown) = terminal(verb);
+        assert!(
+            status == Some(0) && shown.contains(words),
+            "{verb}: {shown}"
+        );
+    }
     for quiet in [
         "import --quiet tree",
         "export -q tree out",
         "verify -q",
+        "du -q",
+        "gc -q",
         "copy -q --from local:store --to local:other tree",
     ] {
         let (status, shown) = terminal(quiet);
@@ -1536,7 +1606,7 @@ fn gc_removes_what_no_root_reaches_and_prints_how_much() {
     let spared = text(&["gc"]);
     assert!(spared.starts_with("removed 0 blobs (0 B), 0 directories; "));
     let until =
-        spared.split("\nspared 1 blobs (3.00 MiB), 0 directories: within the grace period, until ");
+        spared.split("\nspared 1 blob (3.00 MiB), 0 directories: within the grace period, until ");
     let until = until.last().unwrap().strip_suffix(" UTC\n").unwrap();
     let json: Value = serde_json::from_slice(&place.good(&["gc", "--json"])).unwrap();
     let grace = &json["spared"]["grace"];
@@ -1545,7 +1615,7 @@ fn gc_removes_what_no_root_reaches_and_prints_how_much() {
     assert_eq!(json["spared"]["in_use"]["blobs"], 0);
     let dry = text(&["gc", "--dry-run", "--grace", "0s"]);
     assert!(
-        dry.starts_with("would remove 1 blobs (3.00 MiB), 0 directories: about "),
+        dry.starts_with("would remove 1 blob (3.00 MiB), 0 directories: about "),
         "{dry}"
     );
     let done = text(&["gc", "--grace=0s", "--json"]);
@@ -1611,6 +1681,29 @@ fn rm_removes_names_and_gc_what_they_led_to() {
         "local:store has no root named none; `castore-fs ls` lists the names it has"
     );
     assert_eq!(place.text(&["ls"]), "other\ntree\n");
+    // What would be refused is refused.
+    fs::write(
+        place.path("config.toml"),
+        format!(
+            "[stores.disk]\nurl = 'local:{}'\n[stores.all]\njoin = ['disk']\n",
+            place.path("store").display()
+        ),
+    )
+    .unwrap();
+    for options in [&[][..], &["--dry-run"]] {
+        let rm = [
+            "rm",
+            "--config",
+            "config.toml",
+            "--store",
+            "store:all",
+            "tree",
+        ];
+        assert_eq!(
+            place.bad(1, &[&rm[..], options].concat()),
+            "store:all cannot be written to: a join store is read-only; write to one of disk"
+        );
+    }
     let removed = place.run(&["rm", "tree"]);
     assert_eq!(removed.stdout, b"tree\n");
     // The time that `rm` announces is the one at which the collection frees it, or later.
@@ -1721,8 +1814,19 @@ fn roots_are_tagged_renamed_and_measured() {
 }
 
 #[test]
-fn all_units_of_time_are_taken_where_an_error_suggests_them() {
+fn all_units_are_taken_where_an_error_suggests_them() {
     let place = Place::with_tree();
+    for parameters in [
+        "connect-timeout=500ms&first-byte-timeout=1min&stall-timeout=1d&cache=64MiB&spool=20GiB",
+        "connect-timeout=0.5&first-byte-timeout=5&stall-timeout=5&cache=64&spool=64",
+    ] {
+        let url = format!("grpc+unix:/nowhere/sock?{parameters}");
+        let error = place.bad(1, &["ls", "--store", &url]);
+        assert!(error.contains("there is no such socket"), "{error}");
+    }
+    let bucket = place.path("bucket");
+    let bucket = format!("objectstore+file://{}?spool=20GiB", bucket.display());
+    place.good(&["import", "--store", &bucket, "tree"]);
     for grace in ["1d", "24h", "1440min", "1440m", "86400s", "0ms"] {
         place.good(&["gc", "--grace", grace]);
     }

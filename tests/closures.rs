@@ -285,6 +285,8 @@ fn a_path_that_is_imported_again_keeps_what_is_known_of_it() {
             refused.contains(&format!("{APP} refers to {LIB}")),
             "{refused}"
         );
+        let dry = place.bad(&["rm", "--store", "local:store", "--dry-run", LIB]);
+        assert_eq!(dry, refused);
     };
     refuses_lib();
     // Without a Nix daemon nothing is known of the same tree.

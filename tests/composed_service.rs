@@ -491,6 +491,19 @@ fn command_lines_use_the_stores_of_a_running_service_and_do_without_when_it_is_g
     drop(server);
     cat("store:main", 1);
     cat("store:same", 2);
+    // An error names the store as the command did, and its advice is given once.
+    let none = ["stat", "--config", &config, "--store", "store:main", "none"];
+    let error = String::from_utf8(castore_fs(&none).stderr).unwrap();
+    let start = "castore-fs: store:main: looking up root \"none\" failed: grpc+unix:";
+    assert!(error.starts_with(start), "{error}");
+    assert!(!error.contains("stores/"), "{error}");
+    assert_eq!(error.matches("is the server running").count(), 1, "{error}");
+    // The configuration names the control socket.
+    let status = succeeds(&["status", "--config", &config]);
+    assert!(
+        status.contains(": serving 0 mounts, 1 listener\n"),
+        "{status}"
+    );
     manager.signal(libc::SIGTERM);
     assert!(manager.wait(), "{}", manager.log());
     assert_eq!(fs::read_dir(manager.join("stores")).unwrap().count(), 0);

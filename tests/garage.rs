@@ -170,7 +170,7 @@ fn a_cluster_of_three_loses_a_node_and_reads_continue() {
     std::thread::sleep(Duration::from_secs(1));
     let options = ["--no-other-writers", "--grace", "0s"];
     let collected = run(&[&["gc", "--store", &upstream][..], &options].concat());
-    assert!(collected.contains("(1 closures, "), "{collected}");
+    assert!(collected.contains("(1 closure, "), "{collected}");
     run(&["verify", "--store", &from]);
     step("collected its garbage");
 }

@@ -202,8 +202,8 @@ fn a_closure_is_copied_with_what_its_reference_graph_knows() {
         "--to",
         "local:one",
     ];
-    assert_eq!(place.good(&closure), "1 paths; 0 were there already\n");
-    assert_eq!(place.good(&closure), "1 paths; 1 were there already\n");
+    assert_eq!(place.good(&closure), "1 path; 0 were there already\n");
+    assert_eq!(place.good(&closure), "1 path; 1 was there already\n");
     let source = place.blocking(LocalStore::open(&place.path("source")).unwrap());
     let roots = memory.roots().unwrap();
     copy::copy(&memory, &source, &roots, &copy::CopyProgress::default()).unwrap();

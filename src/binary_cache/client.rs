@@ -414,15 +414,15 @@ fn send_file(
 /// The headers of every request to the cache's own server.
 fn headers(address: &CacheAddress) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
-    let text = |path: &std::path::Path| {
-        let text = credential::read(path)?;
+    let text = |parameter, path: &std::path::Path| {
+        let text = credential::read(parameter, path)?;
         let wrong = |_| format!("{} is not text", path.display());
         String::from_utf8(text).map_err(wrong)
     };
     let value = if let Some(path) = &address.token_file {
-        Some(format!("Bearer {}", text(path)?.trim()))
+        Some(format!("Bearer {}", text("token-file", path)?.trim()))
     } else if let (Some(path), Some(host)) = (&address.netrc_file, address.host()) {
-        netrc::login(&text(path)?, host).map(|login| {
+        netrc::login(&text("netrc-file", path)?, host).map(|login| {
             let both = format!("{}:{}", login.user, login.password);
             format!("Basic {}", data_encoding::BASE64.encode(both.as_bytes()))
         })

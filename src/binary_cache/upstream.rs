@@ -106,7 +106,7 @@ impl BinaryCaches {
     ) -> Result<Self, Error> {
         let shown: Vec<&str> = addresses.iter().map(|address| &address.shown[..]).collect();
         let url = shown.join(" ");
-        let wrong = |why: String| Error::Url {
+        let failed = |why: String| Error::NotOpened {
             url: url.clone(),
             why,
         };
@@ -114,7 +114,7 @@ impl BinaryCaches {
         let caches: Result<Vec<CacheClient>, String> = (addresses.into_iter())
             .map(|address| CacheClient::new(address, meter.clone()))
             .collect();
-        let caches = caches.map_err(wrong)?;
+        let caches = caches.map_err(failed)?;
         for cache in &caches {
             cache.address.check_trust().map_err(|why| Error::Url {
                 url: cache.address.shown.clone(),

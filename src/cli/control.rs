@@ -1,26 +1,54 @@
 //! Commands for the caches of the running service: the common parts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use castore_fs::castore::Printable;
 use castore_fs::service::{
-    CachedRoots, ControlRequest, ControlResult, PrefetchStatus, send_request,
+    CachedRoots, Config, ControlRequest, ControlResult, PrefetchStatus, send_request,
 };
 use clap::Args;
 
-use super::failure::{CommandFailure, failure};
+use super::failure::{CommandFailure, failure, print_error};
 use super::names::root_name;
 
-/// The control socket.
+/// The control socket of a service whose configuration names no other.
+const DEFAULT_SOCKET: &str = "/run/castore-fs/control.sock";
+
+/// Which service is meant.
 #[derive(Debug, Args)]
 pub(super) struct ControlArguments {
-    /// The control socket
+    /// The control socket: by default that of --config, else /run/castore-fs/control.sock
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// The configuration of the service, which has its control socket
     #[arg(
         long,
-        value_name = "PATH",
-        default_value = "/run/castore-fs/control.sock"
+        value_name = "FILE",
+        env = "CASTORE_FS_CONFIG",
+        hide_env_values = true
     )]
-    pub(super) socket: PathBuf,
+    config: Option<PathBuf>,
+}
+
+impl ControlArguments {
+    /// The control socket of the service that is meant.
+    pub(super) fn socket(&self) -> Result<PathBuf, CommandFailure> {
+        match (&self.socket, &self.config) {
+            (Some(socket), _) => Ok(socket.clone()),
+            (None, Some(file)) => Ok(load(file)?.control_socket()),
+            (None, None) => Ok(PathBuf::from(DEFAULT_SOCKET)),
+        }
+    }
+}
+
+/// Reads a configuration, and none of the files that it names; prints what is wrong with it.
+fn load(file: &Path) -> Result<Config, CommandFailure> {
+    Config::load_with_files(file, false).map_err(|problems| {
+        problems
+            .iter()
+            .for_each(|problem| print_error(&problem.to_string()));
+        CommandFailure::Reported
+    })
 }
 
 /// A cache of the service.
@@ -70,7 +98,7 @@ impl ServiceCacheArguments {
         request: &ControlRequest,
         progress: impl FnMut(&PrefetchStatus),
     ) -> Result<ControlResult, CommandFailure> {
-        Ok(send_request(&self.control.socket, request, progress)?)
+        Ok(send_request(&self.control.socket()?, request, progress)?)
     }
 }
 

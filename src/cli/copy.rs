@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use castore_fs::castore::{Printable, Root};
 use castore_fs::nix::{MAX_GRAPH_BYTES, NarinfoFile, STORE_DIR, parse_reference_graph};
+use castore_fs::quantity::count;
 use castore_fs::store::Blocking;
 use castore_fs::tree::copy::{self, CopyProgress};
 use clap::Args;
@@ -127,10 +128,10 @@ impl CopyCommand {
             .is_none()
             .then(|| roots.iter().map(|root| root.node.stated_names()).sum());
         let line = ProgressLine::show("copying", move || {
-            let blobs = HumanCount(counted.blobs.load(Ordering::Relaxed));
+            let blobs = count(counted.blobs.load(Ordering::Relaxed), "blob", "blobs");
             let skipped = HumanCount(counted.skipped.load(Ordering::Relaxed));
             ProgressState {
-                words: format!("{blobs} blobs sent, {skipped} there already"),
+                words: format!("{blobs} sent, {skipped} there already"),
                 bytes: counted.bytes.load(Ordering::Relaxed),
                 part: all.map(|all| (counted.entries.load(Ordering::Relaxed), all)),
             }
@@ -140,10 +141,10 @@ impl CopyCommand {
             None => copy::copy(from, to, &roots, &progress)?,
         };
         drop(line);
-        let count = graph.map_or(roots.len(), |graph| graph.len());
-        let load = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+        let copied_roots = graph.map_or(roots.len(), |graph| graph.len());
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let copied = CopiedRoots {
-            roots: count as u64,
+            roots: copied_roots as u64,
             directories: load(&progress.directories),
             blobs: load(&progress.blobs),
             blob_bytes: load(&progress.bytes),
@@ -154,12 +155,12 @@ impl CopyCommand {
         }
         writeln!(
             output,
-            "{} roots; sent {} directories, {} blobs, {}; {} blobs were there already",
-            HumanCount(copied.roots),
-            HumanCount(copied.directories),
-            HumanCount(copied.blobs),
+            "{}; sent {}, {}, {}; {} there already",
+            count(copied.roots, "root", "roots"),
+            count(copied.directories, "directory", "directories"),
+            count(copied.blobs, "blob", "blobs"),
             HumanBytes(copied.blob_bytes),
-            HumanCount(copied.blobs_there),
+            count(copied.blobs_there, "blob was", "blobs were"),
         )?;
         Ok(())
     }
@@ -177,7 +178,12 @@ impl CopyCommand {
             let name = root_name(path)?;
             let root = from.root(&name)?;
             roots.push(
-                root.ok_or_else(|| failure(format!("{} has no root named {name}", from.url())))?,
+                root.ok_or_else(|| {
+                    let store = from.url();
+                    failure(format!(
+                        "{store} has no root named {name}; `castore-fs ls --store {store}` lists the names it has"
+                    ))
+                })?,
             );
         }
         Ok(roots)

@@ -2,9 +2,10 @@
 
 use std::io::Write;
 
+use castore_fs::quantity::count;
 use castore_fs::service::{ControlRequest, ControlResult};
 use clap::Args;
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanBytes;
 
 use super::control::{ServiceCacheArguments, not_that};
 use super::failure::CommandFailure;
@@ -39,10 +40,10 @@ impl DropCache {
             true => output.json(&dropped)?,
             false => writeln!(
                 output,
-                "removed {} blobs, parts of {} blobs and {} directories; freed {}",
-                HumanCount(dropped.blobs),
-                HumanCount(dropped.parts),
-                HumanCount(dropped.directories),
+                "removed {}, parts of {} and {}; freed {}",
+                count(dropped.blobs, "blob", "blobs"),
+                count(dropped.parts, "blob", "blobs"),
+                count(dropped.directories, "directory", "directories"),
                 HumanBytes(dropped.freed)
             )?,
         }

@@ -2,15 +2,19 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use castore_fs::tree::{KindPreference, Target, TreePath, TreeUsage, usage};
+use castore_fs::quantity::count;
+use castore_fs::tree::{KindPreference, Target, TreePath, TreeUsage, UsageProgress, usage};
 use clap::Args;
-use indicatif::HumanBytes;
+use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
 use super::failure::CommandFailure;
 use super::json;
 use super::output::Output;
+use super::progress::{ProgressLine, ProgressState, QuietArgument};
 use super::store::StoreArguments;
 
 /// Show how much space trees take: as files, in the store, and alone
@@ -29,6 +33,8 @@ pub(super) struct Du {
     /// One JSON object a line, sizes in bytes: path, size, stored, shared, unshared; the last has only stored
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    quiet: QuietArgument,
     /// What to measure: NAME[/PATH] or a digest; without any, all roots
     targets: Vec<PathBuf>,
 }
@@ -49,6 +55,7 @@ struct StoredTotal {
 
 impl Du {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
+        self.quiet.apply();
         let opened = self.store.open()?;
         let store = &opened.store;
         let mut output = Output::open()?;
@@ -69,7 +76,19 @@ impl Du {
                 }
             }
         }
-        let usages = usage(store, &trees)?;
+        let progress = Arc::new(UsageProgress::default());
+        let counted = progress.clone();
+        let all: u64 = trees.iter().map(|(_, node)| node.stated_names()).sum();
+        let line = ProgressLine::show_without_bytes("measuring", move || {
+            let names = counted.names.load(Ordering::Relaxed);
+            ProgressState {
+                words: format!("{} of {}", HumanCount(names), count(all, "name", "names")),
+                bytes: 0,
+                part: Some((names, all)),
+            }
+        });
+        let usages = usage(store, &trees, &progress)?;
+        drop(line);
         if !self.json && !trees.is_empty() {
             let [size, stored, shared, unshared] = ["size", "stored", "shared", "unshared"];
             output.line(&format!(

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use castore_fs::castore::{Directory, Node, Root};
 use castore_fs::image::{ImageRoot, ImageVersion};
 use castore_fs::nix::STORE_DIR;
+use castore_fs::quantity::count;
 use castore_fs::store::Blocking;
 use castore_fs::tree::{
     self, ImageFile, KindPreference, NewFile, ResolvedTarget, Target, TreePath, export, image_root,
@@ -96,6 +97,17 @@ struct ExportedObject {
 impl ExportCommand {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
         self.quiet.apply();
+        let has_destination = self
+            .destination
+            .as_ref()
+            .is_some_and(|path| path.as_os_str() != "-");
+        if self.format == ExportFormat::Dir && !has_destination {
+            return Err(CommandFailure::Usage(
+                "files need a DESTINATION: castore-fs export TARGET DESTINATION; an archive (--format tar) goes to \
+                 standard output without one"
+                    .to_owned(),
+            ));
+        }
         let opened = self.store.open()?;
         let tree = self.find(&opened.store)?;
         let progress = Arc::new(export::ExportProgress::default());
@@ -127,18 +139,13 @@ impl ExportCommand {
                     part: Some((bytes, size)),
                 },
                 None => ProgressState {
-                    words: format!("{} of {} files", HumanCount(nodes), HumanCount(all)),
+                    words: format!("{} of {}", HumanCount(nodes), count(all, "file", "files")),
                     bytes,
                     part: Some((nodes, all)),
                 },
             }
         };
         match (self.format, destination) {
-            (ExportFormat::Dir, None) => {
-                return Err(failure(
-                    "files need a DESTINATION: castore-fs export TARGET DESTINATION",
-                ));
-            }
             (ExportFormat::Dir, Some(path)) => {
                 let _line = ProgressLine::show("exporting", state);
                 let ExportedTree { store, found, .. } = &tree;

@@ -2,12 +2,14 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use castore_fs::service::config::TimeSpan;
+use castore_fs::quantity::count;
 use castore_fs::store::{
-    BucketGcOptions, BucketGcReport, BucketObjects, GcOptions, GcReport, GcResult, ObjectStore,
-    SparedObjects, shown_url,
+    BucketGcOptions, BucketGcReport, BucketObjects, GcOptions, GcProgress, GcReport, GcResult,
+    ObjectStore, SparedObjects, Store, shown_url,
 };
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
@@ -16,7 +18,9 @@ use url::Url;
 
 use super::failure::{CommandFailure, failure};
 use super::output::Output;
+use super::progress::{ProgressLine, ProgressState, be_quiet};
 use super::store::StoreArguments;
+use super::units::time;
 use super::utc::{rfc_3339, utc};
 
 /// The default of `--grace`.
@@ -71,13 +75,11 @@ pub(super) struct Gc {
     /// `closures`, `blobs`, `chunks` and `bytes`. `omitted` objects did not fit on the list.
     #[arg(long)]
     json: bool,
-    /// Do not print what stays, and why
+    /// Print what was removed and errors only: not what stays, no progress, no notes
+    ///
+    /// Progress is shown on a terminal only.
     #[arg(long, short)]
     quiet: bool,
-}
-
-fn time(text: &str) -> Result<Duration, String> {
-    text.parse().map(|TimeSpan(time)| time)
 }
 
 /// The result of `gc` on a local store, in JSON.
@@ -179,12 +181,22 @@ impl From<&BucketGcReport> for JsonBucketReport {
 
 fn shown(objects: &BucketObjects) -> String {
     format!(
-        "{} objects ({} closures, {} blobs, {} chunks; {})",
-        HumanCount(objects.count()),
-        HumanCount(objects.closures),
-        HumanCount(objects.blobs),
-        HumanCount(objects.chunks),
+        "{} ({}, {}, {}; {})",
+        count(objects.count(), "object", "objects"),
+        count(objects.closures, "closure", "closures"),
+        count(objects.blobs, "blob", "blobs"),
+        count(objects.chunks, "chunk", "chunks"),
         HumanBytes(objects.bytes),
+    )
+}
+
+/// Objects of a local store: `2 blobs (3 B), 1 directory`.
+fn local_objects(blobs: u64, blob_bytes: u64, directories: u64) -> String {
+    format!(
+        "{} ({}), {}",
+        count(blobs, "blob", "blobs"),
+        HumanBytes(blob_bytes),
+        count(directories, "directory", "directories"),
     )
 }
 
@@ -198,6 +210,9 @@ fn missing_directory(url: &str) -> Option<PathBuf> {
 
 impl Gc {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
+        if self.quiet {
+            be_quiet();
+        }
         let place = self.store.place()?;
         if let Some(url) = place.bucket_url() {
             return self.collect_bucket(url);
@@ -214,11 +229,26 @@ impl Gc {
             ));
         }
         let store = place.open_dir()?;
-        let report = store.collect_and_report(&GcOptions {
+        let options = GcOptions {
             grace: self.grace,
             dry_run: self.dry_run,
             patience: self.wait,
-        })?;
+        };
+        let progress = Arc::new(GcProgress::default());
+        let counted = progress.clone();
+        let all = store.usage()?.map_or(0, |usage| usage.directories);
+        let line = ProgressLine::show_without_bytes("looking for what stays", move || {
+            let read = counted.directories.load(Ordering::Relaxed);
+            let all = count(all, "directory", "directories");
+            ProgressState {
+                words: format!("{} of {all} read", HumanCount(read)),
+                bytes: 0,
+                // What no root reaches is not read: the end comes before all are.
+                part: None,
+            }
+        });
+        let report = store.collect_with_progress(&options, progress)?;
+        drop(line);
         let mut output = Output::open()?;
         if self.json {
             output.json(&JsonCollected::from(&report))?;
@@ -245,10 +275,19 @@ impl Gc {
                 dir.display()
             )));
         }
-        let report = ObjectStore::open(url)?.collect_garbage(&BucketGcOptions {
+        let options = BucketGcOptions {
             grace: self.grace,
             dry_run: self.dry_run,
-        })?;
+        };
+        let store = ObjectStore::open(url)?;
+        let asked = store.clone();
+        let line = ProgressLine::show_without_bytes("collecting", move || ProgressState {
+            words: count(asked.calls(), "request", "requests"),
+            bytes: 0,
+            part: None,
+        });
+        let report = store.collect_garbage(&options)?;
+        drop(line);
         let mut output = Output::open()?;
         if self.json {
             output.json(&JsonBucketReport::from(&report))?;
@@ -302,15 +341,11 @@ impl Gc {
             true => "would remove",
             false => "removed",
         };
-        let objects = format!(
-            "{did} {} blobs ({}), {} directories",
-            HumanCount(removed.blobs),
-            HumanBytes(removed.blob_bytes),
-            HumanCount(removed.directories),
-        );
+        let objects = local_objects(removed.blobs, removed.blob_bytes, removed.directories);
+        let objects = format!("{did} {objects}");
         let parts = match removed.parts {
             0 => String::new(),
-            parts => format!(", parts of {} blobs", HumanCount(parts)),
+            parts => format!(", parts of {}", count(parts, "blob", "blobs")),
         };
         let freed = HumanBytes(removed.freed);
         match self.dry_run {
@@ -327,12 +362,7 @@ impl Gc {
             ),
         ] {
             if !spared.is_empty() && !self.quiet {
-                let objects = format!(
-                    "{} blobs ({}), {} directories",
-                    HumanCount(spared.blobs),
-                    HumanBytes(spared.blob_bytes),
-                    HumanCount(spared.directories),
-                );
+                let objects = local_objects(spared.blobs, spared.blob_bytes, spared.directories);
                 writeln!(output, "spared {objects}: {why}")?;
             }
         }

@@ -43,7 +43,7 @@ struct PrintedImage {
 
 impl ImageCommand {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
-        let status = service::ask_status(&self.control.socket)?;
+        let status = service::ask_status(&self.control.socket()?)?;
         let image = self.name.strip_prefix("/nix/store/").unwrap_or(&self.name);
         let mut searched = Vec::new();
         for (name, mount) in &status.mounts {

@@ -14,7 +14,7 @@ use castore_fs::import::{
     RootNaming, SpecialFiles, import, tar,
 };
 use castore_fs::nix::{NarinfoFile, STORE_DIR, StorePath};
-use castore_fs::service::config::Size;
+use castore_fs::quantity::count;
 use castore_fs::store::{AddedTotals, Blocking};
 use castore_fs::{compression, nar};
 use clap::{Args, ValueEnum};
@@ -33,6 +33,7 @@ use super::output::Output;
 use super::progress::{self, ProgressLine, ProgressState, QuietArgument};
 use super::running_import::RunningImport;
 use super::store::StoreArguments;
+use super::units::size;
 
 /// Put directories, files or archives into a store; prints the name of each
 ///
@@ -106,10 +107,6 @@ fn refuse_store_path(path: &Path, name: &OsString) -> Result<(), CommandFailure>
          or with everything that it refers to with `castore-fs import --closure {path}`; --name NAME with \
          --nix makes a new store path of it"
     )))
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    text.parse().map(|Size(bytes)| bytes)
 }
 
 /// Adds to a limit's error the option that raises it.
@@ -299,10 +296,10 @@ impl ImportArguments {
         if progress::is_shown() {
             let (totals, added) = (imported.totals, imported.added);
             print_error(&format!(
-                "{} files, {}; new: {} blobs, {}",
-                HumanCount(totals.files),
+                "{}, {}; new: {}, {}",
+                count(totals.files, "file", "files"),
                 HumanBytes(totals.bytes),
-                HumanCount(added.blobs),
+                count(added.blobs, "blob", "blobs"),
                 HumanBytes(added.blob_bytes)
             ));
         }
@@ -431,8 +428,8 @@ fn state(progress: &ImportProgress) -> ProgressState {
     let (words, bytes) = match progress.stage() {
         ImportStage::Reading => {
             let files = HumanCount(totals.files);
-            let found = HumanCount(progress.files_found());
-            (format!("{files} of {found} files"), totals.bytes)
+            let found = count(progress.files_found(), "file", "files");
+            (format!("{files} of {found}"), totals.bytes)
         }
         ImportStage::Committing => ("making it durable".to_owned(), totals.bytes),
         ImportStage::HashingNar => ("hashing the NAR".to_owned(), progress.nar_bytes()),

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use castore_fs::castore::{Name, Printable};
 use castore_fs::import::{self, DAEMON_SOCKET, ImportedPath, NixDaemon, NixDaemonError};
 use castore_fs::nix::{NarinfoFile, STORE_DIR, StorePath};
+use castore_fs::quantity::count;
 use castore_fs::store::Blocking;
-use indicatif::HumanCount;
 use std::os::unix::ffi::OsStrExt;
 use tokio::runtime::Runtime;
 
@@ -125,8 +125,9 @@ pub(super) struct ImportedGraph {
 
 impl fmt::Display for ImportedGraph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (paths, there) = (HumanCount(self.paths), HumanCount(self.paths_there));
-        write!(f, "{paths} paths; {there} were there already")
+        let paths = count(self.paths, "path", "paths");
+        let there = count(self.paths_there, "was", "were");
+        write!(f, "{paths}; {there} there already")
     }
 }
 

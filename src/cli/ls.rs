@@ -43,6 +43,10 @@ pub(super) struct Ls {
     #[arg(short = '0', long, conflicts_with = "json")]
     zero: bool,
     /// One JSON object a line: path, type, digest, size, executable, target; of roots added and nar_size, if known
+    ///
+    /// `size` is in bytes of a file; of a directory it is twice the number of names below it, at any depth, as the
+    /// data model has it: `castore-fs du` measures bytes. `added` is in seconds since 1970. A path that is not UTF-8
+    /// has `path_base64` too.
     #[arg(long)]
     json: bool,
     /// What to list: NAME[/PATH] or a digest; without any, the roots

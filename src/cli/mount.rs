@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use castore_fs::castore::Printable;
 use castore_fs::fs::{FsOptions, MountRoot, NodeOwner, ReadPath, RootListing, WarmUpOptions};
 use castore_fs::profile::{ProfileKey, Profiles};
-use castore_fs::service::config::TimeSpan;
 use castore_fs::store::{Blocking, Cache};
 use castore_fs::transport::fuse::{
     ForkServer, FuseSession, GenericOptions, MountOptions, MountWatch, ProtectedFiles,
@@ -27,6 +27,7 @@ use super::interrupt::{STATUS, on_interrupt};
 use super::running_import::RunningImport;
 use super::store::{CacheArguments, CommandStore, StoreArguments, default_dir};
 use super::supervisor::Supervisor;
+use super::units::time;
 
 /// How long a mount that is being made may take after an interrupt, before the process ends without it.
 const START_PATIENCE: Duration = Duration::from_secs(2);
@@ -201,10 +202,6 @@ impl ListRootArgument {
             ListingChoice::Refused => RootListing::Refused,
         }
     }
-}
-
-fn time(text: &str) -> Result<Duration, String> {
-    text.parse().map(|TimeSpan(time)| time)
 }
 
 impl MountCommand {
@@ -438,7 +435,11 @@ pub(super) fn mount_root(
     let Some(root) = root else {
         return Ok(MountRoot::Roots { list });
     };
-    let (digest, size) = Target::try_from(root)?.resolve_mount_root(store)?;
+    let found = Target::try_from(root).and_then(|target| target.resolve_mount_root(store));
+    let (digest, size) = found.map_err(|error| match CommandFailure::from(error) {
+        CommandFailure::Message(why) => failure(format!("--root {}: {why}", Printable::path(root))),
+        other => other,
+    })?;
     Ok(MountRoot::Directory { digest, size })
 }
 

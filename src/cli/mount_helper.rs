@@ -367,6 +367,23 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_page_has_every_option() {
+        let page = include_str!("../../docs/mount.castore-fs.md");
+        for (name, example) in OURS {
+            // Of several values each is shown.
+            let (key, values) = example.split_once('=').unwrap_or((example, ""));
+            let values = values.trim_end_matches(']').split('|');
+            for value in values {
+                let option = match value {
+                    "" => name.to_owned(),
+                    value => format!("{}={value}", key.trim_end_matches('[')),
+                };
+                assert!(page.contains(&format!("`{option}`")), "{option}");
+            }
+        }
+    }
+
+    #[test]
     fn a_url_with_a_secret_never_becomes_an_argument() {
         let (status, words) = parsed(&["grpc+https://me:hunter2@host", "/m"]).unwrap_err();
         assert_eq!(status, 32);

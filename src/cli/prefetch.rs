@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use castore_fs::quantity::count;
 use castore_fs::service::{ControlRequest, ControlResult, PrefetchStatus};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
@@ -40,11 +41,14 @@ impl PrefetchCommand {
         let shown = last.clone();
         let line = ProgressLine::show("fetching", move || {
             let status = shown.lock();
-            let of = match status.total_blobs {
-                0 => String::new(),
-                total => format!(" of {}", HumanCount(total)),
+            let words = match status.total_blobs {
+                0 => count(status.blobs, "blob", "blobs"),
+                total => format!(
+                    "{} of {}",
+                    HumanCount(status.blobs),
+                    count(total, "blob", "blobs")
+                ),
             };
-            let words = format!("{}{of} blobs", HumanCount(status.blobs));
             ProgressState {
                 words,
                 bytes: status.bytes,
@@ -63,9 +67,9 @@ impl PrefetchCommand {
         match self.json {
             true => output.json(&fetched)?,
             false => output.line(&format!(
-                "{} directories and {} blobs ({}) are in {}",
-                HumanCount(fetched.directories),
-                HumanCount(fetched.blobs),
+                "{} and {} ({}) are in {}",
+                count(fetched.directories, "directory", "directories"),
+                count(fetched.blobs, "blob", "blobs"),
                 HumanBytes(fetched.bytes),
                 fetched.store
             ))?,

@@ -5,13 +5,13 @@ use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
 use castore_fs::profile::Profiles;
+use castore_fs::quantity::count;
 use castore_fs::service::{
     ControlRequest, ControlResult, ProfileDone, ProfileRequest, ProfileStatus,
     obey_profile_request, send_request,
 };
 use clap::{Args, Subcommand};
 use data_encoding::BASE64;
-use indicatif::HumanCount;
 
 use super::control::{ControlArguments, not_that};
 use super::failure::{CommandFailure, failure, print_error};
@@ -103,7 +103,7 @@ impl ProfileLocation {
             return obey_profile_request(&profiles, request).map_err(failure);
         }
         match send_request(
-            &self.control.socket,
+            &self.control.socket()?,
             &ControlRequest::Profile(request),
             |_| {},
         )? {
@@ -150,8 +150,9 @@ fn list(place: &ProfileLocation, json: bool) -> Result<(), CommandFailure> {
 }
 
 fn line(profile: &ProfileStatus) -> String {
-    let (files, extents) = (HumanCount(profile.files), HumanCount(profile.extents));
-    format!("{}: {files} files, {extents} extents", profile.name)
+    let files = count(profile.files, "file", "files");
+    let extents = count(profile.extents, "extent", "extents");
+    format!("{}: {files}, {extents}", profile.name)
 }
 
 fn remove(place: &ProfileLocation, json: bool, names: Vec<String>) -> Result<(), CommandFailure> {

@@ -32,6 +32,11 @@ pub(super) struct QuietArgument {
     quiet: bool,
 }
 
+/// Keeps this process quiet from now on.
+pub(super) fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
 impl QuietArgument {
     /// Keeps this process quiet from now on, if the argument is given.
     pub(super) fn apply(&self) {
@@ -86,7 +91,7 @@ fn described(state: &ProgressState, elapsed: Duration) -> String {
     }
 }
 
-/// A line on standard error with files, bytes, rate and time left; removed on drop.
+/// A line on standard error with files or objects, bytes, rate and time left; removed on drop.
 pub(super) struct ProgressLine {
     ended: Arc<AtomicBool>,
     drawer: Option<JoinHandle<()>>,
@@ -99,14 +104,32 @@ impl ProgressLine {
         verb: &'static str,
         state: impl Fn() -> ProgressState + Send + 'static,
     ) -> Self {
+        Self::draw(
+            verb,
+            "{prefix} {bytes} ({bytes_per_sec}) in {elapsed}: {msg} {spinner}",
+            state,
+        )
+    }
+
+    /// As [`show`](Self::show), for work that is not measured in bytes.
+    pub(super) fn show_without_bytes(
+        verb: &'static str,
+        state: impl Fn() -> ProgressState + Send + 'static,
+    ) -> Self {
+        Self::draw(verb, "{prefix} in {elapsed}: {msg} {spinner}", state)
+    }
+
+    fn draw(
+        verb: &'static str,
+        template: &str,
+        state: impl Fn() -> ProgressState + Send + 'static,
+    ) -> Self {
         let ended = Arc::new(AtomicBool::new(false));
         if !is_shown() {
             let drawer = None;
             return Self { ended, drawer };
         }
-        let style = ProgressStyle::with_template(
-            "{prefix} {bytes} ({bytes_per_sec}) in {elapsed}: {msg} {spinner}",
-        );
+        let style = ProgressStyle::with_template(template);
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         if let Ok(style) = style {
             bar.set_style(style);

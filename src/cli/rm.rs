@@ -34,7 +34,7 @@ use super::utc::utc;
 pub(super) struct Rm {
     #[command(flatten)]
     store: StoreArguments,
-    /// Only print the names that would be removed
+    /// Only print the names that would be removed; fails where the removal would
     #[arg(long)]
     dry_run: bool,
     /// With every Nix store path that the roots refer to, unless another root refers to it
@@ -142,25 +142,28 @@ impl Rm {
         for local in &embedded {
             local.check_removal(&all, self.reported)?;
         }
+        // Fails for a store whose roots cannot be removed, before anything of a path is forgotten. Without a
+        // commit nothing is changed.
+        let ingest = match names.is_empty() {
+            true => None,
+            false => Some(store.ingest()?),
+        };
+        if let Some(ingest) = &ingest {
+            for name in &names {
+                ingest.remove_root(name)?;
+                // What was found may have changed.
+                if !(self.referred && explicit.contains(name)) {
+                    ingest.only_if(RootCondition::NotReferred(name.clone()));
+                }
+            }
+        }
         if !self.dry_run {
-            // Fails for a store whose roots cannot be removed, before anything of a path is forgotten.
-            let ingest = match names.is_empty() {
-                true => None,
-                false => Some(store.ingest()?),
-            };
             if self.reported {
                 for local in &embedded {
                     local.forget_valid_paths(&all)?;
                 }
             }
             if let Some(ingest) = ingest {
-                for name in &names {
-                    ingest.remove_root(name)?;
-                    // What was found may have changed.
-                    if !(self.referred && explicit.contains(name)) {
-                        ingest.only_if(RootCondition::NotReferred(name.clone()));
-                    }
-                }
                 ingest.commit()?;
             }
         }

@@ -9,7 +9,6 @@ use castore_fs::server::{
     self, AccessFiles, BinaryCacheOptions, Capacity, HandOver, ListenError, Listener,
     NixDaemonOptions, ServerLimits, ServerOptions, load_secret_key,
 };
-use castore_fs::service::Size;
 use castore_fs::stores::ValidPaths;
 use clap::Args;
 use tokio::sync::watch;
@@ -19,6 +18,7 @@ use super::failure::{CommandFailure, failure, print_error};
 use super::interrupt::on_interrupt;
 use super::mode;
 use super::store::StoreArguments;
+use super::units::{size, time_or_seconds};
 
 /// The permissions of the socket of a Nix daemon: all users may read the store, as through the socket of Nix's own
 /// daemon.
@@ -97,9 +97,9 @@ pub(super) struct Serve {
     /// Calls at once on a connection; more wait for their turn
     #[arg(long, value_name = "CALLS", default_value_t = server::DEFAULT_STREAMS)]
     max_calls: NonZeroU32,
-    /// Seconds that running calls get after SIGTERM
-    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
-    drain: u64,
+    /// How long running calls may take after SIGTERM; a number alone is seconds
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = time_or_seconds)]
+    drain: Duration,
     /// Keep all privileges
     #[arg(long)]
     no_sandbox: bool,
@@ -184,7 +184,7 @@ impl Serve {
             capacity: Some(capacity),
             streams: self.max_calls,
             tokens,
-            drain: Duration::from_secs(self.drain),
+            drain: self.drain,
             tls,
             binary_cache: None,
             nix_daemon: None,
@@ -272,9 +272,4 @@ fn socket_path(text: &str) -> Result<PathBuf, String> {
         );
     }
     Ok(PathBuf::from(path))
-}
-
-/// A size with a unit, in bytes.
-fn size(text: &str) -> Result<u64, String> {
-    text.parse::<Size>().map(|size| size.0)
 }

@@ -26,7 +26,9 @@ use super::store::StoreArguments;
 pub(super) struct Stat {
     #[command(flatten)]
     store: StoreArguments,
-    /// One JSON object a line
+    /// One JSON object a line, with the keys of `ls --json`, `entries` of a directory, and `nix`, the path info
+    ///
+    /// `size` is in bytes of a file; of a directory it is twice the number of names below it, at any depth.
     #[arg(long)]
     json: bool,
     /// What to show: NAME[/PATH] or a digest

@@ -1,10 +1,12 @@
 //! `castore-fs status`.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use castore_fs::castore::Printable;
 use castore_fs::fs::WarmUpCount;
+use castore_fs::quantity::count;
 use castore_fs::service::{
     self, CacheRoots, ControlRequest, ControlResult, ReloadStatus, ServiceStatus as Answer,
     StoreRate, StoreStatus, TrafficRate, TrafficStatus,
@@ -28,6 +30,7 @@ const PINS_SHOWN: usize = 10;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs status
+  castore-fs status --config ./config.toml
   castore-fs status --watch
   castore-fs status --roots
   castore-fs status --json | jq .mounts")]
@@ -47,11 +50,12 @@ pub(super) struct StatusCommand {
 
 impl StatusCommand {
     pub(super) fn run(self) -> Result<(), CommandFailure> {
+        let socket = self.control.socket()?;
         loop {
-            let mut status = service::ask_status(&self.control.socket)?;
+            let mut status = service::ask_status(&socket)?;
             count_image_users(&mut status);
             if self.roots {
-                self.ask_roots(&mut status)?;
+                ask_roots(&socket, &mut status)?;
             }
             let mut output = Output::open()?;
             match self.json {
@@ -65,21 +69,20 @@ impl StatusCommand {
             std::thread::sleep(Duration::from_secs(1));
         }
     }
+}
 
-    /// Adds the roots of caches to `status`.
-    fn ask_roots(&self, status: &mut Answer) -> Result<(), CommandFailure> {
-        let socket = &self.control.socket;
-        let done = service::send_request(socket, &ControlRequest::CacheRoots, |_| {})?;
-        let ControlResult::CacheRoots(caches) = done else {
-            return Err(not_that(&done));
-        };
-        for (name, roots) in caches {
-            if let Some(store) = status.stores.get_mut(&name) {
-                store.roots = Some(roots);
-            }
+/// Adds the roots of caches to `status`, of the service at `socket`.
+fn ask_roots(socket: &Path, status: &mut Answer) -> Result<(), CommandFailure> {
+    let done = service::send_request(socket, &ControlRequest::CacheRoots, |_| {})?;
+    let ControlResult::CacheRoots(caches) = done else {
+        return Err(not_that(&done));
+    };
+    for (name, roots) in caches {
+        if let Some(store) = status.stores.get_mut(&name) {
+            store.roots = Some(roots);
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Counts the processes that use images. The service itself may not be permitted to look at them.
@@ -112,7 +115,8 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
     }
     match (store.blobs, store.blob_bytes) {
         (Some(blobs), Some(bytes)) => {
-            writeln!(text, ", {} blobs, {}", HumanCount(blobs), HumanBytes(bytes))?;
+            let blobs = count(blobs, "blob", "blobs");
+            writeln!(text, ", {blobs}, {}", HumanBytes(bytes))?;
         }
         _ => writeln!(text, ", its size is not known")?,
     }
@@ -124,8 +128,8 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
         };
         writeln!(
             text,
-            "  {state}: {} requests, {} failed, {} in flight, {} received{}",
-            HumanCount(endpoint.requests),
+            "  {state}: {}, {} failed, {} in flight, {} received{}",
+            count(endpoint.requests, "request", "requests"),
             HumanCount(endpoint.failures),
             HumanCount(endpoint.in_flight),
             HumanBytes(endpoint.bytes_in),
@@ -144,9 +148,9 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
         };
         writeln!(
             text,
-            "  {}: {state}: {} requests, {} failed, {} hedged, {} corrupt{}",
+            "  {}: {state}: {}, {} failed, {} hedged, {} corrupt{}",
             member.name,
-            HumanCount(member.requests),
+            count(member.requests, "request", "requests"),
             HumanCount(member.failures),
             HumanCount(member.hedges),
             HumanCount(member.corrupt_responses),
@@ -162,11 +166,11 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
             .map(|limit| format!(" of {}", HumanBytes(limit)));
         writeln!(
             text,
-            "  cached {}{}: {} hits, {} misses, {} evicted, {} not kept, {} repaired",
+            "  cached {}{}: {}, {}, {} evicted, {} not kept, {} repaired",
             HumanBytes(cache.size),
             limit.unwrap_or_default(),
-            HumanCount(cache.hits),
-            HumanCount(cache.misses),
+            count(cache.hits, "hit", "hits"),
+            count(cache.misses, "miss", "misses"),
             HumanCount(cache.evictions),
             HumanCount(cache.not_stored),
             HumanCount(cache.repairs),
@@ -206,12 +210,16 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
     show_rates(store.rates.iter().map(rate), text)
 }
 
+fn cached_directories(number: u64) -> String {
+    count(number, "cached Directory", "cached Directories")
+}
+
 fn show_warmup(warmup: &WarmUpCount, text: &mut Vec<u8>) -> io::Result<()> {
     write!(
         text,
-        "  warm-up: {} roots recorded, {} profiles in progress, {} prefetched",
-        warmup.recording,
-        warmup.fetching,
+        "  warm-up: {} recorded, {} in progress, {} prefetched",
+        count(warmup.recording, "root", "roots"),
+        count(warmup.fetching, "profile", "profiles"),
         HumanBytes(warmup.bytes)
     )?;
     match warmup.fetches {
@@ -223,20 +231,26 @@ fn show_warmup(warmup: &WarmUpCount, text: &mut Vec<u8>) -> io::Result<()> {
     }
     writeln!(
         text,
-        "    profiles: {} of their own, {} of similar roots, {} without; {} extents fetched, {} of \
+        "    profiles: {} of their own, {} of similar roots, {} without; {} fetched, {} of \
          them read, {} recorded",
-        warmup.own, warmup.similar, warmup.none, warmup.extents, warmup.hits, warmup.recorded
+        warmup.own,
+        warmup.similar,
+        warmup.none,
+        count(warmup.extents, "extent", "extents"),
+        warmup.hits,
+        warmup.recorded
     )?;
-    for (count, what) in [
-        (warmup.failed_finds, "could not be read"),
+    for (profiles, what) in [
+        (warmup.failed_finds, "not read"),
         (
             warmup.failed_fetches,
-            "were given up, as the store did not answer",
+            "given up, as the store did not answer",
         ),
-        (warmup.failed_saves, "could not be written"),
+        (warmup.failed_saves, "not written"),
     ] {
-        if count > 0 {
-            writeln!(text, "    {count} profiles {what}: see the log")?;
+        if profiles > 0 {
+            let profiles = count(profiles, "profile", "profiles");
+            writeln!(text, "    {profiles} {what}: see the log")?;
         }
     }
     Ok(())
@@ -266,14 +280,14 @@ fn show_traffic(traffic: &TrafficStatus, text: &mut Vec<u8>) -> io::Result<()> {
     }
     let mut kinds: Vec<_> = traffic.requests.iter().collect();
     kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-    for (kind, count) in kinds {
+    for (kind, requests) in kinds {
         let latency = traffic.latencies.get(kind).cloned().unwrap_or_default();
         let times = times(latency.median_micros, latency.p95_micros);
         let waited = match traffic.waits.get(kind) {
             Some(waited) => format!(", {} waited for an upstream", HumanCount(*waited)),
             None => String::new(),
         };
-        writeln!(text, "  {kind}: {}{waited}{times}", HumanCount(*count))?;
+        writeln!(text, "  {kind}: {}{waited}{times}", HumanCount(*requests))?;
     }
     Ok(())
 }
@@ -316,11 +330,8 @@ fn show_roots(roots: &CacheRoots, text: &mut Vec<u8>) -> io::Result<()> {
                 write!(text, "{share} cached, {cached} of {all}")?;
             }
             None => {
-                let missing = HumanCount(root.missing_directories);
-                write!(
-                    text,
-                    "{cached} cached, {missing} directories or more are not"
-                )?;
+                let missing = count(root.missing_directories, "directory", "directories");
+                write!(text, "{cached} cached, {missing} or more are not")?;
             }
         }
         let pinned = if root.pinned { ", pinned" } else { "" };
@@ -328,7 +339,7 @@ fn show_roots(roots: &CacheRoots, text: &mut Vec<u8>) -> io::Result<()> {
     }
     match roots.omitted {
         0 => Ok(()),
-        more => writeln!(text, "  and {} more roots", HumanCount(more)),
+        more => writeln!(text, "  and {}", count(more, "more root", "more roots")),
     }
 }
 
@@ -365,11 +376,12 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), CommandFailure> {
     for prefetch in &status.prefetches {
         let (into, roots) = (&prefetch.store, prefetch.roots.join(", "));
         let roots = Printable(roots.as_bytes());
-        let (blobs, total) = (HumanCount(prefetch.blobs), HumanCount(prefetch.total_blobs));
+        let blobs = HumanCount(prefetch.blobs);
+        let total = count(prefetch.total_blobs, "blob", "blobs");
         let (bytes, of) = (HumanBytes(prefetch.bytes), HumanBytes(prefetch.total_bytes));
         writeln!(
             text,
-            "fetching {roots} into {into}: {blobs} of {total} blobs, {bytes} of {of}"
+            "fetching {roots} into {into}: {blobs} of {total}, {bytes} of {of}"
         )?;
     }
     for (name, mount) in &status.mounts {
@@ -393,28 +405,29 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), CommandFailure> {
         }
         writeln!(
             text,
-            "  {} cached Directories, {} of Directories, {} of node table",
-            HumanCount(mount.cached_directories),
+            "  {}, {} of Directories, {} of node table",
+            cached_directories(mount.cached_directories),
             HumanBytes(mount.directory_bytes),
             HumanBytes(mount.table_bytes)
         )?;
         if let Some(open) = &mount.open {
             writeln!(
                 text,
-                "  {} files open, {} of them read through passthrough",
-                open.files, open.backed
+                "  {} open, {} of them read through passthrough",
+                count(open.files, "file", "files"),
+                open.backed
             )?;
         }
         for image in &mount.opened_images {
             let size = image.size.map(|size| format!("{}, ", HumanBytes(size)));
             writeln!(
                 text,
-                "  image {}: {}layout version {}, {} read, used by {} processes",
+                "  image {}: {}layout version {}, {} read, used by {}",
                 image.digest,
                 size.unwrap_or_default(),
                 image.layout_version,
                 HumanBytes(image.read_bytes),
-                image.users.unwrap_or_default()
+                count(image.users.unwrap_or_default(), "process", "processes")
             )?;
         }
         if let Some(warmup) = &mount.warmup {
@@ -432,8 +445,8 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), CommandFailure> {
         )?;
         writeln!(
             text,
-            "  {} cached Directories, {} of Directories, {} of node tables",
-            HumanCount(device.cached_directories),
+            "  {}, {} of Directories, {} of node tables",
+            cached_directories(device.cached_directories),
             HumanBytes(device.directory_bytes),
             HumanBytes(device.table_bytes)
         )?;

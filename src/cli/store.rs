@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use castore_fs::server::BLOCKING_THREADS;
 use castore_fs::service::Config;
-use castore_fs::service::config::Size;
-use castore_fs::store::{self, Blocking, Cache, CacheOptions, LocalStore, Store};
+use castore_fs::store::{self, Blocking, Cache, CacheOptions, GrpcStore, LocalStore, Store};
 use castore_fs::stores::{self, NamedStore, OpenStores, StoreNeeds, StorePlan};
 use clap::Args;
 use tokio::runtime::{self, Runtime};
 
 use super::failure::{CommandFailure, failure, print_error};
 use super::progress::print_note;
+use super::units::size;
 
 /// The configuration that names stores, where none is given: that of the service.
 pub(super) const DEFAULT_CONFIG: &str = "/etc/castore-fs/config.toml";
@@ -74,10 +74,6 @@ pub(super) struct CacheArguments {
     /// What was used longest ago goes first.
     #[arg(long, value_name = "SIZE", requires = "cache", value_parser = size)]
     cache_size: Option<u64>,
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    text.parse().map(|Size(bytes)| bytes)
 }
 
 /// A store that is not open yet.
@@ -286,6 +282,19 @@ impl StoreLocation {
         Ok(Self { named, described })
     }
 
+    /// Whether it is used through the running service.
+    fn is_of_service(&self) -> bool {
+        self.named.plan != self.described
+    }
+
+    /// Its URL, or its name in a configuration: `store:NAME`.
+    fn shown(&self) -> String {
+        match &self.described {
+            StorePlan::Url(url) if *url == self.named.name => store::shown_url(url),
+            _ => format!("store:{}", self.named.name),
+        }
+    }
+
     /// Whether it is a Nix binary cache.
     pub(super) fn is_binary_cache(&self) -> bool {
         match &self.described {
@@ -324,9 +333,17 @@ impl StoreLocation {
             _ => None,
         };
         local.ok_or_else(|| {
+            let members = self.described.members();
+            let names = members.iter().map(|member| format!("store:{}", member.name));
+            let names = names.collect::<Vec<_>>().join(", ");
+            let hint = match members.is_empty() {
+                true => String::new(),
+                false => format!("; --store names one that it is made of: {names}"),
+            };
             failure(format!(
-                "gc works only on local stores (local:PATH) and object stores (objectstore+URL), and {} is neither",
-                self.named.name
+                "gc works only on local stores (local:PATH) and object stores (objectstore+URL), and {} is \
+                 neither{hint}",
+                self.shown()
             ))
         })
     }
@@ -365,6 +382,10 @@ impl StoreLocation {
             return Ok(stores::OpenedStore {
                 store: match &local {
                     Some(local) => Arc::new(local.clone()),
+                    // The name of the service's socket says nothing.
+                    None if self.is_of_service() => {
+                        Arc::new(GrpcStore::open_named(url, self.shown())?)
+                    }
                     None => stores::open(url)?,
                 },
                 plan: self.named.plan,

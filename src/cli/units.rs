@@ -1,9 +1,26 @@
 //! The units of everything that is printed for people: bytes in powers of 1024 (KiB, MiB), times in the
-//! unit that fits, rates a second, shares in percent.
+//! unit that fits, rates a second, shares in percent. And those of arguments.
 
 use std::time::Duration;
 
+use castore_fs::quantity::{Size, TimeSpan};
 use indicatif::HumanBytes;
+
+/// An argument that is a size, in bytes.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    text.parse().map(|Size(bytes)| bytes)
+}
+
+/// An argument that is a length of time.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    text.parse().map(|TimeSpan(time)| time)
+}
+
+/// As [`time`], of an argument that was a number of seconds in former versions.
+pub(super) fn time_or_seconds(text: &str) -> Result<Duration, String> {
+    let time = TimeSpan::or_seconds(text).map(|TimeSpan(time)| time);
+    time.map_err(str::to_owned)
+}
 
 /// A time, in microseconds: `12 µs`, `3.4 ms`, `5.6 s`.
 pub(super) fn micros(micros: u64) -> String {

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use castore_fs::castore::Node;
+use castore_fs::quantity::count;
 use castore_fs::store::{Blocking, LocalStore};
 use castore_fs::tree::verify::{self, FaultCause, TreeFault, VerifyReport};
 use castore_fs::tree::{KindPreference, Target, TreePath, copy, repair};
 use clap::Args;
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::failure::{CommandFailure, failure};
@@ -106,12 +107,17 @@ impl VerifyCommand {
             stopped.store(true, Ordering::Relaxed);
         })?;
         let (trees, all_found) = self.trees(store, &mut output)?;
-        let mut report = verify(store, &trees, &stop)?;
+        // Of all roots: what no root reaches is part of it, so the time left is an estimate from above.
+        let all_bytes = match self.targets.is_empty() {
+            true => store.usage()?.map(|usage| usage.blob_bytes),
+            false => None,
+        };
+        let mut report = verify(store, &trees, all_bytes, &stop)?;
         for _ in 0..ROUNDS {
             if report.faults.is_empty() || !self.fetch(&opened, &report, &stop, &mut output)? {
                 break;
             }
-            report = verify(store, &trees, &stop)?;
+            report = verify(store, &trees, all_bytes, &stop)?;
         }
         if self.repair {
             for local in store.store().embedded() {
@@ -159,19 +165,23 @@ impl VerifyCommand {
             return Ok(());
         };
         let mut text = format!(
-            "made a new index of {} blobs, {} directories, {} roots, {} pins",
-            HumanCount(index.blobs),
-            HumanCount(index.directories),
-            HumanCount(index.roots),
-            HumanCount(index.pins),
+            "made a new index of {}, {}, {}, {}",
+            count(index.blobs, "blob", "blobs"),
+            count(index.directories, "directory", "directories"),
+            count(index.roots, "root", "roots"),
+            count(index.pins, "pin", "pins"),
         );
         if let Some(aside) = &index.aside {
             text += &format!("; the old one is {}, and can be deleted", aside.display());
         }
         if index.damaged > 0 {
             text += &format!(
-                "; {} places in packs or journal were unreadable, and their objects are missing",
-                HumanCount(index.damaged)
+                "; {} unreadable, and the objects there are missing",
+                count(
+                    index.damaged,
+                    "place in packs or journal was",
+                    "places in packs or journal were"
+                )
             );
         }
         if index.names_lost {
@@ -211,8 +221,8 @@ impl VerifyCommand {
             let fetched = repair::repair(&from, &opened.store, &report.faults, &progress)?;
             came |= fetched.objects > 0;
             if fetched.objects > 0 {
-                let objects = HumanCount(fetched.objects);
-                let text = format!("fetched {objects} objects from {}", from.url());
+                let objects = count(fetched.objects, "object", "objects");
+                let text = format!("fetched {objects} from {}", from.url());
                 self.note(output, IndexNote::Repaired(text))?;
             }
             // What one store does not have, the next may.
@@ -258,6 +268,7 @@ impl VerifyCommand {
 fn verify(
     store: &Blocking,
     trees: &[(TreePath, Node)],
+    all_bytes: Option<u64>,
     stop: &Arc<AtomicBool>,
 ) -> Result<VerifyReport, CommandFailure> {
     let progress = Arc::new(verify::VerifyProgress {
@@ -268,12 +279,12 @@ fn verify(
     let line = ProgressLine::show("verifying", move || {
         let directories = counted.directories.load(Ordering::Relaxed);
         let blobs = counted.blobs.load(Ordering::Relaxed);
-        let objects = HumanCount(directories + blobs);
+        let objects = count(directories + blobs, "object", "objects");
         let bytes = counted.bytes.load(Ordering::Relaxed);
         ProgressState {
-            words: format!("{objects} objects"),
+            words: objects,
             bytes,
-            part: None,
+            part: all_bytes.map(|all| (bytes, all)),
         }
     });
     let report = verify::verify(store, trees, &progress)?;
@@ -302,9 +313,9 @@ fn print(report: &VerifyReport, output: &mut Output) -> Result<(), CommandFailur
         if fault.more_paths > 0 {
             writeln!(
                 output,
-                "{}: {} more paths: {} {}",
+                "{}: {}: {} {}",
                 fault_name(fault),
-                fault.more_paths,
+                count(fault.more_paths, "more path", "more paths"),
                 fault.object,
                 fault.digest
             )?;
@@ -312,17 +323,17 @@ fn print(report: &VerifyReport, output: &mut Output) -> Result<(), CommandFailur
     }
     let verdict = match report.faults.len() {
         0 => "nothing is damaged".to_owned(),
-        1 => "1 object is damaged or missing".to_owned(),
-        count => format!(
-            "{} objects are damaged or missing",
-            HumanCount(count as u64)
+        faults => count(
+            faults as u64,
+            "object is damaged or missing",
+            "objects are damaged or missing",
         ),
     };
     writeln!(
         output,
-        "{} directories, {} blobs, {}: {verdict}",
-        HumanCount(report.directories),
-        HumanCount(report.blobs),
+        "{}, {}, {}: {verdict}",
+        count(report.directories, "directory", "directories"),
+        count(report.blobs, "blob", "blobs"),
         HumanBytes(report.blob_bytes),
     )?;
     Ok(())

@@ -19,6 +19,7 @@ pub(super) fn errno(error: &Error) -> i32 {
         Error::Undecided { late: false, .. }
         | Error::Remote { .. }
         | Error::Url { .. }
+        | Error::NotOpened { .. }
         | Error::Damaged { .. }
         | Error::Io { .. }
         | Error::Index { .. }

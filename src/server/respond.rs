@@ -193,9 +193,11 @@ pub(super) fn status(error: &Error) -> Status {
         {
             Status::resource_exhausted(message)
         }
-        Error::Url { .. } | Error::Io { .. } | Error::Index { .. } | Error::Format { .. } => {
-            Status::internal(message)
-        }
+        Error::Url { .. }
+        | Error::NotOpened { .. }
+        | Error::Io { .. }
+        | Error::Index { .. }
+        | Error::Format { .. } => Status::internal(message),
     }
 }
 

@@ -10,9 +10,9 @@ mod check;
 mod composition;
 mod problem;
 mod protected_files;
-mod quantity;
 #[cfg(test)]
 mod reference;
+mod socket_mode;
 mod stores;
 #[cfg(test)]
 mod tests;
@@ -27,12 +27,13 @@ use serde::Deserialize;
 
 use crate::castore::Name;
 use crate::fs::{ImageRoots, RootListing};
+use crate::quantity::{Size, TimeSpan};
 use crate::server::{self, AccessFiles};
 use crate::stores::StorePlan;
 
 pub use check::check_level;
 pub use problem::ConfigProblem;
-pub use quantity::{Size, SocketMode, TimeSpan};
+pub use socket_mode::SocketMode;
 pub use stores::{
     CacheConfig, FilterConfig, MirrorOrder, MirrorsConfig, StoreConfig, VerifyConfig,
 };

@@ -43,6 +43,7 @@ use super::view::PublishedState;
 use super::watchdog::{self, WatchedMounts};
 use super::{log, log_rate_limiter, panics, systemd};
 use crate::profile::Profiles;
+use crate::quantity::count;
 use crate::server::BLOCKING_THREADS;
 use crate::store::Cache;
 use crate::stores::{self, OpenStores};
@@ -406,9 +407,9 @@ impl RunningDaemon {
                 break;
             }
             systemd::status(&format!(
-                "unmounted; waiting up to {} s for programs that still use {} mounts",
+                "unmounted; waiting up to {} s for programs that still use {}",
                 remaining.as_secs() + 1,
-                self.mounts.leaving()
+                count(self.mounts.leaving() as u64, "mount", "mounts")
             ));
             systemd::extend(EXTENSION);
             let wait = remaining.min(Duration::from_millis(500));

@@ -8,6 +8,7 @@
 //! in the code logs more than [`MOST_KINDS`] kinds in a minute; the others are counted together, by mount,
 //! store and endpoint.
 
+use crate::quantity::count;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -228,8 +229,8 @@ pub(super) fn report() {
                     DIGEST = kind.digest,
                     ERRNO = kind.errno,
                     COUNT = more,
-                    "{} more times: {}",
-                    more,
+                    "{}: {}",
+                    count(more, "more time", "more times"),
                     kind.message
                 )
             };

@@ -10,6 +10,7 @@ use futures_util::future::try_join_all;
 use super::Config;
 use crate::binary_cache::{self, CacheAddress};
 use crate::castore::Digest;
+use crate::store::advice::split_advice;
 use crate::store::{self, Error, Store};
 use crate::stores::{self, StorePlan};
 
@@ -121,9 +122,17 @@ async fn ask(url: String) -> Result<ProbeOutcome, Error> {
 }
 
 fn failed(error: &Error) -> ProbeOutcome {
-    ProbeOutcome::Failed {
-        why: error.to_string(),
-        advice: advice(error),
+    let why = error.to_string();
+    // The store's own advice knows more.
+    match split_advice(&why) {
+        Some((why, advice)) => ProbeOutcome::Failed {
+            why: why.to_owned(),
+            advice: Some(advice),
+        },
+        None => ProbeOutcome::Failed {
+            advice: advice(error),
+            why,
+        },
     }
 }
 
@@ -199,6 +208,7 @@ mod tests {
                 panic!("no answer");
             };
             assert!(why.contains(&url), "{why}");
+            assert!(!why.contains("running"), "the advice is given twice: {why}");
             assert!(advice.unwrap().contains("running"), "{why}");
         }
         let ProbeOutcome::Failed { why, advice } = &reached[4].outcome else {

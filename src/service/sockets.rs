@@ -66,7 +66,7 @@ fn how_to_ask(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "only the user that it runs as may connect: try sudo",
         io::ErrorKind::NotFound => {
-            "is castore-fs daemon running, and is this its control.socket (--socket PATH)?"
+            "is castore-fs daemon running, and is this its control.socket (--socket PATH, or --config FILE)?"
         }
         _ => "is castore-fs daemon running?",
     }

@@ -9,6 +9,7 @@ use super::rates::StoreRate;
 use super::reloads::ReloadStatus;
 use super::traffic::TrafficStatus;
 use crate::fs::{ImageCount, OpenCount, WarmUpCount};
+use crate::quantity::count;
 use crate::store::{Cache, CacheStatus, CachedShare, Health};
 use crate::stores::OpenedStore;
 use crate::transport::fuse::MountView;
@@ -245,21 +246,18 @@ pub struct ListenStatus {
 impl ServiceStatus {
     /// A summary in one line.
     pub fn line(&self) -> String {
-        let count = |number: usize, one: &str, many: &str| match number {
-            1 => format!("1 {one}"),
-            number => format!("{number} {many}"),
-        };
         let up = self.mounts.values().filter(|mount| mount.mounted).count();
+        let mounts = count(self.mounts.len() as u64, "mount", "mounts");
         let mut parts = vec![
             match up == self.mounts.len() {
-                true => count(up, "mount", "mounts"),
-                false => format!("{up} of {} mounts", self.mounts.len()),
+                true => mounts,
+                false => format!("{up} of {mounts}"),
             },
-            count(self.listen.len(), "listener", "listeners"),
+            count(self.listen.len() as u64, "listener", "listeners"),
         ];
         if !self.virtiofs.is_empty() {
             parts.push(count(
-                self.virtiofs.len(),
+                self.virtiofs.len() as u64,
                 "virtiofs device",
                 "virtiofs devices",
             ));
@@ -270,10 +268,10 @@ impl ServiceStatus {
             .map(|mount| mount.cached_directories)
             .sum();
         if !self.mounts.is_empty() {
-            parts.push(format!("{live} cached Directories"));
+            parts.push(count(live, "cached Directory", "cached Directories"));
         }
         if self.leaving > 0 {
-            let leaving = count(self.leaving as usize, "mount", "mounts");
+            let leaving = count(self.leaving, "mount", "mounts");
             parts.push(format!("{leaving} unmounted and still in use"));
         }
         format!("serving {}", parts.join(", "))

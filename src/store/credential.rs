@@ -16,10 +16,10 @@ pub(crate) fn place(path: &Path) -> PathBuf {
     }
 }
 
-/// The contents of the file that a URL calls `path`. Logs a warning if every user can read it.
-pub(super) fn read_secret(path: &Path) -> Result<Vec<u8>, String> {
+/// As [`read`], of a secret. Logs a warning if every user can read it.
+pub(super) fn read_secret(parameter: &str, path: &Path) -> Result<Vec<u8>, String> {
     warn_if_public(&place(path));
-    read(path)
+    read(parameter, path)
 }
 
 /// Logs a warning if every user of this machine can read the file `path`, which holds a secret.
@@ -31,8 +31,15 @@ pub(crate) fn warn_if_public(path: &Path) {
     }
 }
 
-/// The contents of the file that a URL calls `path`.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
+/// The contents of the file that the `parameter` of a URL calls `path`.
+pub(crate) fn read(parameter: &str, path: &Path) -> Result<Vec<u8>, String> {
     let place = place(path);
-    std::fs::read(&place).map_err(|error| format!("cannot read {}: {error}", place.display()))
+    std::fs::read(&place).map_err(|error| {
+        let shown = place.display();
+        let what = match place.is_relative() {
+            true => "write the absolute path of a file that this user may read",
+            false => "name a file that this user may read",
+        };
+        format!("its {parameter} {shown} cannot be read: {error}; {what}")
+    })
 }

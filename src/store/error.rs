@@ -71,6 +71,14 @@ pub enum Error {
         /// What is wrong, and a correct form.
         why: String,
     },
+    /// The URL is right, and what it names cannot be used: a file of a certificate, say. Shown without secrets.
+    #[error("cannot open {}: {why}", shown_url(url))]
+    NotOpened {
+        /// The URL.
+        url: String,
+        /// What is missing, and what to do.
+        why: String,
+    },
     /// An object is present but does not match its digest.
     #[error(
         "{store}: {object} {digest} is damaged: {damage}{}",

@@ -58,18 +58,35 @@ impl GrpcStore {
     /// `grpc+unix:/PATH`, with the parameters that `docs/protocol.md` lists. Connects with the
     /// first call, unless the URL has `wait-connect=1`.
     pub fn open(url: &str) -> Result<Self, Error> {
-        let wrong = |why: String| Error::Url {
+        let address = GrpcAddress::parse(url).map_err(|why| Error::Url {
+            url: url.to_owned(),
+            why,
+        })?;
+        Self::open_address(url, address)
+    }
+
+    /// As [`open`](Self::open), with `name` in the place of the URL in errors and logs.
+    pub fn open_named(url: &str, name: String) -> Result<Self, Error> {
+        let mut address = GrpcAddress::parse(url).map_err(|why| Error::Url {
+            url: url.to_owned(),
+            why,
+        })?;
+        address.shown = name;
+        Self::open_address(url, address)
+    }
+
+    fn open_address(url: &str, address: GrpcAddress) -> Result<Self, Error> {
+        let failed = |why: String| Error::NotOpened {
             url: url.to_owned(),
             why,
         };
-        let address = GrpcAddress::parse(url).map_err(wrong)?;
-        let token = address.token().map_err(wrong)?;
+        let token = address.token().map_err(failed)?;
         let runtime = network::handle()
-            .map_err(|error| wrong(format!("cannot start threads: {error}")))?
+            .map_err(|error| failed(format!("cannot start threads: {error}")))?
             .clone();
         let channel = {
             let _within = runtime.enter();
-            address.channel().map_err(wrong)?
+            address.channel().map_err(failed)?
         };
         let endpoint = GrpcEndpoint::new(address.shown, channel, token, address.deadlines, runtime);
         let blobs = ServerBlobs::new(endpoint.clone());

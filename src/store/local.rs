@@ -60,7 +60,7 @@ use self::damage::FoundDamage;
 pub(crate) use self::dir::OUR_NAMES;
 use self::dir::StoreDirectory;
 pub(super) use self::gc::CacheRetention;
-pub use self::gc::{GcOptions, GcReport, GcResult, SparedObjects};
+pub use self::gc::{GcOptions, GcProgress, GcReport, GcResult, SparedObjects};
 pub(crate) use self::index::CachedRoot;
 pub use self::index::{ChunkPlace, RootRecord, StoredChunk, ValidPath, WaitingNar};
 use self::index::{CommitError, Index, Snapshot};

@@ -63,14 +63,11 @@ impl ObjectStore {
     /// `https`, and `objectstore+file:///PATH`. The query holds what `docs/protocol.md` lists, and
     /// options of the crate `object_store`, such as `region` or `endpoint`.
     pub fn open(url: &str) -> Result<Self, Error> {
-        let wrong = |why: String| Error::Url {
+        let runtime = network::handle().map_err(|error| Error::NotOpened {
             url: url.to_owned(),
-            why,
-        };
-        let runtime = network::handle()
-            .map_err(|error| wrong(format!("cannot start threads: {error}")))?
-            .clone();
-        let bucket = Arc::new(Bucket::open(url, runtime).map_err(wrong)?);
+            why: format!("cannot start threads: {error}"),
+        })?;
+        let bucket = Arc::new(Bucket::open(url, runtime.clone())?);
         let blobs = BucketBlobs::new(bucket.clone());
         Ok(Self::new(ObjectStoreCalls {
             extents: Extents::new(

@@ -11,6 +11,10 @@ use crate::store::{
     local_dir, open_local, shown_url,
 };
 
+/// The schemes of stores, for an error.
+const SCHEMES: &str = "local:, memory:, grpc+{http,https,unix}:, objectstore+{file,s3,gs,az,http,https}:, \
+                       nix+{https,http,file}: and redb:";
+
 /// Opens the store at `url`.
 ///
 /// | URL | store |
@@ -52,7 +56,12 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
     };
     let (scheme, rest) = url
         .split_once(':')
-        .ok_or_else(|| wrong("it starts with no scheme; for a directory write local:PATH"))?;
+        .ok_or_else(|| {
+            wrong(&format!(
+                "it starts with no scheme; for a directory write local:PATH, for a store of the configuration \
+                 file store:NAME. The schemes are {SCHEMES}"
+            ))
+        })?;
     match scheme {
         "memory" if rest.is_empty() || rest == "//" => Ok(Arc::new(MemoryStore::new())),
         "memory" => Err(wrong("nothing can follow memory:")),
@@ -66,14 +75,16 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
         "store" => Err(wrong(
             "that is a name of a configuration file, and there is none here",
         )),
-        _ => match peers_only(scheme) {
-            Some(why) => Err(wrong(&why)),
-            None => Err(wrong(
-                "the schemes are local:, memory:, grpc+{http,https,unix}:, \
-                 objectstore+{file,s3,gs,az,http,https}:, nix+{https,http,file}: and redb:",
-            )),
-        },
+        _ => {
+            let why = peers_only(scheme).unwrap_or_else(|| unknown(scheme));
+            Err(wrong(&why))
+        }
     }
+}
+
+/// What is wrong with a scheme that no store has.
+fn unknown(scheme: &str) -> String {
+    format!("its scheme {scheme:?} is none of {SCHEMES}")
 }
 
 /// What to do about a scheme that snix knows and this program does not.
@@ -112,20 +123,14 @@ pub fn check_url(url: &str) -> Result<(), String> {
             binary_cache_url::check(url)
         }
         Some(("redb", _)) => RedbFile::path(url).map(drop),
-        Some((scheme, _)) if peers_only(scheme).is_some() => Err(format!(
-            "{:?} cannot be opened here: {}",
-            shown_url(url),
-            peers_only(scheme).unwrap_or_default()
-        )),
         Some(("store", _)) => Err(
             "store:NAME is for the command line: here, name the store where \
                                   a name is asked for"
                 .to_owned(),
         ),
-        _ => Err(format!(
-            "{:?} names no kind of store: local:/PATH, memory:, grpc+{{http,https,unix}}:, \
-             objectstore+{{file,s3,gs,az,http,https}}:, nix+{{https,http,file}}: and redb:",
-            shown_url(url)
+        Some((scheme, _)) => Err(peers_only(scheme).unwrap_or_else(|| unknown(scheme))),
+        None => Err(format!(
+            "it starts with no scheme; the schemes are {SCHEMES}"
         )),
     }
 }

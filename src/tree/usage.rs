@@ -6,6 +6,7 @@
 //! linear in the number of distinct objects, never in the number of paths.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::walk::open;
 use super::{TreeError, TreePath};
@@ -22,6 +23,20 @@ pub struct TreeUsage {
     pub stored: u64,
     /// The part of `stored` that no other tree refers to: what removing only this tree would free.
     pub unshared: u64,
+}
+
+/// The progress of a measurement; other threads may read it.
+#[derive(Debug, Default)]
+pub struct UsageProgress {
+    /// Names that were counted, those below Directories that were known already included: of all trees as many
+    /// as they state ([`Node::stated_names`]).
+    pub names: AtomicU64,
+}
+
+impl UsageProgress {
+    fn counted(&self, names: u64) {
+        self.names.fetch_add(names, Ordering::Relaxed);
+    }
 }
 
 /// The space of several trees.
@@ -52,8 +67,16 @@ struct UsageLevel {
 
 /// Measures each of `trees`: where it stands, and its node. Objects that several of them refer to are
 /// unshared in none.
-pub fn usage(store: &Blocking, trees: &[(TreePath, Node)]) -> Result<TreeUsages, TreeError> {
-    let mut measured = MeasuredTrees::default();
+pub fn usage(
+    store: &Blocking,
+    trees: &[(TreePath, Node)],
+    progress: &UsageProgress,
+) -> Result<TreeUsages, TreeError> {
+    let mut measured = MeasuredTrees {
+        progress,
+        objects: HashMap::new(),
+        sizes: HashMap::new(),
+    };
     let mut usages = TreeUsages::default();
     for (index, (path, node)) in trees.iter().enumerate() {
         let mut seen = HashSet::new();
@@ -77,15 +100,15 @@ pub fn usage(store: &Blocking, trees: &[(TreePath, Node)]) -> Result<TreeUsages,
     Ok(usages)
 }
 
-#[derive(Default)]
-struct MeasuredTrees {
+struct MeasuredTrees<'a> {
+    progress: &'a UsageProgress,
     /// Bytes and users of each object. A Directory and a blob of the same bytes are two objects.
     objects: HashMap<(bool, Digest), (u64, ObjectUsers)>,
     /// Bytes of the files below each Directory that was walked to its end.
     sizes: HashMap<Digest, u64>,
 }
 
-impl MeasuredTrees {
+impl MeasuredTrees<'_> {
     /// Counts an object of the tree `index`; whether it is the tree's first sight of it.
     fn count(
         &mut self,
@@ -119,6 +142,7 @@ impl MeasuredTrees {
         seen: &mut HashSet<(bool, Digest)>,
         stored: &mut u64,
     ) -> Result<u64, TreeError> {
+        self.progress.counted(1);
         let top = match node {
             NodeRef::Directory { digest, .. } => digest,
             NodeRef::File { digest, size, .. } => {
@@ -156,15 +180,20 @@ impl MeasuredTrees {
                 continue;
             };
             level.next += 1;
+            self.progress.counted(1);
             match entry.node {
                 NodeRef::Symlink { .. } => {}
                 NodeRef::File { digest, size, .. } => {
                     level.size = level.size.saturating_add(size);
                     self.count((false, digest), size, index, seen, stored);
                 }
-                NodeRef::Directory { digest, .. } => match self.sizes.get(&digest) {
+                NodeRef::Directory {
+                    digest,
+                    size: twice_names,
+                } => match self.sizes.get(&digest) {
                     Some(size) if seen.contains(&(true, digest)) => {
                         level.size = level.size.saturating_add(*size);
+                        self.progress.counted(twice_names / 2);
                     }
                     _ => {
                         path.truncate(level.path_length);

@@ -167,8 +167,11 @@ async fn certificates_are_demanded_and_checked_on_both_sides() {
     let without_token = url(&ours.authority, Some(&ours.client), None);
     let error = read(&without_token, &digest).await.unwrap_err();
     assert!(error.contains("requires a token"), "{error}");
+    let without_certificate = url(&ours.authority, None, Some(&token));
+    let error = read(&without_certificate, &digest).await.unwrap_err();
+    assert!(error.contains("tls-client-cert-path=FILE"), "{error}");
     for wrong in [
-        url(&ours.authority, None, Some(&token)),
+        without_certificate,
         url(&ours.authority, Some(&strange.client), Some(&token)),
         url(&strange.authority, Some(&ours.client), Some(&token)),
     ] {

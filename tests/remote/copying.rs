@@ -146,7 +146,7 @@ fn users_serve_copy_list_and_read_from_the_command_line() {
     let copied = run(&["copy", "--from", &local_store, "--to", &remote, "tree"]);
     let reported = String::from_utf8(copied.stdout).unwrap();
     assert!(
-        reported.contains("1 directories, 1 blobs, 3.00 MiB"),
+        reported.contains("1 directory, 1 blob, 3.00 MiB"),
         "{reported}"
     );
     let again = run(&["copy", "--from", &local_store, "--to", &remote, "--all"]);

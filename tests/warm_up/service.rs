@@ -108,7 +108,7 @@ fn a_profile_is_recorded_shipped_and_used_without_an_upstream() {
     }
     let shown = succeeds(&["status", "--socket", text(&second.join("control"))]);
     let shown = String::from_utf8(shown).unwrap();
-    let reports = "warm-up: 1 roots recorded, 0 profiles in progress, 11.82 KiB prefetched";
+    let reports = "warm-up: 1 root recorded, 0 profiles in progress, 11.82 KiB prefetched";
     assert!(shown.contains(reports), "{shown}");
     let reports = "profiles: 1 of their own, 0 of similar roots, 0 without; 6 extents fetched, 0 of them \
                 read, 0 recorded";

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use castore_fs::quantity::count;
 use castore_fs::transport::virtiofs::DescriptorHolder;
 use parking_lot::Mutex;
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -98,9 +99,9 @@ pub(super) fn run(
             });
         }
         print_error(&format!(
-            "the worker {}; another takes over {} guests",
+            "the worker {}; another takes over {}",
             words(ended),
-            received.hand_over_state.len()
+            count(received.hand_over_state.len() as u64, "guest", "guests")
         ));
         pause = match serves {
             true => PAUSE,

@@ -24,6 +24,7 @@ use super::access_log::{blob_key, key};
 use super::count::WarmUpCounters;
 use crate::castore::{Digest, Directory, Node, NodeRef};
 use crate::profile::{EXTENT, FoundProfile, Profile, ProfileKey};
+use crate::quantity::count;
 use crate::store::{Answer, Error, Store};
 
 /// Bytes of a window while requests wait, and at most: 50 ms and half a second of 20 MB/s.
@@ -141,6 +142,7 @@ impl ProfilePrefetch {
             absent,
             ..
         } = self;
+        let extents = count(*fetched, "extent", "extents");
         match &self.failed {
             None if *fetched == 0 => {
                 tracing::debug!(absent, "warm-up \"{name}\": already cached{like}");
@@ -148,11 +150,11 @@ impl ProfilePrefetch {
             None => tracing::info!(
                 milliseconds,
                 absent,
-                "warm-up \"{name}\": fetched {fetched} extents ({bytes} bytes){like}"
+                "warm-up \"{name}\": fetched {extents} ({bytes} bytes){like}"
             ),
             Some((error, _)) => tracing::warn!(
                 %error,
-                "warm-up \"{name}\" stopped after {fetched} extents{like}"
+                "warm-up \"{name}\" stopped after {extents}{like}"
             ),
         }
     }

@@ -63,7 +63,7 @@ impl<'a> ConfigText<'a> {
             file: self.file.to_owned(),
             line: error.span().map(|span| self.line(span.start)),
             key: self.key_of(error).join("."),
-            what: with_shown_urls(&with_suggestion(error.message())),
+            what: with_shown_urls(&in_plain_words(error.message())),
         }
     }
 
@@ -259,6 +259,31 @@ fn key_at(table: &DeTable<'_>, span: &Range<usize>) -> Vec<String> {
         }
     }
     Vec::new()
+}
+
+/// serde's message, in words that a reader of the file knows.
+fn in_plain_words(message: &str) -> String {
+    let wrong = message
+        .strip_prefix("invalid type: ")
+        .or_else(|| message.strip_prefix("invalid value: "));
+    let Some((found, expected)) = wrong.and_then(|wrong| wrong.split_once(", expected ")) else {
+        return with_suggestion(message);
+    };
+    let found = match found {
+        "sequence" => "a list",
+        "map" => "a table",
+        found => found,
+    };
+    let expected = match expected {
+        "a sequence" => "a list, as in [\"a\", \"b\"]",
+        "a map" => "a table with keys below it",
+        "a string" => "text in quotation marks",
+        "a boolean" => "true or false",
+        "u16" | "u32" | "u64" | "usize" | "a nonzero u32" => "a whole number",
+        expected if expected.starts_with("struct ") => "a table with keys below it",
+        expected => expected,
+    };
+    format!("{found} does not fit here: write {expected}")
 }
 
 /// Adds the nearest right spelling to serde's list of the right ones.

@@ -18,7 +18,7 @@ fn reference() -> String {
          `the_reference_is_current`; write with CASTORE_FS_REGENERATE=1. -->\n\
          # The configuration file\n\n\
          TOML, read by `castore-fs daemon --config FILE`; `castore-fs check-config FILE` reports what \
-         is wrong with one. Sizes are written with their unit (`512MiB`, `10GB`). \
+         is wrong with one. Sizes are written with their unit (`512MiB`, `10GB`), and lengths of time (`30s`, `1h30m`, `1d`). \
          Unknown keys are errors.\n\n",
     );
     let mount_root = schema["properties"].as_object().unwrap();

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::Config;
-use super::quantity::{Size, TimeSpan};
 use crate::binary_cache::{CacheAddress, ClosureMode};
 use crate::nix::PublicKey;
+use crate::quantity::{Size, TimeSpan};
 use crate::store::{CacheOptions, MemberOrder, RootPattern, shown_url};
 use crate::stores::{NamedStore, StorePlan};
 

@@ -174,8 +174,12 @@ fn a_mistake_is_reported_with_line_key_and_the_nearest_spelling() {
         ),
         (
             "[mounts.m]\npath = '/m'\nlist-root = 'nothing'\n",
-            "test.toml:3: mounts.m.list-root: invalid value: string \"nothing\", expected true, false \
+            "test.toml:3: mounts.m.list-root: string \"nothing\" does not fit here: write true, false \
              or \"empty\"",
+        ),
+        (
+            "drain = 20\n",
+            "test.toml:1: drain: integer `20` does not fit here: write a length of time such as \"30s\"",
         ),
         (
             "[mounts.m]\npath = '/m'\nroot = 'tree'\nwhen-unreachable = 'absent'\n",
@@ -371,7 +375,7 @@ fn a_mistake_in_a_composition_is_reported_with_line_key_and_the_nearest_spelling
         ),
         (
             "[stores.main]\nurl = 'nope+https://me:hunter2@u?x=hunter2'\n",
-            "6: stores.main.url: \"nope+https://***@u\" names no kind of store: local:/PATH, memory:, \
+            "6: stores.main.url: its scheme \"nope+https\" is none of local:, memory:, \
              grpc+{http,https,unix}:, objectstore+{file,s3,gs,az,http,https}:, \
              nix+{https,http,file}: and redb:",
         ),
@@ -386,7 +390,11 @@ fn a_mistake_in_a_composition_is_reported_with_line_key_and_the_nearest_spelling
         ),
         (
             "[stores]\nmain = 'grpc+https://me:hunter2@u'\n",
-            "6: stores.main: invalid type: string \"grpc+https://***@u\", expected struct StoreConfig",
+            "6: stores.main: string \"grpc+https://***@u\" does not fit here: write a table with keys below it",
+        ),
+        (
+            "[stores.main]\njoin = 'up'\n",
+            "6: stores.main.join: string \"up\" does not fit here: write a list, as in [\"a\", \"b\"]",
         ),
         (
             "[listen.a]\nstore = 'disk'\naddress = 'unix:/s'\n[listen.b]\nstore = 'disk'\naddress = 'unix:/s'\n",

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::{Cache, CacheInner};
 use crate::castore::{Digest, Name, NodeRef};
+use crate::quantity::count;
 use crate::store::{Error, ReadAhead, Store};
 
 /// Directories and blobs that are fetched at once.
@@ -153,7 +154,12 @@ impl CacheInner {
         Err(Error::Refused {
             store: self.url.clone(),
             what: "to keep everything that is to be fetched".to_owned(),
-            why: why.unwrap_or_else(|| format!("{} blobs did not stay", wanted.len())),
+            why: why.unwrap_or_else(|| {
+                format!(
+                    "{} did not stay",
+                    count(wanted.len() as u64, "blob", "blobs")
+                )
+            }),
         })
     }
 

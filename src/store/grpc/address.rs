@@ -8,9 +8,9 @@
 //! | `tls-ca-cert-path=PATH` | trust these authorities (PEM) instead of the system's |
 //! | `tls-client-cert-path`, `tls-client-key-path` | show this certificate (PEM) |
 //! | `token-file=PATH` | send this file's contents as bearer token |
-//! | `connect-timeout`, `first-byte-timeout`, `stall-timeout` | deadlines, in seconds |
+//! | `connect-timeout`, `first-byte-timeout`, `stall-timeout` | deadlines: `5s`; a number alone is seconds |
 //! | `verify=root`, `verify=chunks` | what is checked before bytes are returned |
-//! | `cache=MIB`, `spool=MIB` | bounds of the cache in memory and of the temporary directory |
+//! | `cache`, `spool` | bounds of the cache in memory and of the temporary directory: `64MiB`; a number alone is MiB |
 //!
 //! Files without a slash in their path may be systemd credentials ([`crate::store::credential`]).
 //! No secret is ever part of a URL: one that holds a user or password is refused.
@@ -26,6 +26,7 @@ use tower::service_fn;
 use url::Url;
 
 use super::endpoint::CallDeadlines;
+use crate::quantity::{Size, TimeSpan};
 use crate::store::authorities::with_causes;
 use crate::store::credential::{read, read_secret};
 use crate::store::extents::ChunkVerification;
@@ -45,6 +46,9 @@ const PARAMETERS: [&str; 11] = [
     "cache",
     "spool",
 ];
+
+/// A longer deadline is a mistake.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(10 * 24 * 60 * 60);
 
 /// HTTP/2 windows, in bytes: how much may be in flight. 16 MiB fill 10 Gbit/s at 13 ms.
 const STREAM_WINDOW: u32 = 16 << 20;
@@ -132,16 +136,12 @@ impl GrpcAddress {
         for (name, value) in parsed.query_pairs() {
             let path = || Some(PathBuf::from(value.as_ref()));
             let wrong = |what: &str| format!("{name}: {what}");
-            let seconds = || match value.parse::<f64>() {
-                Ok(seconds) if seconds > 0.0 && seconds < 1e6 => {
-                    Ok(Duration::from_secs_f64(seconds))
-                }
-                _ => Err(wrong("write a number of seconds")),
+            let deadline = || match TimeSpan::or_seconds(&value).map_err(wrong)?.0 {
+                deadline if deadline.is_zero() => Err(wrong("write more than 0s")),
+                deadline if deadline > LONGEST_DEADLINE => Err(wrong("write 10d or less")),
+                deadline => Ok(deadline),
             };
-            let mebibytes = || match value.parse::<u32>() {
-                Ok(mebibytes) if mebibytes > 0 => Ok((mebibytes as usize) << 20),
-                _ => Err(wrong("write a number of MiB")),
-            };
+            let bound = || Size::or_mebibytes(&value).map(|Size(bytes)| bytes as usize);
             match name.as_ref() {
                 "wait-connect" => {
                     address.wait = match value.as_ref() {
@@ -154,12 +154,12 @@ impl GrpcAddress {
                 "tls-client-cert-path" => certificate = path(),
                 "tls-client-key-path" => key = path(),
                 "token-file" => address.token = path(),
-                "connect-timeout" => address.deadlines.connect = seconds()?,
-                "first-byte-timeout" => address.deadlines.first_byte = seconds()?,
-                "stall-timeout" => address.deadlines.stall = seconds()?,
+                "connect-timeout" => address.deadlines.connect = deadline()?,
+                "first-byte-timeout" => address.deadlines.first_byte = deadline()?,
+                "stall-timeout" => address.deadlines.stall = deadline()?,
                 "verify" => address.verify = ChunkVerification::parse(&value)?,
-                "cache" => address.cache = mebibytes()?,
-                "spool" => address.download_buffer = mebibytes()?,
+                "cache" => address.cache = bound().map_err(wrong)?,
+                "spool" => address.download_buffer = bound().map_err(wrong)?,
                 _ => {
                     let name = shown_parameter(&name, &value);
                     let known = PARAMETERS.join(", ");
@@ -191,7 +191,7 @@ impl GrpcAddress {
         let Some(path) = &self.token else {
             return Ok(None);
         };
-        let text = String::from_utf8(read_secret(path)?)
+        let text = String::from_utf8(read_secret("token-file", path)?)
             .map_err(|_| format!("{} holds no token: it is not text", path.display()))?;
         let mut header = HeaderValue::try_from(format!("Bearer {}", text.trim()))
             .map_err(|_| format!("{} holds no token", path.display()))?;
@@ -238,11 +238,16 @@ impl GrpcAddress {
 
     fn tls(&self) -> Result<ClientTlsConfig, String> {
         let mut tls = match &self.authority {
-            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
+            Some(path) => {
+                let authorities = read("tls-ca-cert-path", path)?;
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities))
+            }
             None => ClientTlsConfig::new().with_native_roots(),
         };
         if let Some((certificate, key)) = &self.certificate {
-            tls = tls.identity(Identity::from_pem(read(certificate)?, read_secret(key)?));
+            let certificate = read("tls-client-cert-path", certificate)?;
+            let key = read_secret("tls-client-key-path", key)?;
+            tls = tls.identity(Identity::from_pem(certificate, key));
         }
         Ok(tls)
     }
@@ -283,6 +288,11 @@ mod tests {
         assert_eq!(address.deadlines.stall, Duration::from_millis(500));
         assert_eq!(address.shown, "grpc+https://host:8000");
         let address = GrpcAddress::parse("grpc+unix:/run/a%20b/socket?cache=1").unwrap();
+        let units = "grpc+http://h?connect-timeout=500ms&stall-timeout=2min&cache=64MiB&spool=1GiB";
+        let units = GrpcAddress::parse(units).unwrap();
+        assert_eq!(units.deadlines.connect, Duration::from_millis(500));
+        assert_eq!(units.deadlines.stall, Duration::from_secs(120));
+        assert_eq!((units.cache, units.download_buffer), (64 << 20, 1 << 30));
         let path = Path::new("/run/a b/socket");
         assert!(matches!(&address.target, ConnectTarget::Unix(unix) if unix == path));
         assert_eq!(address.cache, 1 << 20);
@@ -309,7 +319,14 @@ mod tests {
             ("grpc+http://host?tls-ca-cert-path=/t", "https"),
             ("grpc+https://host?tls-client-key-path=/t", "together"),
             ("grpc+http://host?nonsense=1", "nonsense"),
-            ("grpc+http://host?stall-timeout=never", "seconds"),
+            (
+                "grpc+http://host?stall-timeout=never",
+                "as in 500ms, 20s or 1min",
+            ),
+            ("grpc+http://host?stall-timeout=0", "more than 0s"),
+            ("grpc+http://host?stall-timeout=20d", "10d or less"),
+            ("grpc+http://host?cache=0", "1MiB or more"),
+            ("grpc+http://host?spool=much", "as in 512MiB or 4GiB"),
             ("grpc+http://host?verify=nothing", "root or chunks"),
             ("grpc+http://host/path", "path"),
             ("grpc+unix:relative", "absolute"),

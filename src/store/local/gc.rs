@@ -29,6 +29,8 @@ mod mark;
 mod space;
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -65,6 +67,13 @@ impl Default for GcOptions {
             patience: Duration::from_secs(60),
         }
     }
+}
+
+/// The progress of a collection; other threads may read it.
+#[derive(Debug, Default)]
+pub struct GcProgress {
+    /// Directories that were read to find what stays. Most of a collection is that.
+    pub directories: AtomicU64,
 }
 
 /// The result of a collection.
@@ -156,6 +165,15 @@ impl LocalStore {
 
     /// As [`collect_garbage`](Self::collect_garbage); returns also what was spared.
     pub fn collect_and_report(&self, options: &GcOptions) -> Result<GcReport, Error> {
+        self.collect_with_progress(options, Arc::default())
+    }
+
+    /// As [`collect_and_report`](Self::collect_and_report), with `progress` for another thread.
+    pub fn collect_with_progress(
+        &self,
+        options: &GcOptions,
+        progress: Arc<GcProgress>,
+    ) -> Result<GcReport, Error> {
         let store = &*self.0;
         let now = now();
         let grace = options.grace.min(MEMORY).as_secs();
@@ -164,7 +182,7 @@ impl LocalStore {
             true => NEVER,
             false => now.saturating_sub(grace),
         };
-        let mut marks = MarkedObjects::default();
+        let mut marks = MarkedObjects::with_progress(progress);
         let mut snapshot = store.index.fresh()?;
         if !options.dry_run && snapshot.is_ahead_of(now)? {
             store.dir.check_writable()?;

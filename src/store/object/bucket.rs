@@ -31,6 +31,7 @@ pub(super) use self::conditional::{ObjectVersion, ReadVersion};
 pub(super) use self::listing::ListedObject;
 use super::http::{BoundedConnector, ServiceClock};
 use crate::castore::Digest;
+use crate::quantity::Size;
 use crate::store::authorities::with_causes;
 use crate::store::call_meter::CallMeter;
 use crate::store::circuit_breaker::CircuitBreaker;
@@ -39,7 +40,7 @@ use crate::store::extents::ChunkVerification;
 use crate::store::failure::{CallFailure, FailureKind, found};
 use crate::store::pace::{AnswerPace, LEAST_RATE};
 use crate::store::shown_url::shown_parameter;
-use crate::store::{Damage, EndpointHealth, Object};
+use crate::store::{Damage, EndpointHealth, Error, Object};
 
 /// The deadlines for a connection, then for the beginning of an answer, and the time for which an
 /// object may bring less than [`LEAST_RATE`].
@@ -142,10 +143,9 @@ impl BucketAddress {
             match name.as_str() {
                 "verify" => address.verify = ChunkVerification::parse(&value)?,
                 "spool" => {
-                    address.download_buffer = match value.parse::<u32>() {
-                        Ok(mebibytes) if mebibytes > 0 => (mebibytes as usize) << 20,
-                        _ => return Err(format!("spool={value}: write a number of MiB")),
-                    }
+                    let Size(bytes) =
+                        Size::or_mebibytes(&value).map_err(|why| format!("spool: {why}"))?;
+                    address.download_buffer = bytes as usize;
                 }
                 // By how much snix cuts what it writes.
                 "avg_chunk_size" => {}
@@ -159,11 +159,12 @@ impl BucketAddress {
                 }
                 _ => {
                     // An explicit http:// is allowed.
-                    if name.ends_with("endpoint") && value.starts_with("http://") {
+                    let in_clear = name.ends_with("endpoint") && value.starts_with("http://");
+                    address.options.push((name, value.into_owned()));
+                    if in_clear {
                         let allow = ("allow_http".to_owned(), "true".to_owned());
                         address.options.push(allow);
                     }
-                    address.options.push((name, value.into_owned()));
                 }
             }
         }
@@ -176,9 +177,9 @@ impl BucketAddress {
         {
             let name = shown_parameter(name, value);
             return Err(format!(
-                "there is no parameter {name} for {}; there are verify, credentials-file, and options \
-                 such as endpoint, region and skip_signature",
-                place.scheme()
+                "there is no parameter {name} for {}; there are {}",
+                place.scheme(),
+                parameters(&scheme)
             ));
         }
         address.place = place;
@@ -192,15 +193,27 @@ impl Bucket {
         BucketAddress::parse(url).map(drop)
     }
 
-    /// Opens `objectstore+SCHEME://…`; returns what is wrong otherwise.
-    pub(super) fn open(url: &str, runtime: Handle) -> Result<Self, String> {
+    /// Opens `objectstore+SCHEME://…`.
+    pub(super) fn open(url: &str, runtime: Handle) -> Result<Self, Error> {
+        let address = BucketAddress::parse(url).map_err(|why| Error::Url {
+            url: url.to_owned(),
+            why,
+        })?;
+        Self::open_address(address, runtime).map_err(|why| Error::NotOpened {
+            url: url.to_owned(),
+            why,
+        })
+    }
+
+    /// Opens the bucket at `address`; returns why it cannot be opened otherwise.
+    fn open_address(address: BucketAddress, runtime: Handle) -> Result<Self, String> {
         let BucketAddress {
             place: inner,
             verify,
             download_buffer,
             credentials_file,
             options: given,
-        } = BucketAddress::parse(url)?;
+        } = address;
         let mut options: Vec<(String, String)> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| ENVIRONMENT.iter().any(|prefix| name.starts_with(prefix)))
@@ -212,7 +225,15 @@ impl Bucket {
         options.extend(given);
         // An error means that a default is installed already, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (store, base, clock) = open(&inner, options).map_err(|error| with_causes(&error))?;
+        let (store, base, clock) = open(&inner, options).map_err(|error| {
+            let why = with_causes(&error);
+            match why.contains("Account must be specified") {
+                true => "it does not name the storage account: add account_name=NAME to the URL, or set \
+                         AZURE_STORAGE_ACCOUNT_NAME"
+                    .to_owned(),
+                false => why,
+            }
+        })?;
         let base = match base.is_root() {
             true => String::new(),
             false => format!("{base}/"),
@@ -434,9 +455,27 @@ impl Bucket {
     }
 }
 
+/// The parameters of a store of this kind, for an error.
+fn parameters(scheme: &ObjectStoreScheme) -> &'static str {
+    match scheme {
+        ObjectStoreScheme::Local | ObjectStoreScheme::Memory => "only verify and spool",
+        ObjectStoreScheme::GoogleCloudStorage => {
+            "verify, spool, credentials-file, and options such as google_service_account and skip_signature"
+        }
+        ObjectStoreScheme::MicrosoftAzure => {
+            "verify, spool, credentials-file, and options such as account_name, endpoint and skip_signature"
+        }
+        ObjectStoreScheme::Http => "verify, spool, and options such as allow_http and proxy_url",
+        _ => {
+            "verify, spool, credentials-file, and options such as endpoint, region and skip_signature"
+        }
+    }
+}
+
 /// Whether `name` is an option of a store of this kind. Future kinds are not known here.
 fn knows(scheme: &ObjectStoreScheme, name: &str) -> bool {
     match scheme {
+        ObjectStoreScheme::Local | ObjectStoreScheme::Memory => false,
         ObjectStoreScheme::AmazonS3 => name.parse::<AmazonS3ConfigKey>().is_ok(),
         ObjectStoreScheme::GoogleCloudStorage => name.parse::<GoogleConfigKey>().is_ok(),
         ObjectStoreScheme::MicrosoftAzure => name.parse::<AzureConfigKey>().is_ok(),
@@ -561,7 +600,7 @@ fn open(url: &Url, options: Vec<(String, String)>) -> object_store::Result<Opene
 /// environment file.
 fn credentials(path: &FilePath) -> Result<Vec<(String, String)>, String> {
     let shown = path.display();
-    let text = String::from_utf8(credential::read_secret(path)?)
+    let text = String::from_utf8(credential::read_secret("credentials-file", path)?)
         .map_err(|_| format!("{shown} holds no credentials: it is not text"))?;
     let mut options = Vec::new();
     for (number, line) in text.lines().enumerate() {

@@ -21,6 +21,7 @@ use super::gc::ObjectKind;
 use super::gc::candidates::{CandidateList, LIST, MAX_LIST, RandomId};
 use super::gc::lock::{LockState, ReadLock};
 use crate::castore::Digest;
+use crate::quantity::count;
 use crate::store::chunked::ChunkSource;
 use crate::store::failure::{CallFailure, FailureKind};
 
@@ -451,9 +452,13 @@ impl From<CheckFailure> for CallFailure {
             format!(" ({kind} {digest})")
         });
         let why = format!(
-            "{} objects that it needs are not there{example}: a garbage collection deleted them meanwhile, or they were \
+            "{} not there{example}: a garbage collection deleted them meanwhile, or they were \
              never sent. Run it again, which sends them",
-            lost.len()
+            count(
+                lost.len() as u64,
+                "object that it needs is",
+                "objects that it needs are"
+            )
         );
         CallFailure::Failed(FailureKind::Refused, why)
     }

@@ -5,6 +5,7 @@
 //! stuck; and so is a mount with requests in the kernel that no worker reads. A slow endpoint is
 //! neither: a request that waits for it is parked, and has no worker.
 
+use crate::quantity::count;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -85,7 +86,10 @@ pub enum StuckWorker {
 impl fmt::Display for StuckWorker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Workers(count) => write!(f, "{count} workers are stuck in a request"),
+            Self::Workers(stuck) => {
+                let workers = count(*stuck as u64, "worker is", "workers are");
+                write!(f, "{workers} stuck in a request")
+            }
             Self::NoReader => f.write_str("the kernel has requests that no worker takes"),
         }
     }

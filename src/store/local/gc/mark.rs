@@ -1,9 +1,12 @@
 //! The marks of a collection.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::super::LocalInner;
 use super::super::index::Snapshot;
+use super::GcProgress;
 use crate::castore::{Digest, NodeRef};
 use crate::store::Error;
 
@@ -28,6 +31,7 @@ pub(super) struct MarkedObjects {
     directories: HashMap<Digest, MarkReason>,
     /// Directories that are referred to and were missing.
     absent: HashMap<Digest, MarkReason>,
+    progress: Arc<GcProgress>,
 }
 
 /// Marks `digest` in `marks`; returns false if it was marked for as great a reason.
@@ -39,6 +43,14 @@ fn mark(marks: &mut HashMap<Digest, MarkReason>, digest: Digest, reason: MarkRea
 }
 
 impl MarkedObjects {
+    /// None yet, and `progress` counts.
+    pub(super) fn with_progress(progress: Arc<GcProgress>) -> Self {
+        Self {
+            progress,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn has_blob(&self, digest: &Digest) -> bool {
         self.blobs.contains_key(digest)
     }
@@ -134,6 +146,7 @@ impl MarkedObjects {
             blobs,
             directories,
             absent,
+            progress,
         } = self;
         let mut next = vec![digest];
         while let Some(digest) = next.pop() {
@@ -148,6 +161,7 @@ impl MarkedObjects {
                 continue;
             };
             mark(directories, digest, reason);
+            progress.directories.fetch_add(1, Ordering::Relaxed);
             let directory = match store.files.directory(&digest, at) {
                 Ok(directory) => directory,
                 Err(error) if lenient => {

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use super::super::bucket::{Bucket, ObjectVersion, ReadVersion};
 use super::super::bucket_time::BucketTime;
 use super::candidates::{RandomId, random_id};
+use crate::quantity::count;
 use crate::store::Error;
 use crate::store::failure::{CallFailure, FailureKind};
 
@@ -262,9 +263,9 @@ fn body(holder: RandomId, state: LockState) -> Bytes {
 
 fn taken() -> CallFailure {
     let why = format!(
-        "another garbage collection has the bucket; if its process was killed, its lock ends {} minutes after it was \
+        "another garbage collection has the bucket; if its process was killed, its lock ends {} after it was \
          last written: try again then",
-        LIFE.as_secs() / 60
+        count(LIFE.as_secs() / 60, "minute", "minutes")
     );
     CallFailure::Failed(FailureKind::Refused, why)
 }

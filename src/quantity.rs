@@ -1,4 +1,4 @@
-//! Sizes and durations in text: a number and a unit.
+//! Quantities in text: sizes and durations that are read, a number and a unit, and counts that are printed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,13 +10,10 @@ use serde::{Deserialize, Deserializer, de};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(pub u64);
 
-/// A length of time: `"30s"`, `"1h30m"`; never a plain number, which has no unit.
+/// A length of time: `"30s"`, `"1h30m"`. A plain number has no unit, and is one only where that was always
+/// seconds ([`or_seconds`](Self::or_seconds)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeSpan(pub Duration);
-
-/// Permissions of a socket, in octal: `"0660"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SocketMode(pub u32);
 
 /// Binary and decimal units of size, largest first if one ends like another.
 const SIZE_UNITS: [(&str, u64); 15] = [
@@ -86,6 +83,7 @@ impl FromStr for TimeSpan {
         while !rest.is_empty() {
             let after_number = rest.trim_start_matches(|at: char| at.is_ascii_digit());
             let (number, after) = rest.split_at(rest.len() - after_number.len());
+            let after = after.trim_start();
             let next = after.trim_start_matches(|at: char| at.is_ascii_alphabetic());
             let (unit, next) = after.split_at(after.len() - next.len());
             let unit = SPAN_UNITS.iter().find(|(name, _)| *name == unit);
@@ -102,24 +100,53 @@ impl FromStr for TimeSpan {
     }
 }
 
-impl FromStr for SocketMode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match u32::from_str_radix(text, 8) {
-            Ok(mode) if mode <= 0o777 => Ok(Self(mode)),
-            _ => Err(format!(
-                "{text:?} is no mode: write three octal digits, as in \"660\""
-            )),
+impl Size {
+    /// Reads a size of at least 1 MiB; a number alone is MiB. Nothing of `text` is in the error, as it may be a
+    /// secret.
+    pub(crate) fn or_mebibytes(text: &str) -> Result<Self, &'static str> {
+        let size = match text.parse::<u32>() {
+            Ok(mebibytes) => Some(Size(u64::from(mebibytes) << 20)),
+            Err(_) => text.parse().ok(),
+        };
+        match size {
+            Some(size) if size.0 >= 1 << 20 => Ok(size),
+            Some(_) => Err("write 1MiB or more; a number alone is MiB"),
+            None => Err("write a size, as in 512MiB or 4GiB; a number alone is MiB"),
         }
     }
 }
 
-impl<'de> Deserialize<'de> for SocketMode {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        text.parse().map_err(de::Error::custom)
+impl TimeSpan {
+    /// Reads a length of time; a number alone, which may have a fraction, is seconds. Nothing of `text` is in the
+    /// error, as it may be a secret.
+    pub fn or_seconds(text: &str) -> Result<Self, &'static str> {
+        let span = match text.parse::<f64>() {
+            Ok(seconds) => Duration::try_from_secs_f64(seconds).map(TimeSpan).ok(),
+            Err(_) => text.parse().ok(),
+        };
+        span.ok_or("write a length of time, as in 500ms, 20s or 1min; a number alone is seconds")
     }
+}
+
+/// A number and what it counts, in the singular for 1: `1 root`, `2 roots`, `1,000 roots`.
+pub fn count(number: u64, one: &str, many: &str) -> String {
+    match number {
+        1 => format!("1 {one}"),
+        _ => format!("{} {many}", grouped(number)),
+    }
+}
+
+/// A number in groups of three digits: `1,000`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 impl<'de> Deserialize<'de> for Size {
@@ -153,8 +180,19 @@ impl<'de> Deserialize<'de> for Size {
 
 impl<'de> Deserialize<'de> for TimeSpan {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        text.parse().map_err(de::Error::custom)
+        struct TimeSpanVisitor;
+        impl de::Visitor<'_> for TimeSpanVisitor {
+            type Value = TimeSpan;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a length of time such as \"30s\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<TimeSpan, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        from.deserialize_str(TimeSpanVisitor)
     }
 }
 
@@ -185,10 +223,10 @@ mod tests {
             ("30s", 30_000),
             ("1h30m", 5_400_000),
             ("2 min 1 s", 121_000),
+            ("1d", 86_400_000),
         ] {
             let span = TimeSpan(Duration::from_millis(millis));
-            let spaced = text.replace(" min", "min").replace(" s", "s");
-            assert_eq!(spaced.parse(), Ok(span), "{text}");
+            assert_eq!(text.parse(), Ok(span), "{text}");
         }
         for text in [
             "",
@@ -199,6 +237,37 @@ mod tests {
             "99999999999999999999h",
         ] {
             assert!(text.parse::<TimeSpan>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_alone_has_the_unit_that_it_always_had() {
+        for (text, millis) in [("20", 20_000), ("0.5", 500), ("2min", 120_000), ("0", 0)] {
+            let span = TimeSpan(Duration::from_millis(millis));
+            assert_eq!(TimeSpan::or_seconds(text), Ok(span), "{text}");
+        }
+        for (text, bytes) in [("64", 64 << 20), ("64MiB", 64 << 20), ("1GiB", 1 << 30)] {
+            assert_eq!(Size::or_mebibytes(text), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["hunter2", "-1", "nan", "inf", "", "99999999TiB"] {
+            let why = TimeSpan::or_seconds(text).unwrap_err();
+            assert!(!why.contains("hunter2"), "{why}");
+            let why = Size::or_mebibytes(text).unwrap_err();
+            assert!(!why.contains("hunter2"), "{why}");
+        }
+    }
+
+    #[test]
+    fn one_of_what_is_counted_is_in_the_singular() {
+        for (number, text) in [
+            (0, "0 entries"),
+            (1, "1 entry"),
+            (12, "12 entries"),
+            (999, "999 entries"),
+            (1_000, "1,000 entries"),
+            (1_234_567, "1,234,567 entries"),
+        ] {
+            assert_eq!(count(number, "entry", "entries"), text);
         }
     }
 }
