@@ -281,13 +281,13 @@ impl Store for Cache {
         if inner.local_store.has_blob(digest).await? {
             return Ok(true);
         }
-        let asked = inner
+
+        inner
             .ask(
                 || format!("asking for blob {digest}"),
                 inner.upstream.has_blob(digest),
             )
-            .await;
-        asked
+            .await
     }
 
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
@@ -298,13 +298,13 @@ impl Store for Cache {
         if let Some((size, _)) = inner.local_store.parts().about(digest) {
             return Ok(Some(size));
         }
-        let asked = inner
+
+        inner
             .ask(
                 || format!("asking for blob {digest}"),
                 inner.upstream.blob_size(digest),
             )
-            .await;
-        asked
+            .await
     }
 
     /// Chunks of blobs in the local store are cut from there.
@@ -313,13 +313,13 @@ impl Store for Cache {
         if inner.local_store.has_blob(digest).await? {
             return inner.local_store.chunks(digest).await;
         }
-        let asked = inner
+
+        inner
             .ask(
                 || format!("asking for the chunks of blob {digest}"),
                 inner.upstream.chunks(digest),
             )
-            .await;
-        asked
+            .await
     }
 
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
@@ -332,13 +332,13 @@ impl Store for Cache {
         {
             return Ok(Some(table));
         }
-        let asked = inner
+
+        inner
             .ask(
                 || format!("reading blob {digest}"),
                 inner.upstream.group_table(digest, size),
             )
-            .await;
-        asked
+            .await
     }
 
     /// The contents of the local store.

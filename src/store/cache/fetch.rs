@@ -274,7 +274,7 @@ impl CacheInner {
         self.circuit_breaker.check(request)?;
         let answer = question.await;
         self.circuit_breaker.note(&answer);
-        Ok(answer?)
+        answer
     }
 
     /// The table of a large blob, checked against its digest.
