@@ -5,6 +5,7 @@
 //! | layer | module | content |
 //! |---|---|---|
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
+//! | 0 | [`clock`] | the wall clock as numbers |
 //! | 0 | [`compression`] | streams out of gzip, xz, zstd, bzip2 and brotli |
 //! | 0 | [`descent`] | walking directory trees deeper than the limit of descriptors |
 //! | 0 | `latencies` | times of requests, in buckets |
@@ -57,6 +58,7 @@
 
 pub mod binary_cache;
 pub mod castore;
+pub mod clock;
 pub mod compression;
 pub mod descent;
 pub mod fs;

@@ -13,7 +13,9 @@ use std::fs;
 use std::io::{self, Read, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
+
+use crate::clock::unix_seconds;
 
 use parking_lot::Mutex;
 
@@ -47,11 +49,6 @@ struct AbsentNamesState {
     appended: usize,
 }
 
-fn now() -> u64 {
-    let since = SystemTime::UNIX_EPOCH.elapsed();
-    since.map_or(0, |since| since.as_secs())
-}
-
 /// Whether an answer of `since` is still valid; one of the future is not.
 fn holds(since: u64, now: u64) -> bool {
     now.checked_sub(since)
@@ -83,7 +80,7 @@ impl AbsentNames {
         names
             .since
             .get(name)
-            .is_some_and(|since| holds(*since, now()))
+            .is_some_and(|since| holds(*since, unix_seconds()))
     }
 
     /// No cache has `name` now.
@@ -92,7 +89,7 @@ impl AbsentNames {
         if names.since.len() >= MOST_NAMES {
             names.since.clear();
         }
-        let now = now();
+        let now = unix_seconds();
         names.since.insert(name.to_owned(), now);
         names.appended += 1;
         if names.appended >= APPENDED_BEFORE_WRITE {
@@ -145,7 +142,7 @@ impl AbsentNames {
     fn write(&self, names: &mut AbsentNamesState) {
         names.appended = 0;
         let Some(file) = &self.file else { return };
-        let now = now();
+        let now = unix_seconds();
         names.since.retain(|_, since| holds(*since, now));
         let mut text = String::new();
         for (name, since) in &names.since {
@@ -179,7 +176,7 @@ fn read(file: &Path) -> HashMap<String, u64> {
     let mut text = String::new();
     let opened = fs::File::open(file);
     let _ = opened.and_then(|file| file.take(MOST_BYTES).read_to_string(&mut text));
-    let now = now();
+    let now = unix_seconds();
     let lines = text.lines().filter_map(|line| {
         let (since, name) = line.split_once(' ')?;
         let since = since.parse().ok()?;
@@ -206,7 +203,7 @@ mod tests {
     fn names_are_remembered_over_restarts_for_an_hour_and_until_they_are_there() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("absent");
-        let old = now() - 3600;
+        let old = unix_seconds() - 3600;
         fs::write(&file, format!("{old} old\n99999999999 future\nx y z\n")).unwrap();
         let names = AbsentNames::open(Some(file.clone()));
         assert!(!names.contains("old") && !names.contains("future"));

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use super::failure::CacheFailure;
 use super::info::{CacheInfo, MAX_INFO_BYTES};
 use super::unpack::{ChunkReader, address_fits_contents, compression, unpack};
 use crate::castore::{Digest, Directory, GroupTable, Node, NodeRef, Root};
+use crate::clock::unix_millis;
 use crate::nix::{MAX_NARINFO_BYTES, NarinfoFile, NixHash, PathInfo, StorePath};
 use crate::store::single_flight::SingleFlight;
 use crate::store::{
@@ -396,8 +397,7 @@ impl UpstreamInner {
         if self.local.cached_root(&name)?.is_some() {
             return Ok(());
         }
-        let now = SystemTime::UNIX_EPOCH.elapsed();
-        let now = now.map_or(0, |since| since.as_millis() as u64);
+        let now = unix_millis();
         let cached = CachedRoot {
             asked: now,
             used: now,

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use castore_fs::castore::Name;
+use castore_fs::clock::unix_seconds;
 use castore_fs::store::RootCondition;
 use castore_fs::tree::closure;
 use clap::Args;
@@ -71,18 +71,12 @@ fn space_hint(opened: &CommandStore) -> String {
         return format!("`castore-fs gc` on the machine of {url} frees the space");
     };
     // The collection compares whole seconds.
-    let from = now().saturating_add(DEFAULT_GRACE.as_secs() + 1);
+    let from = unix_seconds().saturating_add(DEFAULT_GRACE.as_secs() + 1);
     format!(
         "`castore-fs gc --store {url}` frees the space from {} on (with its default --grace of 1h), except of what is \
          mounted then",
         utc(from)
     )
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 /// The result, in JSON.

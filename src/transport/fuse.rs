@@ -14,6 +14,7 @@ mod busy_polling;
 mod deadline;
 mod device;
 mod existing_mount;
+mod follow_in_place;
 mod followed_name;
 mod fork_server;
 mod generic_options;

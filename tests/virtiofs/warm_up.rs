@@ -11,6 +11,7 @@ use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
 
 use super::front_end::FrontEnd;
 use super::{ROOM, ROOT, Served, fuse, mount_root_of};
+use kit::directory::StoresDirectory;
 use kit::double::{Double, Trouble};
 use kit::manager::Manager;
 use kit::model::{Model, directory, file};
@@ -37,7 +38,7 @@ fn tree() -> Model {
 struct Scene {
     memory: MemoryStore,
     node: Node,
-    dir: tempfile::TempDir,
+    dir: StoresDirectory,
 }
 
 impl Scene {
@@ -46,7 +47,7 @@ impl Scene {
         Self {
             node: tree().put_root(&memory, "tree"),
             memory,
-            dir: tempfile::tempdir().unwrap(),
+            dir: StoresDirectory::default(),
         }
     }
 

@@ -12,6 +12,7 @@ use castore_fs::profile::{Profile, Profiles};
 use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
 
 use super::{STARTS_WITH, contents, profile_key_of, start, tree};
+use kit::directory::StoresDirectory;
 use kit::double::{Double, Trouble};
 use kit::model::{directory, file};
 use kit::mounted::{Mounted, can_mount, mount_root_of};
@@ -21,14 +22,14 @@ use kit::skip::skip;
 /// An upstream, a directory for profiles, and for caches.
 pub(crate) struct Scene {
     pub memory: MemoryStore,
-    dir: tempfile::TempDir,
+    dir: StoresDirectory,
 }
 
 impl Scene {
     pub(crate) fn new() -> Self {
         Self {
             memory: MemoryStore::new(),
-            dir: tempfile::tempdir().unwrap(),
+            dir: StoresDirectory::default(),
         }
     }
 

@@ -10,12 +10,13 @@
 //! and then, not with every use.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::castore::{Name, Root};
+use crate::clock::unix_millis;
 use crate::nix::PathInfo;
 use crate::store::local::CachedRoot;
 
@@ -25,12 +26,6 @@ const ABSENT: Duration = Duration::from_secs(10);
 const MAX_ABSENT: usize = 10_000;
 /// A use is worth writing if it is so many milliseconds later than the one on the disk.
 const WORTH_WRITING: u64 = 1000;
-
-/// Milliseconds since 1970.
-pub(super) fn now() -> u64 {
-    let since = SystemTime::UNIX_EPOCH.elapsed();
-    since.map_or(0, |since| since.as_millis() as u64)
-}
 
 /// The cached data.
 #[derive(Debug)]
@@ -112,7 +107,7 @@ impl CachedUpstreamRoots {
             return RootMemory::Nothing;
         };
         let root = root.clone();
-        known.kept.used = now();
+        known.kept.used = unix_millis();
         let age = known.kept.used.saturating_sub(known.kept.asked);
         match !known.outdated && u128::from(age) < self.max_age.as_millis() {
             true => RootMemory::Fresh(Some(root)),
@@ -126,7 +121,7 @@ impl CachedUpstreamRoots {
     /// Records the upstream's answer for `name`.
     pub(super) fn note(&self, name: &[u8], root: Option<&Root>, used: bool) {
         let mut state = self.state.lock();
-        let now = now();
+        let now = unix_millis();
         let Some(root) = root else {
             if state.absent.len() >= MAX_ABSENT {
                 state.absent.clear();

@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::CacheOptions;
 use super::access_times::AccessTimes;
 use super::roots::CachedUpstreamRoots;
-use super::{CacheOptions, roots};
 use crate::castore::{Digest, Directory, GroupTable, Node};
+use crate::clock::unix_seconds;
 use crate::store::local::CacheRetention;
 use crate::store::{Error, GcResult, Ingest, LocalStore, Store};
 
@@ -117,7 +118,7 @@ impl CacheWriter {
         let kept = local_store.cached_roots()?;
         Ok(Self {
             roots: CachedUpstreamRoots::new(options.roots_max_age, kept),
-            access_times: AccessTimes::new(roots::now() / 1000),
+            access_times: AccessTimes::new(unix_seconds()),
             local_store,
             options,
             queue: Mutex::default(),
@@ -249,7 +250,7 @@ impl CacheWriter {
         let mut remembered = Instant::now();
         loop {
             let (writes, closed) = self.next();
-            self.access_times.tick(roots::now() / 1000);
+            self.access_times.tick(unix_seconds());
             self.look_after_room();
             match writes.is_empty() {
                 true => self.try_again(),

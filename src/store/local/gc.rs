@@ -37,10 +37,11 @@ use serde::{Deserialize, Serialize};
 
 pub(in crate::store) use self::evict::CacheRetention;
 use self::mark::{MarkReason, MarkedObjects};
-use super::index::{MEMORY, Snapshot, now};
+use super::index::{MEMORY, Snapshot};
 use super::location::{ObjectLocation, StorageKind};
 use super::{LocalInner, LocalStore, large, leases};
 use crate::castore::Digest;
+use crate::clock::unix_seconds;
 use crate::store::Error;
 
 /// A time, in seconds since 1970, after every noted one: far from overflowing when a minute is
@@ -175,7 +176,7 @@ impl LocalStore {
         progress: Arc<GcProgress>,
     ) -> Result<GcReport, Error> {
         let store = &*self.0;
-        let now = now();
+        let now = unix_seconds();
         let grace = options.grace.min(MEMORY).as_secs();
         let cutoff = match options.grace.is_zero() {
             // Nothing is young, whatever the clock was when it was added.

@@ -51,7 +51,6 @@ pub(crate) use self::cached_roots::CachedRoot;
 pub(super) use self::change::{CommitError, IndexChange};
 pub use self::chunk_lists::{ChunkPlace, StoredChunk};
 pub(super) use self::contents::{IndexContents, create_with};
-pub(super) use self::database::now;
 use self::database::{ReadHandle, builder, file_state, guarded, open_reader, open_writer};
 use self::quarantine::QUARANTINE;
 pub(super) use self::removal::MEMORY;

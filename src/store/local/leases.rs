@@ -22,8 +22,8 @@ use parking_lot::Mutex;
 
 use super::LocalStore;
 use super::dir::{StoreDirectory, is_at, try_lock};
-use super::index::now;
 use crate::castore::{Digest, Node};
+use crate::clock::unix_seconds;
 use crate::store::Error;
 
 /// Seconds for which a guest's lease counts after its process has ended.
@@ -331,10 +331,10 @@ fn is_over(lease: &ParsedLease, boot: &str, path: &Path) -> bool {
         return !is_connected;
     }
     if let Some(dead) = lease.dead {
-        return dead.saturating_add(SUCCESSION) < now();
+        return dead.saturating_add(SUCCESSION) < unix_seconds();
     }
     let noted = File::options().append(true).open(path);
-    let noted = noted.and_then(|mut file| writeln!(file, "dead {}", now()));
+    let noted = noted.and_then(|mut file| writeln!(file, "dead {}", unix_seconds()));
     if let Err(error) = noted {
         tracing::debug!(%error, "{} counts until the next boot", path.display());
     }

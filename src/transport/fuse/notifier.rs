@@ -24,7 +24,7 @@ use fuse_backend_rs::abi::fuse_abi::OutHeader;
 use vm_memory::ByteValued;
 
 use super::helper_channel::{receive, send};
-use crate::fs::{NodeId, PageCache};
+use crate::fs::{NodeId, PageCache, RootChanges};
 
 /// `enum fuse_notify_code` of the kernel's `fuse.h`.
 const INVAL_INODE: i32 = 2;
@@ -85,6 +85,16 @@ impl Notifier {
             channel,
             device,
             complained: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes the kernel drop what is stale of the mount root after `changes`.
+    pub(super) fn changed(&self, changes: &RootChanges) {
+        for name in &changes.stale {
+            self.inval_entry(NodeId::ROOT, name.as_bytes());
+        }
+        if changes.listing {
+            self.inval_inode(NodeId::ROOT);
         }
     }
 

@@ -1,5 +1,4 @@
-//! Notifying the kernel when what the mount root shows changes: the store's roots, or the tree that a name
-//! stands for.
+//! Notifying the kernel when the roots of a store change that a mount shows.
 //!
 //! The kernel caches the names of roots and their listing for ever. This thread waits for the store
 //! to report a change, from any process, and makes the kernel drop what is stale. It is a thread of
@@ -9,16 +8,16 @@
 use std::io;
 use std::sync::Arc;
 
-use super::followed_name::{FollowedName, PATIENCE, RETRY};
-use super::mount_table::{DeviceNumber, MountTable};
+use super::follow_in_place;
+use super::followed_name::{PATIENCE, RETRY};
 use super::mountpoint::Mountpoint;
 use super::notifier::Notifier;
 use super::serving::ServingMount;
-use crate::fs::{CastoreFs, NodeId, RootChanges};
-use crate::store::{Blocking, Error};
+use crate::fs::{CastoreFs, RootChanges};
+use crate::store::Error;
 
-/// Starts the thread, if the mount shows roots, or follows one. `taken_over`: from another process, whose last
-/// notifications may be lost.
+/// Starts the thread, if the mount shows roots, or follows one ([`follow_in_place`]). `taken_over`: from another
+/// process, whose last notifications may be lost.
 pub(super) fn start(
     serving: &Arc<ServingMount>,
     mountpoint: &Mountpoint,
@@ -36,9 +35,9 @@ pub(super) fn start(
         }
         let _in_span = serving.span.enter();
         if taken_over {
-            notify_again(&serving.fs, &notifier);
+            follow_in_place::notify_again(&serving.fs, &notifier);
         }
-        follow(&serving, &notifier, device);
+        follow_in_place::follow(&serving, &notifier, device);
     };
     std::thread::Builder::new()
         .name("root-watch".into())
@@ -54,7 +53,7 @@ fn watch(serving: &ServingMount, notifier: &Notifier) {
             Ok((version, changes)) => {
                 let changed = seen != Some(version);
                 seen = Some(version);
-                notify_kernel(notifier, &changes);
+                notifier.changed(&changes);
                 // What the kernel drops for that, it forgets a moment later.
                 fs.release_unused(changed);
             }
@@ -78,88 +77,4 @@ fn next_change(fs: &CastoreFs, seen: Option<u64>) -> Result<(u64, RootChanges), 
     }
     // Read after the version: what changes in between changes the version again.
     Ok((version, fs.changed_roots()?))
-}
-
-fn notify_kernel(notifier: &Notifier, changes: &RootChanges) {
-    for name in &changes.stale {
-        notifier.inval_entry(NodeId::ROOT, name.as_bytes());
-    }
-    if changes.listing {
-        notifier.inval_inode(NodeId::ROOT);
-    }
-}
-
-/// Shows what the followed name stands for, whenever that changes.
-fn follow(serving: &ServingMount, notifier: &Notifier, device: Option<DeviceNumber>) {
-    let fs = &serving.fs;
-    let Some(target) = fs.followed_target().cloned() else {
-        return;
-    };
-    let store = Blocking::new(fs.store().clone(), fs.runtime().clone());
-    let mut name = FollowedName::new(target, store);
-    while !serving.has_ended() {
-        let shown = fs.shown_directory().map(|(digest, _)| digest);
-        let mut switched = false;
-        match name.next(shown) {
-            Ok(None) => {}
-            Ok(Some((digest, size))) => {
-                if let Some(why) = mount_inside(device) {
-                    name.postpone(why);
-                    continue;
-                }
-                // Before the last look at the name: what had one until now may be collected.
-                fs.hold_next(digest, size);
-                if name.stands_for(digest) {
-                    match fs.show(digest, size) {
-                        Ok(changes) => {
-                            notify_kernel(notifier, &changes);
-                            name.shown(digest);
-                            switched = true;
-                        }
-                        Err(error) => {
-                            name.postpone(error.to_string());
-                            std::thread::sleep(RETRY);
-                        }
-                    }
-                }
-            }
-            Err(error) => {
-                name.postpone(error.to_string());
-                std::thread::sleep(RETRY);
-            }
-        }
-        // What the kernel drops, it forgets a moment later.
-        fs.release_unused(switched);
-    }
-}
-
-/// A mount below the mount root of the file system `device`, in words that say why the mount root stays: the
-/// kernel detaches mounts below names that it drops.
-fn mount_inside(device: Option<DeviceNumber>) -> Option<String> {
-    let table = MountTable::read().ok()?;
-    let inside = table.below_names_of(device?)?;
-    Some(format!(
-        "the {} mount on {} is below it, and would be lost: unmount that",
-        inside.fs_type,
-        inside.path.display()
-    ))
-}
-
-/// Notifies the kernel of the last change again. What it has of it already stays.
-fn notify_again(fs: &CastoreFs, notifier: &Notifier) {
-    match fs.changes_before_take_over() {
-        Ok(changes) => {
-            for name in &changes.stale {
-                notifier.expire_entry(NodeId::ROOT, name.as_bytes());
-            }
-            if changes.listing {
-                notifier.inval_inode(NodeId::ROOT);
-            }
-        }
-        Err(error) => tracing::warn!(
-            %error,
-            "cannot read which names the previous process changed in the mount root: the kernel may show old \
-             ones until it drops them"
-        ),
-    }
 }

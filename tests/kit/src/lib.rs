@@ -6,6 +6,7 @@
 
 pub mod bucket;
 pub mod collector;
+pub mod directory;
 pub mod double;
 pub mod fixtures;
 pub mod garage;

@@ -13,7 +13,7 @@ use super::super::dir::newer;
 use super::super::format::{self, FORMAT};
 use super::super::journal::{self, JournalChange, JournalPosition, JournalRelation};
 use super::super::location::{BLOBS, DIRECTORIES, ObjectLocation, PackKind, StorageKind};
-use super::database::{guarded, now};
+use super::database::guarded;
 use super::removal::{note_age, note_past_root};
 use super::root_records::{self, ROOT_RECORDS, StoredRoot};
 use super::snapshot::list_packs;
@@ -23,6 +23,7 @@ use super::{
     PackEntry, Snapshot, cached_roots, quarantine, valid_paths,
 };
 use crate::castore::{Digest, Root};
+use crate::clock::unix_seconds;
 use crate::nix::{PathInfo, renew};
 use crate::proto::castore::v1::Entry;
 use crate::store::root_change::{RootChange, StorePathNames, admit};
@@ -318,7 +319,7 @@ impl IndexChange<'_> {
             }
             let added = match &old {
                 Some(old) if same_entry && !was_incomplete => old.added,
-                _ => now(),
+                _ => unix_seconds(),
             };
             if let Some(old) = old.filter(|old| !same_entry && !old.incomplete) {
                 note_past_root(txn, name, &old.entry)?;

@@ -10,7 +10,7 @@ use super::super::dir::StoreDirectory;
 use super::super::journal::{JournalChange, JournalPosition};
 use super::super::location::{BLOBS, DIRECTORIES, ObjectLocation, PackKind};
 use super::cached_roots::{CACHED_ROOTS, CachedRoot};
-use super::database::{builder, guarded, now};
+use super::database::{builder, guarded};
 use super::removal::note_age;
 use super::root_records::{ROOT_RECORDS, StoredRoot};
 use super::valid_paths::VALID_PATHS;
@@ -19,6 +19,7 @@ use super::{
     META_JOURNAL_LENGTH, META_NEXT_PACK, META_ROOTS_VERSION, PACKS, PATH_INFOS, Snapshot, create,
 };
 use crate::castore::Digest;
+use crate::clock::unix_seconds;
 use crate::proto::castore::v1::Entry;
 use crate::store::Error;
 
@@ -77,7 +78,7 @@ pub(in super::super) fn create_with(
                 (META_JOURNAL, contents.journal.generation),
                 (META_JOURNAL_LENGTH, contents.journal.length),
                 // Larger than the lost index's number.
-                (META_ROOTS_VERSION, now()),
+                (META_ROOTS_VERSION, unix_seconds()),
             ] {
                 meta.insert(key, value)?;
             }

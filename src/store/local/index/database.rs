@@ -17,12 +17,6 @@ use crate::store::Error;
 /// Memory for redb's pages, in bytes, per handle.
 const CACHE: usize = 32 << 20;
 
-/// Seconds since 1970; a clock before that is taken for one that was never set.
-pub(in crate::store::local) fn now() -> u64 {
-    let since = SystemTime::UNIX_EPOCH.elapsed();
-    since.map_or(0, |since| since.as_secs())
-}
-
 /// A handle for reading.
 pub(super) enum ReadHandle {
     Shared(ReadOnlyDatabase),

@@ -6,9 +6,10 @@
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition};
 use redb::{TableError, WriteTransaction};
 
-use super::database::{guarded, now};
+use super::database::guarded;
 use super::{IndexChange, Snapshot};
 use crate::castore::Digest;
+use crate::clock::unix_seconds;
 use crate::store::{Error, Object};
 
 /// An object's kind (0 blob, 1 Directory) and digest, to when it was found damaged, in seconds since
@@ -101,7 +102,7 @@ impl IndexChange<'_> {
         self.run(|txn| {
             let mut table = txn.open_table(QUARANTINE)?;
             for (object, digest) in damaged {
-                table.insert((kind(*object), digest.as_bytes()), now())?;
+                table.insert((kind(*object), digest.as_bytes()), unix_seconds())?;
             }
             Ok(())
         })

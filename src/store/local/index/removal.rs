@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
-use super::database::{damaged, guarded, now};
+use super::database::{damaged, guarded};
 use super::{
     BLOBS, DIRECTORIES, IndexChange, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES,
     META_NEXT_PACK, META_REMOVALS, PACKS, Snapshot,
 };
 use super::{chunk_lists, quarantine};
 use crate::castore::{Digest, Root};
+use crate::clock::unix_seconds;
 use crate::store::local::location::{ObjectLocation, ObjectsTable, StorageKind};
 use crate::store::{Error, Object};
 
@@ -37,7 +38,7 @@ const MINUTE: u64 = 60;
 /// Notes that pack `id` had `len` bytes until now.
 pub(super) fn note_age(txn: &WriteTransaction, id: u32, len: u64) -> Result<(), redb::Error> {
     let mut ages = txn.open_table(AGES)?;
-    let minute = now() / MINUTE * MINUTE;
+    let minute = unix_seconds() / MINUTE * MINUTE;
     if ages.get((id, minute))?.is_none() {
         ages.insert((id, minute), len)?;
         let forgotten = minute.saturating_sub(MEMORY.as_secs());
@@ -53,7 +54,7 @@ pub(super) fn note_past_root(
     entry: &[u8],
 ) -> Result<(), redb::Error> {
     let mut past = txn.open_table(PAST_ROOTS)?;
-    let now = now();
+    let now = unix_seconds();
     past.insert((now, name), entry)?;
     let forgotten = now.saturating_sub(MEMORY.as_secs());
     past.retain_in((0, &[][..])..(forgotten, &[][..]), |_, _| false)?;
@@ -335,7 +336,15 @@ mod tests {
         shift(&store, 2 * MEMORY.as_secs());
         // Its age is unknown, and counts as 0.
         assert_eq!(collect(&store, 3600), 0);
-        assert!(!store.0.index.fresh().unwrap().is_ahead_of(now()).unwrap());
+        assert!(
+            !store
+                .0
+                .index
+                .fresh()
+                .unwrap()
+                .is_ahead_of(unix_seconds())
+                .unwrap()
+        );
         assert_eq!(collect(&store, 0), 1);
 
         // A grace that includes the future sees it when it has become the past.
@@ -343,7 +352,7 @@ mod tests {
         shift(&store, 2 * MEMORY.as_secs());
         assert_eq!(collect(&store, 3600), 0);
         let mut change = store.0.index.change().unwrap();
-        change.correct_times(now() - 7200).unwrap();
+        change.correct_times(unix_seconds() - 7200).unwrap();
         assert!(change.commit().is_ok());
         assert_eq!(collect(&store, 3600), 1);
 
@@ -378,8 +387,8 @@ mod tests {
         shift(&store, 100);
         assert_eq!(collect(&store, 3600), 0);
         let snapshot = store.0.index.fresh().unwrap();
-        assert_eq!(snapshot.past_roots(now() - 10).unwrap().len(), 2);
-        assert_eq!(snapshot.past_roots(now() + 1).unwrap().len(), 0);
+        assert_eq!(snapshot.past_roots(unix_seconds() - 10).unwrap().len(), 2);
+        assert_eq!(snapshot.past_roots(unix_seconds() + 1).unwrap().len(), 0);
         assert_eq!(collect(&store, 0), 2);
     }
 }

@@ -9,9 +9,10 @@ use std::time::Duration;
 use prost::Message;
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, TableError};
 
-use super::database::{damaged, guarded, now};
+use super::database::{damaged, guarded};
 use super::{PATH_INFOS, Snapshot};
 use crate::castore::{Printable, Root};
+use crate::clock::unix_seconds;
 use crate::nix::PathInfo;
 use crate::proto::castore::v1::Entry;
 use crate::store::Error;
@@ -71,7 +72,7 @@ impl StoredRoot {
 
     /// Whether its content did not come in time: it counts as absent.
     pub(super) fn is_expired(&self) -> bool {
-        self.incomplete && self.added.saturating_add(CONTENT_WAIT.as_secs()) < now()
+        self.incomplete && self.added.saturating_add(CONTENT_WAIT.as_secs()) < unix_seconds()
     }
 }
 

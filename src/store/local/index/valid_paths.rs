@@ -10,10 +10,11 @@ use std::collections::{BTreeSet, HashSet};
 use redb::{ReadableTable, TableDefinition, TableError, WriteTransaction};
 
 use super::super::journal::JournalChange;
-use super::database::{guarded, now};
+use super::database::guarded;
 use super::root_records::encode;
 use super::{IndexChange, Snapshot};
 use crate::castore::{Printable, Root};
+use crate::clock::unix_seconds;
 use crate::nix::{NarinfoFile, PathInfo, StorePath};
 use crate::store::Error;
 
@@ -44,7 +45,7 @@ impl ValidPath {
     /// A path that is reported now.
     pub fn new(info: NarinfoFile, root: Option<Root>) -> Self {
         Self {
-            since: now(),
+            since: unix_seconds(),
             info,
             root,
         }

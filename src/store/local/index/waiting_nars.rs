@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use redb::{ReadableTable, ReadableTableMetadata, TableDefinition, TableError, WriteTransaction};
 
-use super::database::{guarded, now};
+use super::database::guarded;
 use super::root_records::encode;
 use super::{IndexChange, Snapshot};
 use crate::castore::{Name, Node, Root};
+use crate::clock::unix_seconds;
 use crate::nix::NarHash;
 use crate::store::Error;
 
@@ -72,13 +73,13 @@ impl Snapshot {
             Err(TableError::TableDoesNotExist(_)) => Ok(None),
             Err(error) => Err(error.into()),
         })?;
-        let found = found.filter(|value| !is_over(value, now()));
+        let found = found.filter(|value| !is_over(value, unix_seconds()));
         Ok(found.and_then(|value| self.decode_waiting(&value)))
     }
 
     /// The trees of all that wait.
     pub(in crate::store::local) fn waiting_nodes(&self) -> Result<Vec<Node>, Error> {
-        let now = now();
+        let now = unix_seconds();
         let values = guarded(&self.dir, || {
             let table = match self.txn.open_table(WAITING_NARS) {
                 Ok(table) => table,
@@ -122,14 +123,14 @@ impl IndexChange<'_> {
         file: &[u8; 32],
         waiting: &WaitingNar,
     ) -> Result<bool, Error> {
-        let now = now();
+        let now = unix_seconds();
         self.run(|txn| put(txn, file, &waiting.encode(now), now, MOST))
     }
 
     /// Forgets those that have waited for too long.
     pub(in crate::store::local) fn forget_waiting_nars(&mut self) -> Result<(), Error> {
         self.run(|txn| {
-            let now = now();
+            let now = unix_seconds();
             let mut table = txn.open_table(WAITING_NARS)?;
             table.retain(|_, value| !is_over(value, now))?;
             Ok(())
