@@ -58,6 +58,7 @@
 
 pub mod binary_cache;
 pub mod castore;
+mod causes;
 pub mod clock;
 pub mod compression;
 pub mod descent;

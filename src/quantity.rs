@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use indicatif::HumanCount;
 use serde::{Deserialize, Deserializer, de};
 
 /// Bytes: `"512MiB"`, `"10GB"`, or a plain number of bytes.
@@ -132,21 +133,8 @@ impl TimeSpan {
 pub fn count(number: u64, one: &str, many: &str) -> String {
     match number {
         1 => format!("1 {one}"),
-        _ => format!("{} {many}", grouped(number)),
+        _ => format!("{} {many}", HumanCount(number)),
     }
-}
-
-/// A number in groups of three digits: `1,000`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 impl<'de> Deserialize<'de> for Size {

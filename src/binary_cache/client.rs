@@ -22,6 +22,7 @@ use super::address::{CacheAddress, CacheLocation};
 use super::failure::CacheFailure;
 use super::netrc;
 use super::rate::{SlowestRate, WINDOW};
+use crate::causes::with_causes;
 use crate::store::{CallMeter, credential};
 
 /// How often a request is made at the most, unless it made progress meanwhile.
@@ -441,15 +442,7 @@ fn headers(address: &CacheAddress) -> Result<HeaderMap, String> {
 fn unreachable(error: reqwest::Error) -> CacheFailure {
     // A redirect may have led to an address that is itself a secret.
     let error = error.without_url();
-    let mut why = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(source) = cause {
-        let text = source.to_string();
-        if !why.contains(&text) {
-            why = format!("{why}: {text}");
-        }
-        cause = source.source();
-    }
+    let why = with_causes(error.to_string(), &error);
     // The next try would be redirected as well.
     match error.is_redirect() {
         true => CacheFailure::Refused(why),

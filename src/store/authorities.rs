@@ -6,6 +6,7 @@
 use std::error::Error;
 
 use super::shown_url::with_shown_urls;
+use crate::causes::with_causes;
 
 /// The libraries' messages if there are none.
 const LACKING: [&str; 2] = [
@@ -15,16 +16,8 @@ const LACKING: [&str; 2] = [
 
 /// An error with all its causes; and advice if no certificates are trusted. URLs in it are shown
 /// without secrets: a request's URL may be signed.
-pub(super) fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let why = error.to_string();
-        if !text.contains(&why) {
-            text = format!("{text}: {why}");
-        }
-        cause = error.source();
-    }
+pub(super) fn explain(error: &dyn Error) -> String {
+    let text = with_causes(error.to_string(), error);
     let text = with_shown_urls(&text);
     match LACKING.iter().any(|lacking| text.contains(lacking)) {
         true => format!(

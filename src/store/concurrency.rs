@@ -61,8 +61,9 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// Waits until another call may be made. It counts until the result is dropped, which is to be reported by
-    /// [`LimitedCall::answered`] if there was an answer: what fails at once is no measure.
+    /// Waits until another call may be made. The call counts until the returned value is dropped. A call with an
+    /// answer ends with [`LimitedCall::answered`], which measures it: one that fails at once says nothing about
+    /// how long an answer takes.
     pub(super) async fn begin(&self) -> LimitedCall<'_> {
         // It is never closed.
         let permit = self.permits.acquire().await.ok();

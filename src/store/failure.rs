@@ -63,7 +63,7 @@ impl CallFailure {
             CallFailure::Unlisted(why) => Error::Unlisted { store, why },
             CallFailure::Failed(FailureKind::Exists, why) => Error::NameTaken { store, why },
             CallFailure::Failed(FailureKind::Denied, why) => {
-                // A server's store that is read-only is named as a whole there.
+                // The server's message may begin with the same name.
                 let named = format!("{store} cannot be written to: ");
                 let why = why.strip_prefix(&named).unwrap_or(&why).to_owned();
                 Error::ReadOnly { store, why }

@@ -5,7 +5,7 @@
 pub(super) enum FailureKind {
     /// There is no such object.
     NotFound,
-    /// The object exists, or is unchanged, and the call was for another case.
+    /// The call was for an object that does not exist, or has changed, and it exists, or has not.
     Exists,
     /// The endpoint has no such call.
     Unsupported,
@@ -15,7 +15,7 @@ pub(super) enum FailureKind {
     TooLarge,
     /// The caller is known, and may not do this.
     Denied,
-    /// The endpoint does not know who calls.
+    /// The caller gave no token, key or login, or a wrong one.
     Unauthenticated,
     /// There is no connection, or the endpoint cannot answer now.
     Unreachable,
@@ -23,7 +23,7 @@ pub(super) enum FailureKind {
     Corrupt,
     /// Another change came between.
     Conflict,
-    /// More than there is room for, here or there.
+    /// It takes more memory, disk or time than its bound.
     Exhausted,
     /// Anything else.
     Other,

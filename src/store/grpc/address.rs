@@ -27,7 +27,7 @@ use url::Url;
 
 use super::endpoint::CallDeadlines;
 use crate::quantity::{Size, TimeSpan};
-use crate::store::authorities::with_causes;
+use crate::store::authorities::explain;
 use crate::store::credential::{read, read_secret};
 use crate::store::extents::ChunkVerification;
 use crate::store::shown_url::shown_parameter;
@@ -201,7 +201,7 @@ impl GrpcAddress {
 
     /// How to connect: nothing is sent before the first call. Call it within a runtime.
     pub(super) fn channel(&self) -> Result<Channel, String> {
-        let failed = |error: tonic::transport::Error| with_causes(&error);
+        let failed = |error: tonic::transport::Error| explain(&error);
         let uri = match &self.target {
             ConnectTarget::Unix(_) => "http://localhost",
             ConnectTarget::Tcp(uri) => uri,

@@ -219,14 +219,15 @@ impl GrpcEndpoint {
         let began = self.circuit_breaker.begin(limit)?;
         let metered = self.meter.begin();
         let outcome = self.attempts(limit, call).await;
-        if let Err(failure) = &outcome {
-            self.failed(began, failure);
-        }
         match &outcome {
-            Err(failure) if !failure.is_answer() => {
-                metered.failed(self.error("a call", failure.clone()).to_string());
+            Ok(_) => metered.answered(),
+            Err(failure) => {
+                self.failed(began, failure);
+                match failure.is_answer() {
+                    true => metered.answered(),
+                    false => metered.failed(self.error("a call", failure.clone()).to_string()),
+                }
             }
-            _ => metered.answered(),
         }
         outcome
     }

@@ -2,6 +2,7 @@
 
 use tonic::{Code, Status};
 
+use crate::causes::with_causes;
 use crate::store::failure::{CallFailure, FailureKind};
 
 /// Bytes of a server's message that are kept, at most: it comes to logs and terminals.
@@ -9,15 +10,7 @@ const LONGEST: usize = 1024;
 
 impl From<Status> for CallFailure {
     fn from(status: Status) -> Self {
-        let mut why = status.message().to_owned();
-        let mut cause = std::error::Error::source(&status);
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !why.contains(&text) {
-                why = format!("{why}: {text}");
-            }
-            cause = error.source();
-        }
+        let mut why = with_causes(status.message().to_owned(), &status);
         if why.is_empty() {
             why = status.code().description().to_owned();
         }

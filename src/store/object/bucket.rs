@@ -32,7 +32,7 @@ pub(super) use self::listing::ListedObject;
 use super::http::{BoundedConnector, ServiceClock};
 use crate::castore::Digest;
 use crate::quantity::Size;
-use crate::store::authorities::with_causes;
+use crate::store::authorities::explain;
 use crate::store::call_meter::CallMeter;
 use crate::store::circuit_breaker::CircuitBreaker;
 use crate::store::credential;
@@ -169,7 +169,7 @@ impl BucketAddress {
             }
         }
         place.set_query(None);
-        let (scheme, _) = ObjectStoreScheme::parse(&place).map_err(|error| with_causes(&error))?;
+        let (scheme, _) = ObjectStoreScheme::parse(&place).map_err(|error| explain(&error))?;
         if let Some((name, value)) = address
             .options
             .iter()
@@ -226,7 +226,7 @@ impl Bucket {
         // An error means that a default is installed already, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (store, base, clock) = open(&inner, options).map_err(|error| {
-            let why = with_causes(&error);
+            let why = explain(&error);
             match why.contains("Account must be specified") {
                 true => "it does not name the storage account: add account_name=NAME to the URL, or set \
                          AZURE_STORAGE_ACCOUNT_NAME"
@@ -537,7 +537,7 @@ fn failure(error: object_store::Error) -> CallFailure {
         object_store::Error::NotModified { .. } => FailureKind::Exists,
         _ => FailureKind::Unreachable,
     };
-    let why = with_causes(&error);
+    let why = explain(&error);
     // One of many objects that were to be deleted with a request: the request itself succeeded.
     let denied = code == FailureKind::Unreachable && why.contains("(code: AccessDenied)");
     CallFailure::Failed(if denied { FailureKind::Denied } else { code }, why)

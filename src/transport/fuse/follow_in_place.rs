@@ -30,7 +30,7 @@ pub(super) fn follow(serving: &ServingMount, notifier: &Notifier, device: Option
                 if name.stands_for(digest) {
                     match fs.show(digest, size) {
                         Ok(changes) => {
-                            notifier.changed(&changes);
+                            notifier.inval_changes(&changes);
                             name.shown(digest);
                             switched = true;
                         }

@@ -89,7 +89,7 @@ impl Notifier {
     }
 
     /// Makes the kernel drop what is stale of the mount root after `changes`.
-    pub(super) fn changed(&self, changes: &RootChanges) {
+    pub(super) fn inval_changes(&self, changes: &RootChanges) {
         for name in &changes.stale {
             self.inval_entry(NodeId::ROOT, name.as_bytes());
         }

@@ -53,7 +53,7 @@ fn watch(serving: &ServingMount, notifier: &Notifier) {
             Ok((version, changes)) => {
                 let changed = seen != Some(version);
                 seen = Some(version);
-                notifier.changed(&changes);
+                notifier.inval_changes(&changes);
                 // What the kernel drops for that, it forgets a moment later.
                 fs.release_unused(changed);
             }
