@@ -154,7 +154,7 @@ enum ViewMode {
     Fuse,
     /// An image where that is possible, else FUSE, with the reason
     Auto,
-    /// An image, or nothing. Needs Linux 6.12 with EROFS, and CAP_SYS_ADMIN
+    /// An image, or nothing. Needs Linux 6.12.80 with EROFS, and CAP_SYS_ADMIN
     Image,
 }
 

@@ -13,6 +13,7 @@ mod backing;
 mod busy_polling;
 mod deadline;
 mod device;
+mod erofs_kernel;
 mod existing_mount;
 mod follow_in_place;
 mod followed_name;

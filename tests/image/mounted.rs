@@ -5,7 +5,9 @@ use std::fs;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use castore_fs::castore::Name;
 use castore_fs::fs::{FsOptions, ImageClosures, ReadPath};
@@ -15,8 +17,10 @@ use castore_fs::tree::ImageFile;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::others::assert_shows;
+use kit::double::{Double, Trouble};
 use kit::model::{Model, directory, file, program, symlink};
 use kit::mounted::{Mounted, can_mount, mount_root_of};
+use kit::noise::noise;
 use kit::skip::skip;
 
 fn tree() -> Model {
@@ -262,7 +266,7 @@ fn what_cannot_be_read_is_an_error_in_its_own_pages() {
     ]);
     model.put_root(&memory, "tree");
     let damaged = castore_fs::castore::Digest::of(&large);
-    let store = Arc::new(kit::double::Double::local_store("double:", memory).damaging(&damaged));
+    let store = Arc::new(Double::local_store("double:", memory).damaging(&damaged));
     let mounted = Mounted::new(store, with_images());
     let file = fs::File::open(image(&mounted, "tree")).unwrap();
     // Metadata first, then "bad", then "good".
@@ -302,4 +306,49 @@ fn the_kernel_mounts_an_image_that_a_mount_shows() {
     let shown = std::panic::catch_unwind(|| assert_shows(&tree(), at.path(), &mut Vec::new()));
     rustix::mount::unmount(at.path(), UnmountFlags::empty()).unwrap();
     shown.unwrap();
+}
+
+/// Before Linux 6.12.80, 6.18.21, 6.19.11 and 7.0, EROFS shows zeros then.
+#[test]
+fn a_killed_reader_leaves_no_zeros_to_the_next() {
+    if !can_mount() {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        return skip("it needs mount(2), which only the superuser may call");
+    }
+    let memory = MemoryStore::new();
+    let content = noise(80, 24 << 20);
+    directory([("large", file(content.clone()))]).put_root(&memory, "tree");
+    let store = Arc::new(Double::upstream("double:", memory));
+    let mounted = Mounted::new(store.clone(), with_images());
+    let at = tempfile::tempdir().unwrap();
+    let image = image(&mounted, "tree");
+    if let Err(error) = rustix::mount::mount(&image, at.path(), "erofs", MountFlags::RDONLY, c"") {
+        return skip(&format!(
+            "it needs EROFS backed by a file (Linux 6.12): {error}"
+        ));
+    }
+    let path = at.path().join("large");
+    let forget = |path: &std::path::Path| {
+        let file = fs::File::open(path).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    };
+    let killed_and_read = || {
+        for round in 0..40 {
+            forget(&path);
+            forget(&image);
+            store.trouble(Trouble::Slow(Duration::from_millis(3)));
+            let mut reader = Command::new("cat");
+            let mut reader = reader.arg(&path).stdout(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(5 + round * 2));
+            reader.kill().unwrap();
+            reader.wait().unwrap();
+            store.trouble(Trouble::None);
+            assert!(fs::read(&path).unwrap() == content, "round {round}");
+        }
+    };
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(killed_and_read));
+    rustix::mount::unmount(at.path(), UnmountFlags::empty()).unwrap();
+    outcome.unwrap();
 }

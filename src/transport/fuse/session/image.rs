@@ -21,6 +21,7 @@ use crate::fs::{
     WaitingRequests,
 };
 use crate::store::Store;
+use crate::transport::fuse::erofs_kernel::{self, KernelVersion};
 use crate::transport::fuse::hand_over::{self, MountDescriptors, MountHolder};
 use crate::transport::fuse::mount_error::MountError;
 use crate::transport::fuse::mount_table::{DeviceNumber, IMAGE_SOURCE};
@@ -69,6 +70,13 @@ impl FuseSession {
                 "there is no helper process".to_owned(),
             ));
         };
+        match (erofs_kernel::fault(KernelVersion::current()), mount.view) {
+            (Some(fault), WantedView::Image) => {
+                tracing::warn!(path = %path.display(), "{fault}: use view = \"fuse\", or another kernel");
+            }
+            (Some(fault), _) => return Err(NoImageReason::Because(fault)),
+            (None, _) => {}
+        }
         let source = store.url().to_owned();
         let patience = (mount.view == WantedView::Auto).then_some(PATIENCE);
         let prepared = UnservedImage::prepare(store, options, mount, runtime, patience);
