@@ -106,7 +106,7 @@ enum Command {
 }
 
 /// Runs the command that the process was started with.
-pub(crate) fn main() -> ExitCode {
+pub fn main() -> ExitCode {
     let mut words = std::env::args_os();
     if words
         .next()
@@ -123,7 +123,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Daemon(_) => {}
         Command::Mount(_) | Command::Virtiofs(_) | Command::Serve(_) => log_messages("warn", true),
         // A failing endpoint makes the command fail, whose one error has the reason.
-        _ => log_messages("warn,castore_fs::store::circuit_breaker=off", false),
+        _ => log_messages("warn,crate::store::circuit_breaker=off", false),
     }
     allow_many_files();
     let result = match arguments.verb {
@@ -174,7 +174,7 @@ fn allow_many_files() {
 /// if there is one: its standard error ends with mount(8).
 fn log_messages(usual: &str, with_time: bool) {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
-    let filter = match castore_fs::service::check_level(&asked) {
+    let filter = match crate::service::check_level(&asked) {
         Ok(()) if !asked.is_empty() => EnvFilter::new(asked),
         Ok(()) => EnvFilter::new(usual),
         Err(wrong) => {
@@ -192,7 +192,7 @@ fn log_messages(usual: &str, with_time: bool) {
     }
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .fmt_fields(castore_fs::service::text_fields())
+        .fmt_fields(crate::service::text_fields())
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     match with_time {

@@ -21,6 +21,7 @@
 //! | 4 | [`transport`] | how requests come in: FUSE, virtiofs |
 //! | 4 | [`server`] | any store, served over gRPC, as a binary cache, or as a daemon of Nix |
 //! | 5 | [`service`] | the daemon: configuration, supervision, systemd |
+//! | 6 | [`cli`] | the command line of the program, which has nothing else |
 //!
 //! `docs/architecture.md` has the whole picture.
 //!
@@ -59,6 +60,7 @@
 pub mod binary_cache;
 pub mod castore;
 mod causes;
+pub mod cli;
 pub mod clock;
 pub mod compression;
 pub mod descent;

@@ -1,9 +1,7 @@
 //! The `castore-fs` command.
 
-mod cli;
-
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cli::main()
+    castore_fs::cli::main()
 }

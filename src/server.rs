@@ -52,6 +52,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::Request;
 use thiserror::Error;
 use tokio::sync::{Mutex, watch};
@@ -263,7 +264,7 @@ pub async fn serve(
             });
         }
     }
-    tokio::spawn(connections.clone().watch(stopping.clone()));
+    tokio::spawn(connections.clone().watch(stopping.clone()).boxed());
     let every = ClientRights {
         read: true,
         add: options.writable,
@@ -272,22 +273,21 @@ pub async fn serve(
     let mut running = JoinSet::new();
     let mut health = None;
     if let Some(of_nix) = options.nix_daemon.clone() {
-        running.spawn(nix_daemon::serve_previous(
-            of_nix.clone(),
-            options.clone(),
-            connections.clone(),
-            stopping.clone(),
-        ));
+        running.spawn(
+            nix_daemon::serve_previous(
+                of_nix.clone(),
+                options.clone(),
+                connections.clone(),
+                stopping.clone(),
+            )
+            .boxed(),
+        );
         for listener in listeners {
             let (connections, stopping) = (connections.clone(), stopping.clone());
             let (of_nix, options) = (of_nix.clone(), options.clone());
-            running.spawn(nix_daemon::serve_one(
-                of_nix,
-                listener,
-                options,
-                connections,
-                stopping,
-            ));
+            running.spawn(
+                nix_daemon::serve_one(of_nix, listener, options, connections, stopping).boxed(),
+            );
         }
     } else if let Some(of_cache) = options.binary_cache.clone() {
         let (tokens, local) = (options.tokens.clone(), options.local.clone());
@@ -295,19 +295,20 @@ pub async fn serve(
         for listener in listeners {
             let (connections, stopping) = (connections.clone(), stopping.clone());
             let options = options.clone();
-            running.spawn(binary_cache::serve_one(
-                cache.clone(),
-                listener,
-                options,
-                connections,
-                stopping,
-            ));
+            running.spawn(
+                binary_cache::serve_one(cache.clone(), listener, options, connections, stopping)
+                    .boxed(),
+            );
         }
     } else {
         let path_infos = PathInfos::new(served.clone());
         let (reporter, routes) = routes(&served, path_infos.clone()).await;
         health = Some(reporter);
-        tokio::spawn(path_infos.look_after(options.narinfos_ahead, version, stopping.clone()));
+        tokio::spawn(
+            path_infos
+                .look_after(options.narinfos_ahead, version, stopping.clone())
+                .boxed(),
+        );
         for listener in listeners {
             let service = serve_one(
                 listener,
@@ -317,7 +318,7 @@ pub async fn serve(
                 connections.clone(),
                 stopping.clone(),
             );
-            running.spawn(service);
+            running.spawn(service.boxed());
         }
     }
     let failed = tokio::select! {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -171,9 +172,12 @@ impl UpstreamInner {
     fn prefetch(self: &Arc<Self>, narinfo: &NarinfoFile, mode: ClosureMode) {
         for ahead in self.prefetcher.take(narinfo) {
             let inner = self.clone();
-            self.runtime.spawn(async move {
-                inner.fetch_ahead(&ahead, mode).await;
-            });
+            self.runtime.spawn(
+                async move {
+                    inner.fetch_ahead(&ahead, mode).await;
+                }
+                .boxed(),
+            );
         }
     }
 
@@ -416,10 +420,13 @@ impl UpstreamInner {
         // Compressed data can be a little larger than the original.
         let size = known.narinfo.nar.size;
         let limit = size.saturating_add(size / 16).saturating_add(1 << 20);
-        self.runtime.spawn(async move {
-            let cache = &inner.caches[asked.cache];
-            cache.stream(&asked.narinfo.url, limit, out).await;
-        });
+        self.runtime.spawn(
+            async move {
+                let cache = &inner.caches[asked.cache];
+                cache.stream(&asked.narinfo.url, limit, out).await;
+            }
+            .boxed(),
+        );
         let local = self.local.clone();
         let work = move || unpack(&local, &known.narinfo, ChunkReader::new(chunks));
         let unpacked = tokio::task::spawn_blocking(work).await;

@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use castore_fs::castore::Node;
-use castore_fs::store::Blocking;
-use castore_fs::tree::{self, KindPreference, Target, copy_blob};
+use crate::castore::Node;
+use crate::store::Blocking;
+use crate::tree::{self, KindPreference, Target, copy_blob};
 use clap::Args;
 
 use super::failure::{CommandFailure, failure};

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use castore_fs::service::{self, Config, ConfigProblem, ProbeOutcome};
+use crate::service::{self, Config, ConfigProblem, ProbeOutcome};
 use clap::Args;
 use serde::Serialize;
 

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 
-use castore_fs::sandbox::Sandbox;
-use castore_fs::stores::StoreNeeds;
+use crate::sandbox::Sandbox;
+use crate::stores::StoreNeeds;
 
 use super::failure::{CommandFailure, failure, print_error};
 

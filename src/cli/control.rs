@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use castore_fs::castore::Printable;
-use castore_fs::service::{
+use crate::castore::Printable;
+use crate::service::{
     CachedRoots, Config, ControlRequest, ControlResult, PrefetchStatus, send_request,
 };
 use clap::Args;

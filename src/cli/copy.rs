@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use castore_fs::castore::{Printable, Root};
-use castore_fs::nix::{MAX_GRAPH_BYTES, NarinfoFile, STORE_DIR, parse_reference_graph};
-use castore_fs::quantity::count;
-use castore_fs::store::Blocking;
-use castore_fs::tree::copy::{self, CopyProgress};
+use crate::castore::{Printable, Root};
+use crate::nix::{MAX_GRAPH_BYTES, NarinfoFile, STORE_DIR, parse_reference_graph};
+use crate::quantity::count;
+use crate::store::Blocking;
+use crate::tree::copy::{self, CopyProgress};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;

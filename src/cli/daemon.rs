@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use castore_fs::service;
+use crate::service;
 use clap::Args;
 
 use super::failure::{CommandFailure, print_error};

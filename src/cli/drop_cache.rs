@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use castore_fs::quantity::count;
-use castore_fs::service::{ControlRequest, ControlResult};
+use crate::quantity::count;
+use crate::service::{ControlRequest, ControlResult};
 use clap::Args;
 use indicatif::HumanBytes;
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use castore_fs::quantity::count;
-use castore_fs::tree::{KindPreference, Target, TreePath, TreeUsage, UsageProgress, usage};
+use crate::quantity::count;
+use crate::tree::{KindPreference, Target, TreePath, TreeUsage, UsageProgress, usage};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;

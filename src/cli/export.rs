@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use castore_fs::castore::{Directory, Node, Root};
-use castore_fs::image::{ImageRoot, ImageVersion};
-use castore_fs::nix::STORE_DIR;
-use castore_fs::quantity::count;
-use castore_fs::store::Blocking;
-use castore_fs::tree::{
+use crate::castore::{Directory, Node, Root};
+use crate::image::{ImageRoot, ImageVersion};
+use crate::nix::STORE_DIR;
+use crate::quantity::count;
+use crate::store::Blocking;
+use crate::tree::{
     self, ImageFile, KindPreference, NewFile, ResolvedTarget, Target, TreePath, export, image_root,
     image_to_file, nar, tar, write_image,
 };

@@ -5,8 +5,8 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use castore_fs::castore::Printable;
-use castore_fs::tree;
+use crate::castore::Printable;
+use crate::tree;
 use clap::error::ErrorKind;
 use thiserror::Error as ThisError;
 
@@ -119,7 +119,7 @@ pub(super) fn failure(message: impl Into<String>) -> CommandFailure {
 impl<E: Error + 'static> From<E> for CommandFailure {
     fn from(error: E) -> Self {
         let any: &dyn Any = &error;
-        if let Some(castore_fs::import::ImportError::Cancelled) = any.downcast_ref() {
+        if let Some(crate::import::ImportError::Cancelled) = any.downcast_ref() {
             return CommandFailure::Interrupted;
         }
         let io = match any.downcast_ref::<tree::TreeError>() {

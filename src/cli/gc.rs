@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use castore_fs::quantity::count;
-use castore_fs::store::{
+use crate::quantity::count;
+use crate::store::{
     BucketGcOptions, BucketGcReport, BucketObjects, GcOptions, GcProgress, GcReport, GcResult,
     ObjectStore, SparedObjects, Store, shown_url,
 };

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use castore_fs::service;
+use crate::service;
 use clap::Args;
 
 use super::control::ControlArguments;

@@ -8,15 +8,15 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use castore_fs::castore::Printable;
-use castore_fs::import::{
+use crate::castore::Printable;
+use crate::import::{
     ImportError, ImportOptions, ImportProgress, ImportResult, ImportSource, ImportStage,
     RootNaming, SpecialFiles, import, tar,
 };
-use castore_fs::nix::{NarinfoFile, STORE_DIR, StorePath};
-use castore_fs::quantity::count;
-use castore_fs::store::{AddedTotals, Blocking};
-use castore_fs::{compression, nar};
+use crate::nix::{NarinfoFile, STORE_DIR, StorePath};
+use crate::quantity::count;
+use crate::store::{AddedTotals, Blocking};
+use crate::{compression, nar};
 use clap::{Args, ValueEnum};
 use data_encoding::BASE64;
 use indicatif::{HumanBytes, HumanCount};
@@ -142,7 +142,7 @@ struct ImportedObject {
     name: json::JsonName,
     #[serde(flatten)]
     node: json::JsonNode,
-    read: castore_fs::import::ImportTotals,
+    read: crate::import::ImportTotals,
     added: AddedTotals,
     #[serde(skip_serializing_if = "Option::is_none")]
     nix: Option<ImportedNixPath>,

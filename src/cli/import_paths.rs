@@ -6,11 +6,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use castore_fs::castore::{Name, Printable};
-use castore_fs::import::{self, DAEMON_SOCKET, ImportedPath, NixDaemon, NixDaemonError};
-use castore_fs::nix::{NarinfoFile, STORE_DIR, StorePath};
-use castore_fs::quantity::count;
-use castore_fs::store::Blocking;
+use crate::castore::{Name, Printable};
+use crate::import::{self, DAEMON_SOCKET, ImportedPath, NixDaemon, NixDaemonError};
+use crate::nix::{NarinfoFile, STORE_DIR, StorePath};
+use crate::quantity::count;
+use crate::store::Blocking;
 use std::os::unix::ffi::OsStrExt;
 use tokio::runtime::Runtime;
 

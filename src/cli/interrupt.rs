@@ -3,7 +3,8 @@
 use std::process;
 use std::time::{Duration, Instant};
 
-use castore_fs::tree::discard_unfinished;
+use crate::tree::discard_unfinished;
+use futures_util::FutureExt;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -33,28 +34,31 @@ pub(super) fn on_interrupt(
     // process.
     let too_large = signal(SignalKind::from_raw(libc::SIGXFSZ))?;
     drop(inside);
-    runtime.spawn(async move {
-        let _too_large = too_large;
-        let mut last: Option<(SignalKind, Instant)> = None;
-        let mut signals = 0;
-        loop {
-            let kind = tokio::select! {
-                _ = interrupt.recv() => SignalKind::interrupt(),
-                _ = terminate.recv() => SignalKind::terminate(),
-                Some(_) = async { hang_up.as_mut()?.recv().await } => SignalKind::hangup(),
-            };
-            if last.is_some_and(|(other, when)| other != kind && when.elapsed() < TOGETHER) {
-                continue;
-            }
-            last = Some((kind, Instant::now()));
-            signals += 1;
-            match signals {
-                1 => stop(),
-                2 => end_soon(),
-                _ => process::exit(STATUS),
+    runtime.spawn(
+        async move {
+            let _too_large = too_large;
+            let mut last: Option<(SignalKind, Instant)> = None;
+            let mut signals = 0;
+            loop {
+                let kind = tokio::select! {
+                    _ = interrupt.recv() => SignalKind::interrupt(),
+                    _ = terminate.recv() => SignalKind::terminate(),
+                    Some(_) = async { hang_up.as_mut()?.recv().await } => SignalKind::hangup(),
+                };
+                if last.is_some_and(|(other, when)| other != kind && when.elapsed() < TOGETHER) {
+                    continue;
+                }
+                last = Some((kind, Instant::now()));
+                signals += 1;
+                match signals {
+                    1 => stop(),
+                    2 => end_soon(),
+                    _ => process::exit(STATUS),
+                }
             }
         }
-    });
+        .boxed(),
+    );
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! A byte string that is not UTF-8 cannot be a JSON string. Its field then holds the text with
 //! U+FFFD for unreadable bytes, and a second field, `…_base64`, holds the bytes.
 
-use castore_fs::castore::{NodeRef, Root};
+use crate::castore::{NodeRef, Root};
 use data_encoding::BASE64;
 use serde::Serialize;
 

@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use castore_fs::castore::{Node, NodeRef};
-use castore_fs::store::Blocking;
-use castore_fs::tree::{KindPreference, Target, TreePath, TreeWalk, WalkStep};
+use crate::castore::{Node, NodeRef};
+use crate::store::Blocking;
+use crate::tree::{KindPreference, Target, TreePath, TreeWalk, WalkStep};
 use clap::Args;
 use serde::Serialize;
 

@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use castore_fs::castore::Printable;
-use castore_fs::fs::{FsOptions, MountRoot, NodeOwner, ReadPath, RootListing, WarmUpOptions};
-use castore_fs::profile::{ProfileKey, Profiles};
-use castore_fs::store::{Blocking, Cache};
-use castore_fs::transport::fuse::{
+use crate::castore::Printable;
+use crate::fs::{FsOptions, MountRoot, NodeOwner, ReadPath, RootListing, WarmUpOptions};
+use crate::profile::{ProfileKey, Profiles};
+use crate::store::{Blocking, Cache};
+use crate::transport::fuse::{
     ForkServer, FuseSession, GenericOptions, MountOptions, MountWatch, ProtectedFiles,
     UnmountOutcome, WantedView,
 };
-use castore_fs::tree::Target;
+use crate::tree::Target;
 use clap::{Args, ValueEnum};
 use parking_lot::Mutex;
 

@@ -16,9 +16,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use castore_fs::store;
-use castore_fs::stores;
-use castore_fs::transport::fuse::GenericOptions;
+use crate::store;
+use crate::stores;
+use crate::transport::fuse::GenericOptions;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::thread::LinkNameSpaceType;
 

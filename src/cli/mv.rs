@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use castore_fs::castore::Root;
-use castore_fs::store::RootCondition;
+use crate::castore::Root;
+use crate::store::RootCondition;
 use clap::Args;
 
 use super::failure::{CommandFailure, failure};

@@ -3,9 +3,9 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use castore_fs::castore::{Name, Node, Printable, Root};
-use castore_fs::store::Blocking;
-use castore_fs::tree::closure;
+use crate::castore::{Name, Node, Printable, Root};
+use crate::store::Blocking;
+use crate::tree::closure;
 
 use super::failure::{CommandFailure, failure};
 use super::store::CommandStore;

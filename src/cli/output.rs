@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::fd::AsFd;
 
-use castore_fs::castore::{Printable, printable_json};
+use crate::castore::{Printable, printable_json};
 
 use super::closed::stdout_was_closed;
 use super::failure::{CommandFailure, OutputError, failure, print_error};

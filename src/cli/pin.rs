@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use castore_fs::service::{ControlRequest, ControlResult};
+use crate::service::{ControlRequest, ControlResult};
 use clap::Args;
 
 use super::control::{NamedRoots, ServiceCacheArguments, not_that};

@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use castore_fs::quantity::count;
-use castore_fs::service::{ControlRequest, ControlResult, PrefetchStatus};
+use crate::quantity::count;
+use crate::service::{ControlRequest, ControlResult, PrefetchStatus};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 use parking_lot::Mutex;

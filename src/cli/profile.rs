@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
-use castore_fs::profile::Profiles;
-use castore_fs::quantity::count;
-use castore_fs::service::{
+use crate::profile::Profiles;
+use crate::quantity::count;
+use crate::service::{
     ControlRequest, ControlResult, ProfileDone, ProfileRequest, ProfileStatus,
     obey_profile_request, send_request,
 };
@@ -202,7 +202,7 @@ fn import(
     };
     read.map_err(|error| failure(format!("cannot read {shown}: {error}")))?;
     // The service checks the profile too, but its error could not name this file.
-    castore_fs::profile::Profile::decode(&bytes)
+    crate::profile::Profile::decode(&bytes)
         .map_err(|error| failure(format!("the profile {shown}: {error}")))?;
     let profile = BASE64.encode(&bytes);
     let done = place.ask(ProfileRequest::Import { profile, name })?;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 
-use castore_fs::castore::Name;
-use castore_fs::clock::unix_seconds;
-use castore_fs::store::RootCondition;
-use castore_fs::tree::closure;
+use crate::castore::Name;
+use crate::clock::unix_seconds;
+use crate::store::RootCondition;
+use crate::tree::closure;
 use clap::Args;
 use serde::Serialize;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use castore_fs::import::ImportProgress;
+use crate::import::ImportProgress;
 use parking_lot::Mutex;
 
 /// The running import, and whether it is to stop.

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use castore_fs::server::{
+use crate::server::{
     self, AccessFiles, BinaryCacheOptions, Capacity, HandOver, ListenError, Listener,
     NixDaemonOptions, ServerLimits, ServerOptions, load_secret_key,
 };
-use castore_fs::stores::ValidPaths;
+use crate::stores::ValidPaths;
 use clap::Args;
 use tokio::sync::watch;
 

@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use castore_fs::castore::{NodeRef, Printable};
-use castore_fs::nix::{PathInfo, STORE_DIR};
-use castore_fs::store::Blocking;
-use castore_fs::tree::{KindPreference, ResolvedTarget, Target};
+use crate::castore::{NodeRef, Printable};
+use crate::nix::{PathInfo, STORE_DIR};
+use crate::store::Blocking;
+use crate::tree::{KindPreference, ResolvedTarget, Target};
 use clap::Args;
 use data_encoding::BASE64;
 use serde::Serialize;
@@ -117,7 +117,7 @@ fn describe(store: &Blocking, found: &ResolvedTarget) -> Result<StatObject, Comm
 fn describe_nix(name: &str, info: PathInfo) -> NixFields {
     let nar = info.narinfo.unwrap_or_default();
     let deriver = nar.deriver.map(|path| {
-        let hash = castore_fs::nix::encode_base32(&path.digest);
+        let hash = crate::nix::encode_base32(&path.digest);
         format!("{hash}-{}.drv", path.name)
     });
     let signatures = nar.signatures.into_iter();

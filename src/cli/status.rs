@@ -4,15 +4,15 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use castore_fs::castore::Printable;
-use castore_fs::fs::WarmUpCount;
-use castore_fs::quantity::count;
-use castore_fs::service::{
+use crate::castore::Printable;
+use crate::fs::WarmUpCount;
+use crate::quantity::count;
+use crate::service::{
     self, CacheRoots, ControlRequest, ControlResult, ReloadStatus, ServiceStatus as Answer,
     StoreRate, StoreStatus, TrafficRate, TrafficStatus,
 };
-use castore_fs::store::{EndpointState, MemberState};
-use castore_fs::transport::fuse::{FileUsers, MountView};
+use crate::store::{EndpointState, MemberState};
+use crate::transport::fuse::{FileUsers, MountView};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 

@@ -5,10 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use castore_fs::server::BLOCKING_THREADS;
-use castore_fs::service::Config;
-use castore_fs::store::{self, Blocking, Cache, CacheOptions, GrpcStore, LocalStore, Store};
-use castore_fs::stores::{self, NamedStore, OpenStores, StoreNeeds, StorePlan};
+use crate::server::BLOCKING_THREADS;
+use crate::service::Config;
+use crate::store::{self, Blocking, Cache, CacheOptions, GrpcStore, LocalStore, Store};
+use crate::stores::{self, NamedStore, OpenStores, StoreNeeds, StorePlan};
 use clap::Args;
 use tokio::runtime::{self, Runtime};
 
@@ -299,7 +299,7 @@ impl StoreLocation {
     pub(super) fn is_binary_cache(&self) -> bool {
         match &self.described {
             StorePlan::BinaryCache { .. } => true,
-            StorePlan::Url(url) => castore_fs::binary_cache::is_url(url),
+            StorePlan::Url(url) => crate::binary_cache::is_url(url),
             _ => false,
         }
     }
@@ -376,7 +376,7 @@ impl StoreLocation {
     ) -> Result<stores::OpenedStore, CommandFailure> {
         let _inside = runtime.enter();
         if let StorePlan::Url(url) = &self.named.plan
-            && !castore_fs::binary_cache::is_url(url)
+            && !crate::binary_cache::is_url(url)
         {
             let local = store::open_local(url)?;
             return Ok(stores::OpenedStore {

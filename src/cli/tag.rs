@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use castore_fs::castore::Root;
-use castore_fs::tree::{KindPreference, Target};
+use crate::castore::Root;
+use crate::tree::{KindPreference, Target};
 use clap::Args;
 
 use super::failure::CommandFailure;

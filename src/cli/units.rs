@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use castore_fs::quantity::{Size, TimeSpan};
+use crate::quantity::{Size, TimeSpan};
 use indicatif::HumanBytes;
 
 /// An argument that is a size, in bytes.

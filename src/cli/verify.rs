@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use castore_fs::castore::Node;
-use castore_fs::quantity::count;
-use castore_fs::store::{Blocking, LocalStore};
-use castore_fs::tree::verify::{self, FaultCause, TreeFault, VerifyReport};
-use castore_fs::tree::{KindPreference, Target, TreePath, copy, repair};
+use crate::castore::Node;
+use crate::quantity::count;
+use crate::store::{Blocking, LocalStore};
+use crate::tree::verify::{self, FaultCause, TreeFault, VerifyReport};
+use crate::tree::{KindPreference, Target, TreePath, copy, repair};
 use clap::Args;
 use indicatif::HumanBytes;
 use serde::Serialize;

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use castore_fs::fs::{FsOptions, MountRoot, NodeOwner};
-use castore_fs::sandbox;
-use castore_fs::service::{
+use crate::fs::{FsOptions, MountRoot, NodeOwner};
+use crate::sandbox;
+use crate::service::{
     ServiceStatus, StatusSource, StoreStatus, VirtiofsStatus, listen_for_metrics, metrics_on,
 };
-use castore_fs::store::Cache;
-use castore_fs::stores::{self, StoreNeeds};
-use castore_fs::transport::virtiofs::{
+use crate::store::Cache;
+use crate::stores::{self, StoreNeeds};
+use crate::transport::virtiofs::{
     DeviceOptions, DeviceTag, MOST_QUEUES, PreviousGuest, Socket, SocketAccess, VirtiofsEndpoint,
 };
 use clap::Args;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::ServedState;
@@ -175,7 +176,7 @@ impl ServedState {
     ) -> Result<Option<BlobChunks>, Status> {
         let chunks = self.chunks.clone();
         // It continues when this client waits no longer.
-        let cutting = tokio::spawn(async move { chunks.of(digest, size, &turns).await });
+        let cutting = tokio::spawn(async move { chunks.of(digest, size, &turns).await }.boxed());
         match tokio::time::timeout(patience, cutting).await {
             Ok(Ok(list)) => list,
             Ok(Err(stopped)) => Err(Status::internal(stopped.to_string())),

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -190,31 +191,34 @@ impl Connections {
         A: AcceptConnections<T> + Send + Sync + 'static,
     {
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(async move {
-            let accepting = async {
-                while !sender.is_closed() {
-                    match listener.accept().await {
-                        Ok((io, client)) => match self.admit(client) {
-                            Some(state) => {
-                                if sender
-                                    .send(Ok(ClosableConnection { io, state }))
-                                    .await
-                                    .is_err()
-                                {
-                                    return;
+        tokio::spawn(
+            async move {
+                let accepting = async {
+                    while !sender.is_closed() {
+                        match listener.accept().await {
+                            Ok((io, client)) => match self.admit(client) {
+                                Some(state) => {
+                                    if sender
+                                        .send(Ok(ClosableConnection { io, state }))
+                                        .await
+                                        .is_err()
+                                    {
+                                        return;
+                                    }
                                 }
-                            }
-                            None => self.clone().let_wait(io, client, sender.clone()),
-                        },
-                        Err(error) => self.cannot_accept(&address, &error).await,
+                                None => self.clone().let_wait(io, client, sender.clone()),
+                            },
+                            Err(error) => self.cannot_accept(&address, &error).await,
+                        }
                     }
+                };
+                tokio::select! {
+                    () = accepting => {}
+                    _ = stopping.wait_for(|stop| *stop) => {}
                 }
-            };
-            tokio::select! {
-                () = accepting => {}
-                _ = stopping.wait_for(|stop| *stop) => {}
             }
-        });
+            .boxed(),
+        );
         ReceiverStream::new(receiver)
     }
 
@@ -238,16 +242,19 @@ impl Connections {
                 let _ = tokio::time::timeout(PAUSE, closed).await;
             }
         };
-        tokio::spawn(async move {
-            let _place = place;
-            tokio::select! {
-                state = admitted => {
-                    // An error means that the server has stopped.
-                    let _ = sender.send(Ok(ClosableConnection { io, state })).await;
+        tokio::spawn(
+            async move {
+                let _place = place;
+                tokio::select! {
+                    state = admitted => {
+                        // An error means that the server has stopped.
+                        let _ = sender.send(Ok(ClosableConnection { io, state })).await;
+                    }
+                    () = sender.closed() => {}
                 }
-                () = sender.closed() => {}
             }
-        });
+            .boxed(),
+        );
     }
 
     /// The system refused: mostly for want of descriptors.

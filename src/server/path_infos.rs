@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
@@ -305,7 +306,8 @@ impl PathInfoService for PathInfos {
         }
         // It continues when this client waits no longer.
         let path_infos = self.clone();
-        let computing = tokio::spawn(async move { path_infos.complete(root, known, &turns).await });
+        let computing =
+            tokio::spawn(async move { path_infos.complete(root, known, &turns).await }.boxed());
         match tokio::time::timeout(patience, computing).await {
             Ok(Ok(completed)) => completed.map(Response::new),
             Ok(Err(stopped)) => Err(Status::internal(stopped.to_string())),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker, ready};
 
+use futures_util::FutureExt;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tonic::Status;
 
@@ -155,12 +156,15 @@ where
         demand: demand.clone(),
         wanted: AtomicBool::new(false),
     });
-    tokio::spawn(async move {
-        if let Err(StreamEnd::Status(status)) = work.await {
-            // If this fails the client has disconnected.
-            let _ = messages.send(Err(status)).await;
+    tokio::spawn(
+        async move {
+            if let Err(StreamEnd::Status(status)) = work.await {
+                // If this fails the client has disconnected.
+                let _ = messages.send(Err(status)).await;
+            }
         }
-    });
+        .boxed(),
+    );
     MessageStream {
         messages: receiver,
         demand,

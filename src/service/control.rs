@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -241,13 +242,13 @@ pub(super) fn serve(
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let control = control.clone();
-                    tokio::spawn(async move { control.answer(stream).await });
+                    tokio::spawn(async move { control.answer(stream).await }.boxed());
                 }
                 Err(error) => complain_of_accept(&error).await,
             }
         }
     };
-    Ok(ServedSocket::new(runtime.spawn(serve), file))
+    Ok(ServedSocket::new(runtime.spawn(serve.boxed()), file))
 }
 
 impl ControlState {

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use rustix::net::AddressFamily;
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -175,7 +176,7 @@ impl ServedListener {
                 tracing::error!(LISTEN = name, address, %error, "a listener ended");
             }
         };
-        let task = runtime.spawn(serve);
+        let task = runtime.spawn(serve.boxed());
         Ok(Self {
             stop,
             task,

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::future::try_join_all;
 
 use super::Config;
@@ -63,7 +64,7 @@ pub fn check_reachability(config: &Config, patience: Duration) -> io::Result<Vec
             _ => continue,
         };
         let answer = async move { tokio::time::timeout(patience, probe.send()).await };
-        let answer = runtime.spawn(answer);
+        let answer = runtime.spawn(answer.boxed());
         asked.insert(named.name, (shown, answer));
     }
     let mut reached = Vec::new();

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 
+use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What a signal requests.
@@ -23,12 +24,15 @@ pub(super) fn listen() -> io::Result<Receiver<SignalEvent>> {
     let listen = |kind, event, sender: Sender<SignalEvent>| -> io::Result<()> {
         let _inside = runtime.enter();
         let mut signals = signal(kind)?;
-        runtime.spawn(async move {
-            while signals.recv().await.is_some() {
-                // Fails only at the very end, when there is no receiver any more.
-                let _ = sender.send(event);
+        runtime.spawn(
+            async move {
+                while signals.recv().await.is_some() {
+                    // Fails only at the very end, when there is no receiver any more.
+                    let _ = sender.send(event);
+                }
             }
-        });
+            .boxed(),
+        );
         Ok(())
     };
     listen(SignalKind::terminate(), SignalEvent::Stop, sender.clone())?;

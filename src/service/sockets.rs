@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
@@ -144,9 +145,9 @@ pub fn metrics_on(
         loop {
             let accepted = match &listener {
                 MetricsListener::Unix(listener) => (listener.accept().await)
-                    .map(|(stream, _)| tokio::spawn(answer_http(stream, ask.clone()))),
+                    .map(|(stream, _)| tokio::spawn(answer_http(stream, ask.clone()).boxed())),
                 MetricsListener::Tcp(listener) => (listener.accept().await)
-                    .map(|(stream, _)| tokio::spawn(answer_http(stream, ask.clone()))),
+                    .map(|(stream, _)| tokio::spawn(answer_http(stream, ask.clone()).boxed())),
             };
             match accepted {
                 Ok(answering) => running.push_back(answering),
@@ -162,7 +163,7 @@ pub fn metrics_on(
         }
     };
     Ok(ServedSocket::new(
-        runtime.spawn(serve),
+        runtime.spawn(serve.boxed()),
         SocketFileGuard::at(None),
     ))
 }

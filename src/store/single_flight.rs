@@ -17,6 +17,7 @@ use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -69,7 +70,7 @@ where
         let (result, new) = self.join_or_begin(key);
         if let Some(pending) = new {
             let fetch = fetch();
-            runtime.spawn(spans::follow(async move { pending.complete(fetch.await) }));
+            runtime.spawn(spans::follow(async move { pending.complete(fetch.await) }).boxed());
         }
         result
     }

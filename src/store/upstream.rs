@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tracing::field::{Empty, display};
 use tracing::{Instrument, Span};
@@ -122,7 +123,7 @@ impl<B: UpstreamCalls> UpstreamStore<B> {
             false => Span::none(),
         };
         let work = work(self.0.clone()).instrument(span.clone());
-        let done = self.0.runtime().spawn(work).await;
+        let done = self.0.runtime().spawn(work.boxed()).await;
         done.unwrap_or_else(|_| Err(CallFailure::crashed()))
             .map_err(|failure| failure.of(self.0.url(), request()))
             .inspect_err(|error| {
@@ -163,10 +164,13 @@ pub(super) fn start<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> std::sync::mpsc::Receiver<T> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    runtime.spawn(async move {
-        // The waiting caller may be gone.
-        let _ = sender.send(work.await);
-    });
+    runtime.spawn(
+        async move {
+            // The waiting caller may be gone.
+            let _ = sender.send(work.await);
+        }
+        .boxed(),
+    );
     receiver
 }
 

@@ -4,7 +4,7 @@
 //! mount was started with them. An option with another value than that process has is refused by
 //! its name, and one with the same value is accepted, since mount(8) repeats the options of fstab.
 
-use castore_fs::transport::fuse::{ExistingMount, GenericOptions};
+use crate::transport::fuse::{ExistingMount, GenericOptions};
 use clap::Parser;
 
 use super::{HelperArguments, HelperRefusal};

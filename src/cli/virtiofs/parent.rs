@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use castore_fs::quantity::count;
-use castore_fs::transport::virtiofs::DescriptorHolder;
+use crate::quantity::count;
+use crate::transport::virtiofs::DescriptorHolder;
 use parking_lot::Mutex;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -105,19 +105,22 @@ impl HttpServing {
             while running.try_join_next().is_some() {}
             let Ok(connection) = accepted else { continue };
             let (serving, tls) = (self.clone(), tls.clone());
-            running.spawn(async move {
-                let state = connection.connect_info();
-                match tls {
-                    None => serving.serve_connection(connection, state).await,
-                    Some(tls) => {
-                        let limit = serving.limits.first_call;
-                        let shaken = tokio::time::timeout(limit, tls.accept(connection)).await;
-                        if let Ok(Ok(stream)) = shaken {
-                            serving.serve_connection(stream, state).await;
+            running.spawn(
+                async move {
+                    let state = connection.connect_info();
+                    match tls {
+                        None => serving.serve_connection(connection, state).await,
+                        Some(tls) => {
+                            let limit = serving.limits.first_call;
+                            let shaken = tokio::time::timeout(limit, tls.accept(connection)).await;
+                            if let Ok(Ok(stream)) = shaken {
+                                serving.serve_connection(stream, state).await;
+                            }
                         }
                     }
                 }
-            });
+                .boxed(),
+            );
         }
         while running.join_next().await.is_some() {}
     }

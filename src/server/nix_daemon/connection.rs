@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -55,7 +55,7 @@ pub(in crate::server) async fn serve_one(
             handed_over: of_nix.hand_over.keep_later(),
             stopping: stopping.clone(),
         };
-        running.spawn(conversation.begin(options.limits.first_call));
+        running.spawn(conversation.begin(options.limits.first_call).boxed());
     }
     while running.join_next().await.is_some() {}
     Ok(())
@@ -82,7 +82,7 @@ pub(in crate::server) async fn serve_previous(
             handed_over,
             stopping: stopping.clone(),
         };
-        running.spawn(conversation.serve_from(version));
+        running.spawn(conversation.serve_from(version).boxed());
     }
     while running.join_next().await.is_some() {}
     // The other listeners end when they are stopped.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 
 use super::writer::Write;
 use super::{CacheInner, REFRESHED, SharedFetch, WHOLE, cached_extent_size};
@@ -232,18 +233,21 @@ impl CacheInner {
             return;
         };
         let (inner, bytes) = (self.clone(), bytes.clone());
-        self.runtime.spawn(async move {
-            if let Some(table) = inner.table(digest, size).await {
-                expected.arrived(Write::Part {
-                    digest,
-                    size,
-                    extent: cached_extent_size(size),
-                    index,
-                    bytes,
-                    table,
-                });
+        self.runtime.spawn(
+            async move {
+                if let Some(table) = inner.table(digest, size).await {
+                    expected.arrived(Write::Part {
+                        digest,
+                        size,
+                        extent: cached_extent_size(size),
+                        index,
+                        bytes,
+                        table,
+                    });
+                }
             }
-        });
+            .boxed(),
+        );
     }
 
     /// Forgets what the local store has now.
@@ -403,11 +407,14 @@ impl CacheInner {
         }
         for name in self.writer.roots.served_old().into_iter().take(REFRESHED) {
             let inner = self.clone();
-            self.runtime.spawn(async move {
-                if inner.look_up(&name).await.is_err() {
-                    inner.writer.roots.still_old(&name);
+            self.runtime.spawn(
+                async move {
+                    if inner.look_up(&name).await.is_err() {
+                        inner.writer.roots.still_old(&name);
+                    }
                 }
-            });
+                .boxed(),
+            );
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::task::JoinHandle;
 
 use super::{Cache, CacheInner};
@@ -84,7 +84,7 @@ impl Cache {
             }
             inner.prefetch(top, blobs, &progress).await
         };
-        let mut task = AbortOnDrop(self.0.inner.runtime.spawn(work));
+        let mut task = AbortOnDrop(self.0.inner.runtime.spawn(work.boxed()));
         (&mut task.0).await.unwrap_or_else(|_| {
             Err(Error::Remote {
                 store: self.url().to_owned(),

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 
 use super::{BlobClaim, BlobSource, Extents, LARGEST_BLOB, of_its_own};
@@ -71,9 +72,8 @@ impl<S: BlobSource> Extents<S> {
         if !batch.is_empty() {
             let extents = self.clone();
             let runtime = self.source.runtime();
-            runtime.spawn(spans::follow(
-                async move { extents.fetch_together(batch).await },
-            ));
+            runtime
+                .spawn(spans::follow(async move { extents.fetch_together(batch).await }).boxed());
         }
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -139,7 +140,7 @@ impl ServerDirectories {
             announced: HashSet::from([root]),
             awaited: HashSet::from([root]),
         };
-        self.endpoint.runtime.spawn(run.fly());
+        self.endpoint.runtime.spawn(run.fly().boxed());
         fetch
     }
 

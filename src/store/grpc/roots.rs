@@ -167,7 +167,7 @@ impl ServerRoots {
         let endpoint = roots.endpoint.clone();
         let watched = Arc::downgrade(&roots);
         let runtime = endpoint.runtime.clone();
-        runtime.spawn(watch_for_changes(endpoint, watched, store_gone));
+        runtime.spawn(watch_for_changes(endpoint, watched, store_gone).boxed());
         roots
     }
 
@@ -292,10 +292,13 @@ impl ServerRoots {
             return;
         }
         let roots = self.clone();
-        self.endpoint.runtime.spawn(async move {
-            let listed = roots.list().await;
-            roots.state.lock().listing.end(listed.is_ok());
-        });
+        self.endpoint.runtime.spawn(
+            async move {
+                let listed = roots.list().await;
+                roots.state.lock().listing.end(listed.is_ok());
+            }
+            .boxed(),
+        );
     }
 
     async fn list_by_name(&self) -> Result<Vec<Root>, CallFailure> {

@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -118,12 +118,15 @@ where
         member.asked();
         let began = Instant::now();
         let asking = question(member.store.clone());
-        tokio::spawn(async move {
-            match asking.await {
-                Ok(_) => shared.answered(index, kind, began),
-                Err(error) => shared.failed(index, began, &error),
+        tokio::spawn(
+            async move {
+                match asking.await {
+                    Ok(_) => shared.answered(index, kind, began),
+                    Err(error) => shared.failed(index, began, &error),
+                }
             }
-        });
+            .boxed(),
+        );
     }
 
     fn ask_next(&mut self) {

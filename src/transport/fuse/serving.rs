@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode};
+use futures_util::FutureExt;
 use parking_lot::{Condvar, Mutex};
 
 use super::answer::FuseAnswerer;
@@ -120,7 +121,7 @@ impl ServingMount {
             }
             let began = answering.pause();
             let waits = self.clone().wait_blocking(header, request.to_vec(), began);
-            self.fs.runtime().spawn(waits);
+            self.fs.runtime().spawn(waits.boxed());
             return;
         }
         let mut paused = ParkedState::default();
@@ -129,7 +130,7 @@ impl ServingMount {
             let waits = self
                 .clone()
                 .wait_parked(header, request.to_vec(), paused, parked, began);
-            self.fs.runtime().spawn(waits);
+            self.fs.runtime().spawn(waits.boxed());
         }
     }
 
@@ -264,15 +265,18 @@ impl ServingMount {
     /// Ends the wait of the request `unique` once its `thread` is to die.
     fn watch(self: &Arc<Self>, unique: u64, thread: u32) {
         let serving = self.clone();
-        self.fs.runtime().spawn(async move {
-            while serving.parked.has(unique) {
-                if parked::is_killed(thread) {
-                    serving.parked.take_back(unique);
-                    return;
+        self.fs.runtime().spawn(
+            async move {
+                while serving.parked.has(unique) {
+                    if parked::is_killed(thread) {
+                        serving.parked.take_back(unique);
+                        return;
+                    }
+                    tokio::time::sleep(parked::LOOK).await;
                 }
-                tokio::time::sleep(parked::LOOK).await;
             }
-        });
+            .boxed(),
+        );
     }
 
     fn answer_init(&self, header: &InHeader, body: &[u8]) {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode, OutHeader};
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, Reader};
+use futures_util::FutureExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use vm_memory::ByteValued;
@@ -226,10 +227,13 @@ impl Guest {
                 paused,
             };
             let (guest, began) = (self.clone(), answering.pause());
-            self.shown.runtime.spawn(async move {
-                guest.wait_parked(waits, *parked, send).await;
-                guest.shown.counters.ended(&header, began);
-            });
+            self.shown.runtime.spawn(
+                async move {
+                    guest.wait_parked(waits, *parked, send).await;
+                    guest.shown.counters.ended(&header, began);
+                }
+                .boxed(),
+            );
             return;
         }
         self.give(&header, outcome, reply, room, send);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -89,26 +90,29 @@ impl PiecewiseIngest {
         let slot = self.slot()?;
         let connection = self.store.endpoint.connection();
         let (state, limit) = (self.state.clone(), self.store.endpoint.deadlines.commit);
-        self.store.endpoint.runtime.spawn(async move {
-            let _slot = slot;
-            let mut client = BlobServiceClient::new(connection);
-            let put = client.put(ReceiverStream::new(chunks));
-            let failure = match tokio::time::timeout(limit, put).await {
-                Err(_) => CallFailure::Timeout(limit),
-                Ok(Err(status)) => status.into(),
-                Ok(Ok(answer)) => {
-                    let stored = answer.into_inner().digest;
-                    match digest {
-                        Some(digest) if stored != digest.as_bytes()[..] => CallFailure::Failed(
-                            FailureKind::Corrupt,
-                            format!("the server stored blob {digest} under another digest"),
-                        ),
-                        _ => return,
+        self.store.endpoint.runtime.spawn(
+            async move {
+                let _slot = slot;
+                let mut client = BlobServiceClient::new(connection);
+                let put = client.put(ReceiverStream::new(chunks));
+                let failure = match tokio::time::timeout(limit, put).await {
+                    Err(_) => CallFailure::Timeout(limit),
+                    Ok(Err(status)) => status.into(),
+                    Ok(Ok(answer)) => {
+                        let stored = answer.into_inner().digest;
+                        match digest {
+                            Some(digest) if stored != digest.as_bytes()[..] => CallFailure::Failed(
+                                FailureKind::Corrupt,
+                                format!("the server stored blob {digest} under another digest"),
+                            ),
+                            _ => return,
+                        }
                     }
-                }
-            };
-            state.lock().failure.get_or_insert(failure);
-        });
+                };
+                state.lock().failure.get_or_insert(failure);
+            }
+            .boxed(),
+        );
         Ok(())
     }
 

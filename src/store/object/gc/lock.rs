@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinHandle;
@@ -166,14 +167,17 @@ impl GcLock {
             writing: tokio::sync::Mutex::default(),
         });
         let refreshed = shared.clone();
-        let refreshing = bucket.runtime.spawn(async move {
-            loop {
-                tokio::time::sleep(REFRESH).await;
-                if let Err(failure) = refreshed.refresh(None).await {
-                    tracing::warn!("{}", refreshed.error(failure));
+        let refreshing = bucket.runtime.spawn(
+            async move {
+                loop {
+                    tokio::time::sleep(REFRESH).await;
+                    if let Err(failure) = refreshed.refresh(None).await {
+                        tracing::warn!("{}", refreshed.error(failure));
+                    }
                 }
             }
-        });
+            .boxed(),
+        );
         Self { shared, refreshing }
     }
 
