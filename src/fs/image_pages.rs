@@ -11,46 +11,30 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::PageCache;
 use super::node_id::NodeId;
 
-/// Half of how long pages stay at most.
+/// How long pages stay at least, and half of how long they stay at most.
 const AGE: Duration = Duration::from_secs(1);
-/// Half of the bytes that stay at most.
-const BYTES: u64 = 16 << 20;
-/// Ranges that are kept separately; where there are more, all data between them is dropped.
+/// Ranges that are kept separately; where there are more, all data is dropped.
 const MOST: usize = 1024;
 
 /// What was read of an image's data and is still in its page cache.
 #[derive(Debug, Default)]
-pub(super) struct ImagePages {
-    read: Mutex<ReadRanges>,
-    /// Notified once [`BYTES`] were read.
-    many: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct ReadRanges {
-    ranges: Vec<Range<u64>>,
-    bytes: u64,
-}
+pub(super) struct ImagePages(Mutex<Vec<Range<u64>>>);
 
 impl ImagePages {
     /// Notes that `range` was read.
     pub(super) fn read(&self, range: Range<u64>) {
-        let mut read = self.read.lock();
-        read.bytes += range.end - range.start;
-        if read.bytes >= BYTES {
-            self.many.notify_one();
-        }
-        let is_full = read.ranges.len() >= MOST;
-        match read.ranges.last_mut() {
+        let mut ranges = self.0.lock();
+        let is_full = ranges.len() >= MOST;
+        match ranges.last_mut() {
             Some(last) if is_full || (last.start..=last.end).contains(&range.start) => {
                 *last = last.start.min(range.start)..last.end.max(range.end);
             }
-            _ => read.ranges.push(range),
+            _ => ranges.push(range),
         }
     }
 
@@ -63,18 +47,15 @@ impl ImagePages {
     ) {
         let mut old = Vec::new();
         while !has_ended() {
-            for range in std::mem::replace(&mut old, self.wait_and_take()) {
+            std::thread::sleep(AGE);
+            for range in std::mem::replace(&mut old, self.take()) {
                 pages.drop_range(node, range.start, range.end - range.start);
             }
         }
     }
 
-    /// What was read within [`AGE`], or until it is [`BYTES`].
-    fn wait_and_take(&self) -> Vec<Range<u64>> {
-        let mut read = self.read.lock();
-        let has_few = |read: &mut ReadRanges| read.bytes < BYTES;
-        self.many.wait_while_for(&mut read, has_few, AGE);
-        std::mem::take(&mut *read).ranges
+    fn take(&self) -> Vec<Range<u64>> {
+        std::mem::take(&mut *self.0.lock())
     }
 }
 
@@ -88,13 +69,13 @@ mod tests {
         for at in [0, 10, 20, 15, 100] {
             pages.read(at..at + 10);
         }
-        assert_eq!(pages.wait_and_take(), [0..30, 100..110]);
+        assert_eq!(pages.take(), [0..30, 100..110]);
         for at in 0..5000 {
             pages.read(at * 20..at * 20 + 1);
         }
-        let taken = pages.wait_and_take();
+        let taken = pages.take();
         assert_eq!(taken.len(), MOST);
         assert_eq!(taken.last().unwrap().end, 4999 * 20 + 1);
-        assert!(pages.wait_and_take().is_empty());
+        assert!(pages.take().is_empty());
     }
 }

@@ -255,7 +255,6 @@ impl CastoreFs {
         pushed: &mut Vec<(NodeId, u64)>,
     ) {
         let (mut bytes, mut files) = (0, 0);
-        let mut uncached = Vec::new();
         for index in ahead.from..directory.len() as u32 {
             let entry = directory.get(index as usize);
             let Some(NodeRef::File { digest, size, .. }) = entry.map(|entry| entry.node) else {
@@ -274,11 +273,8 @@ impl CastoreFs {
             }
             contents.resize(size as usize, 0);
             let read = self.store.read_now(&digest, size, 0, contents);
-            if matches!(read, Ok(Answer::Wait)) {
-                uncached.push((digest, size));
-            }
             if !matches!(read, Ok(Answer::Found(length)) if length == contents.len()) {
-                // The reader of the file gets the error.
+                // What is not cached is fetched by `walk_prefetch`. The reader of the file gets an error.
                 continue;
             }
             let node = self.nodes.leaf(ahead.slot, index);
@@ -286,10 +282,6 @@ impl CastoreFs {
             // The reader has passed it.
             self.touch(node, &digest, 0, size);
             pushed.push((node, 1));
-        }
-        // What cannot be pushed yet is at least being fetched when it is read.
-        if !uncached.is_empty() {
-            self.store.will_need(&uncached);
         }
     }
 }

@@ -7,8 +7,12 @@
 //! and the second file follows the first in a walk over the tree, depth first and by name. From
 //! there a cursor moves ahead of the walk, across directories, and announces the blobs
 //! of the files that it passes to the store ([`Store::will_need`]). The window of announced files
-//! is counted in bytes and doubles while the walk continues. Listings and reads show where the walk
+//! is counted in bytes, and is twice what the walk has read of them. Listings and reads show where the walk
 //! is.
+//!
+//! **A program that starts is no walk.** It reads a few files of a directory, in the order of their names by
+//! chance. Once more was passed over than read, the prefetch ends, and the next one takes more waits in a row to
+//! begin. So what is fetched and not read is at most what was read, and 256 KiB a start.
 //!
 //! **Invariants.** The cursor never waits: at a Directory that is not cached it stops, and continues
 //! with the next request of the walk. It has no thread: it works within a request that was
@@ -20,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::page_cache_push::SMALL;
 use super::{CastoreFs, NodeId};
 use crate::castore::{Digest, Directory, NodeRef};
 use crate::store::{ANNOUNCED_HEAD, Answer, Store};
@@ -28,8 +33,12 @@ use crate::store::{ANNOUNCED_HEAD, Answer, Store};
 const STRIDE: u32 = 4;
 /// Bytes of files ahead of the walk, at first and at most: 16 MiB are what 1 Gbit/s brings in
 /// 130 ms.
-const FIRST_WINDOW: u64 = 1 << 20;
+const FIRST_WINDOW: u64 = 256 << 10;
 const MAX_WINDOW: u64 = 16 << 20;
+/// Bytes that a walk has read when there is no doubt any more that it is one.
+const CERTAIN: u64 = 1 << 20;
+/// Waits in a row that begin a walk, at most.
+const MOST_NEEDED: u32 = 8;
 /// Files ahead of the walk, at most.
 const MAX_FILES: usize = 4096;
 /// Files within which the walk's position is searched.
@@ -58,7 +67,13 @@ struct PrefetchCursor {
     ahead: VecDeque<AnnouncedFile>,
     /// Their bytes.
     bytes: u64,
-    window: u64,
+    /// Bytes that were announced and that the walk has read.
+    read: u64,
+    /// Bytes that were announced and that it has passed over.
+    passed_over: u64,
+    /// Waits in a row that followed each other, and how many begin a walk.
+    row: u32,
+    needed: u32,
 }
 
 /// A file that was announced to the store.
@@ -66,6 +81,8 @@ struct AnnouncedFile {
     directory: Digest,
     index: u32,
     bytes: u64,
+    /// Its reader is known, or need not be: the page-cache push may have spared the request.
+    is_read: bool,
 }
 
 impl CastoreFs {
@@ -87,14 +104,12 @@ impl CastoreFs {
             *index += 1;
         }
         let store = self.store.as_ref();
-        let follows = state.last_leads_to(&directory, index, store);
-        state.last.clone_from(&trail);
-        if !state.passes(&directory, index) && follows {
-            state.set_out(trail);
-            self.walk_prefetch.active.store(true, Ordering::Relaxed);
-        }
-        if self.walk_prefetch.active.load(Ordering::Relaxed) {
-            state.advance(store);
+        let is_walk = state.waits(&directory, index, &trail, store);
+        if is_walk || self.walk_prefetch.active.load(Ordering::Relaxed) {
+            let is_active = state.advance(store, self.page_cache_push.is_served());
+            self.walk_prefetch
+                .active
+                .store(is_active, Ordering::Relaxed);
         }
     }
 
@@ -121,10 +136,10 @@ impl CastoreFs {
         if let Some((directory, index)) = passed
             && state.passes(&directory, index)
         {
-            state.advance(self.store.as_ref());
-        }
-        if state.ahead.is_empty() && state.at.is_empty() {
-            self.walk_prefetch.active.store(false, Ordering::Relaxed);
+            let is_active = state.advance(self.store.as_ref(), self.page_cache_push.is_served());
+            self.walk_prefetch
+                .active
+                .store(is_active, Ordering::Relaxed);
         }
     }
 }
@@ -141,12 +156,30 @@ impl PrefetchCursor {
         })
     }
 
-    /// Starts again at `trail`.
-    fn set_out(&mut self, trail: Trail) {
+    /// Notes that the reader of the file at `index` of `directory` has to wait, to which `trail` leads; returns
+    /// whether a walk begins there.
+    fn waits(&mut self, directory: &Digest, index: u32, trail: &Trail, store: &dyn Store) -> bool {
+        let follows = self.last_leads_to(directory, index, store);
+        self.last.clone_from(trail);
+        self.row = if follows { self.row + 1 } else { 0 };
+        if self.passes(directory, index) || self.row < self.needed.max(1) {
+            return false;
+        }
+        self.end();
+        self.at.clone_from(trail);
+        true
+    }
+
+    /// Forgets the walk, if there is one, and learns from it.
+    fn end(&mut self) {
+        if self.read >= CERTAIN {
+            self.needed = 1;
+        } else if self.passed_over + self.bytes > self.read {
+            self.needed = (self.needed.max(1) * 2).min(MOST_NEEDED);
+        }
         *self = Self {
-            last: trail.clone(),
-            at: trail,
-            window: FIRST_WINDOW,
+            last: std::mem::take(&mut self.last),
+            needed: self.needed,
             ..Self::default()
         };
     }
@@ -158,33 +191,43 @@ impl PrefetchCursor {
                 announced.directory == *directory && announced.index >= index
             });
         let Some(place) = place else { return false };
-        let passed: u64 = self
-            .ahead
-            .drain(..place)
-            .map(|announced| announced.bytes)
-            .sum();
-        self.bytes -= passed;
+        for passed in self.ahead.drain(..place) {
+            self.bytes -= passed.bytes;
+            match passed.is_read {
+                true => self.read += passed.bytes,
+                false => self.passed_over += passed.bytes,
+            }
+        }
+        if let Some(next) = self.ahead.front_mut().filter(|next| next.index == index) {
+            next.is_read = true;
+        }
         true
     }
 
-    /// Moves ahead until the window is full.
-    fn advance(&mut self, store: &dyn Store) {
-        if self.bytes > self.window / 4 * 3 || self.ahead.len() > MAX_FILES / 4 * 3 {
-            return;
+    /// Moves ahead until the window is full; returns whether the walk goes on. If `pushes`, small files may be
+    /// read without a request.
+    fn advance(&mut self, store: &dyn Store, pushes: bool) -> bool {
+        if self.passed_over > self.read + FIRST_WINDOW {
+            self.end();
+            return false;
         }
-        let mut blobs = Vec::new();
-        while self.bytes < self.window && self.ahead.len() < MAX_FILES {
-            let Some((announced, blob)) = next_file(&mut self.at, store) else {
-                break;
-            };
-            self.bytes += announced.bytes;
-            self.ahead.push_back(announced);
-            blobs.push(blob);
+        let window = (2 * self.read).clamp(FIRST_WINDOW, MAX_WINDOW);
+        if self.bytes <= window / 4 * 3 && self.ahead.len() <= MAX_FILES / 4 * 3 {
+            let mut blobs = Vec::new();
+            while self.bytes < window && self.ahead.len() < MAX_FILES {
+                let Some((mut announced, blob)) = next_file(&mut self.at, store) else {
+                    break;
+                };
+                announced.is_read = pushes && blob.1 <= SMALL;
+                self.bytes += announced.bytes;
+                self.ahead.push_back(announced);
+                blobs.push(blob);
+            }
+            if !blobs.is_empty() {
+                store.will_need(&blobs);
+            }
         }
-        if !blobs.is_empty() {
-            self.window = (self.window * 2).min(MAX_WINDOW);
-            store.will_need(&blobs);
-        }
+        !self.ahead.is_empty() || !self.at.is_empty()
     }
 }
 
@@ -214,9 +257,101 @@ fn next_file(trail: &mut Trail, store: &dyn Store) -> Option<(AnnouncedFile, (Di
                 directory: directory.digest(),
                 index,
                 bytes: size.min(ANNOUNCED_HEAD),
+                is_read: false,
             };
             return Some((announced, (digest, size)));
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::castore::{Name, Node};
+    use crate::store::MemoryStore;
+
+    const SIZE: u64 = 10_000;
+
+    /// A directory of 4,000 files, which are not read.
+    fn tree() -> Directory {
+        let file = |index: u32| {
+            let node = Node::File {
+                digest: Digest::of(&index.to_le_bytes()),
+                size: SIZE,
+                executable: false,
+            };
+            (Name::new(format!("{index:04}").as_bytes()).unwrap(), node)
+        };
+        Directory::from_entries((0..4000).map(file).collect()).unwrap()
+    }
+
+    struct Walk {
+        store: MemoryStore,
+        directory: Directory,
+        cursor: PrefetchCursor,
+        announced: u64,
+    }
+
+    impl Walk {
+        fn new() -> Self {
+            Self {
+                directory: tree(),
+                store: MemoryStore::new(),
+                cursor: PrefetchCursor::default(),
+                announced: 0,
+            }
+        }
+
+        /// Reads the file at `index`, which makes its reader wait unless it was announced.
+        fn read(&mut self, index: u32) {
+            let digest = self.directory.digest();
+            let before = self.cursor.bytes;
+            let cursor = &mut self.cursor;
+            let is_ahead = cursor.ahead.iter().any(|file| file.index == index);
+            let passed = match is_ahead {
+                true => cursor.passes(&digest, index),
+                false => {
+                    let trail = vec![(self.directory.clone(), index + 1)];
+                    cursor.waits(&digest, index, &trail, &self.store)
+                }
+            };
+            let left = cursor.bytes;
+            if passed {
+                cursor.advance(&self.store, false);
+            }
+            self.announced += cursor.bytes.saturating_sub(left.min(before));
+        }
+    }
+
+    #[test]
+    fn the_window_of_a_walk_grows_to_its_limit() {
+        let mut walk = Walk::new();
+        walk.read(0);
+        walk.read(1);
+        assert!(walk.cursor.bytes <= FIRST_WINDOW + SIZE);
+        (2..3000).for_each(|index| walk.read(index));
+        // To the end of the directory.
+        assert_eq!(walk.cursor.bytes, 1000 * SIZE + SIZE);
+        assert_eq!(walk.cursor.passed_over, 0);
+        assert!(2 * walk.cursor.read > MAX_WINDOW);
+    }
+
+    #[test]
+    fn files_read_here_and_there_are_no_walk() {
+        let mut walk = Walk::new();
+        // Two neighbours in each 20 files, as a program may read that starts.
+        for index in (0..4000).step_by(20) {
+            walk.read(index);
+            walk.read(index + 1);
+        }
+        let read = 400 * SIZE;
+        assert!(walk.announced < read, "{} of {read}", walk.announced);
+        assert_eq!(walk.cursor.needed, 2);
+        // A walk is recognized still, and trusted again.
+        (0..400).for_each(|index| walk.read(index));
+        assert!(walk.cursor.read > CERTAIN);
+        walk.cursor.end();
+        assert_eq!(walk.cursor.needed, 1);
+    }
 }
