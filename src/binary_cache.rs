@@ -19,11 +19,9 @@ mod absent;
 mod address;
 mod client;
 mod closure;
-mod failure;
 mod info;
 mod netrc;
 mod probe;
-mod rate;
 mod unpack;
 mod upstream;
 

@@ -2,14 +2,14 @@
 //! interrupted.
 //!
 //! **Not found** is 404, 410 and 403 (the answer of a bucket without the right to list); 401 and
-//! 407 are errors with advice. Temporary failures (no connection, 429, 5xx) are retried [`TRIES`]
-//! times; a `Retry-After` of up to [`LONGEST_WAIT`] is honoured. The client library makes no
-//! retries of its own and decompresses nothing.
+//! 407 are errors with advice. Temporary failures (no connection, 429, 5xx) are repeated as
+//! [`RETRIES`] says, after the pause of a `Retry-After`. The client library makes no retries of its
+//! own and decompresses nothing.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -19,25 +19,36 @@ use tokio::sync::mpsc;
 use url::Url;
 
 use super::address::{CacheAddress, CacheLocation};
-use super::failure::CacheFailure;
 use super::netrc;
-use super::rate::{SlowestRate, WINDOW};
 use crate::causes::with_causes;
-use crate::store::{CallMeter, credential};
+use crate::store::{
+    AnswerPace, Attempts, CallFailure, CallMeter, EndpointCalls, FailureKind, RetryPolicy,
+    credential, in_time,
+};
 
-/// How often a request is made at the most, unless it made progress meanwhile.
-const TRIES: u32 = 5;
+/// A deadline is not missed twice: it is as long as the time for all attempts.
+const RETRIES: RetryPolicy = RetryPolicy {
+    attempts: 5,
+    first_pause: Duration::from_millis(250),
+    growth: 2,
+    longest_pause: Duration::from_secs(10),
+    within: DEADLINE,
+    timeouts: true,
+};
+/// A download that stopped is continued for as long as attempts make progress.
+const DOWNLOAD_RETRIES: RetryPolicy = RetryPolicy {
+    within: Duration::MAX,
+    ..RETRIES
+};
 /// Redirects that one request follows.
 const REDIRECTS: usize = 5;
-/// The first pause between two of them; it doubles.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-/// The longest pause.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long a small file may take, in one try; after that no other try begins.
-const SMALL_DEADLINE: Duration = Duration::from_secs(15);
-/// A try that brought so many bytes of a NAR counts as progress: it is not the last.
+/// How long a small file may take, or the beginning of a NAR.
+const DEADLINE: Duration = Duration::from_secs(15);
+/// How long a NAR may bring less than [`LEAST_RATE`](crate::store::LEAST_RATE).
+const STALL: Duration = Duration::from_secs(30);
+/// An attempt that brought so many bytes of a NAR counts as progress: it is not the last.
 const PROGRESS: u64 = 1 << 20;
 /// Bytes of a local file that are read at once.
 const FILE_CHUNK: usize = 256 << 10;
@@ -48,8 +59,7 @@ pub(super) struct CacheClient {
     pub(super) address: CacheAddress,
     http: reqwest::Client,
     headers: HeaderMap,
-    requests: AtomicU64,
-    meter: Arc<CallMeter>,
+    pub(super) calls: EndpointCalls,
 }
 
 impl CacheClient {
@@ -68,16 +78,10 @@ impl CacheClient {
             .map_err(|error| format!("cannot start an HTTP client: {error}"))?;
         Ok(Self {
             headers: headers(&address)?,
+            calls: EndpointCalls::new(address.shown.clone(), RETRIES, meter),
             address,
             http,
-            requests: AtomicU64::new(0),
-            meter,
         })
-    }
-
-    /// Requests made so far.
-    pub(super) fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
     }
 
     /// The file at `path`, of at most `limit` bytes; nothing if the cache has none.
@@ -85,82 +89,64 @@ impl CacheClient {
         &self,
         path: &str,
         limit: usize,
-    ) -> Result<Option<Bytes>, CacheFailure> {
-        let mut pauses = RetryPauses::default();
-        let began = Instant::now();
-        loop {
-            let tried = self.try_small(path, limit);
-            let tried = match tokio::time::timeout(SMALL_DEADLINE, tried).await {
-                Ok(tried) => tried,
-                Err(_) => Err((self.timed_out(SMALL_DEADLINE), None)),
-            };
-            match tried {
-                Ok(found) => return Ok(found),
-                Err((failure, _)) if began.elapsed() > SMALL_DEADLINE => return Err(failure),
-                Err((failure, after)) => pauses.pause(failure, after).await?,
+    ) -> Result<Option<Bytes>, CallFailure> {
+        let location = self.locate(path)?;
+        let bytes = self.calls.make(DEADLINE, || {
+            in_time(DEADLINE, async {
+                match &location {
+                    FileLocation::Url(url) => self.small_url(url, limit).await,
+                    FileLocation::File(file) => self.small_file(file, limit).await,
+                }
+            })
+        });
+        match bytes.await? {
+            Some(bytes) if bytes.len() > limit => {
+                let why = format!("{path} is longer than {limit} bytes");
+                Err(CallFailure::refused(why))
+            }
+            bytes => Ok(bytes),
+        }
+    }
+
+    /// The file `file`, or its beginning, which is longer than `limit`.
+    async fn small_file(&self, file: &Path, limit: usize) -> Result<Option<Bytes>, CallFailure> {
+        let file = file.to_owned();
+        let read = in_background(move || {
+            let mut bytes = Vec::new();
+            let file = File::open(file)?;
+            file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        });
+        let is_there = || self.address.directory().is_none_or(Path::is_dir);
+        match read.await {
+            Ok(bytes) => {
+                self.calls.received(bytes.len() as u64);
+                Ok(Some(bytes.into()))
+            }
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(unreadable(error)),
+            Err(_) if is_there() => Ok(None),
+            // A disk that is not mounted lacks everything for a while.
+            Err(_) => {
+                let why = "its directory does not exist: is a disk not mounted?";
+                Err(CallFailure::Failed(FailureKind::Other, why.to_owned()))
             }
         }
     }
 
-    async fn try_small(
-        &self,
-        path: &str,
-        limit: usize,
-    ) -> Result<Option<Bytes>, (CacheFailure, Option<Duration>)> {
-        let too_long = || CacheFailure::Refused(format!("{path} is longer than {limit} bytes"));
-        let url = match self.locate(path).map_err(|failure| (failure, None))? {
-            FileLocation::Url(url) => url,
-            FileLocation::File(file) => {
-                self.requests.fetch_add(1, Ordering::Relaxed);
-                let metered = self.meter.begin();
-                let directory = self.address.directory().map(std::path::Path::to_owned);
-                let read = tokio::task::spawn_blocking(move || {
-                    let is_there = || directory.is_none_or(|directory| directory.is_dir());
-                    match File::open(file) {
-                        // A disk that is not mounted lacks everything for a while.
-                        Err(error) if error.kind() == ErrorKind::NotFound && is_there() => Ok(None),
-                        opened => {
-                            let mut bytes = Vec::new();
-                            opened?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
-                            Ok::<_, std::io::Error>(Some(bytes))
-                        }
-                    }
-                });
-                let read = read.await.map_err(std::io::Error::other).flatten();
-                match &read {
-                    Ok(bytes) => {
-                        let bytes = bytes.as_ref().map_or(0, Vec::len);
-                        self.meter.received(bytes as u64);
-                        metered.answered();
-                    }
-                    Err(error) => metered.failed(self.describe(error)),
-                }
-                return match read {
-                    Ok(Some(bytes)) if bytes.len() > limit => Err((too_long(), None)),
-                    Ok(bytes) => Ok(bytes.map(Bytes::from)),
-                    Err(error) if error.kind() == ErrorKind::NotFound => {
-                        let why = "its directory does not exist: is a disk not mounted?";
-                        Err((CacheFailure::Refused(why.to_owned()), None))
-                    }
-                    Err(error) => Err((CacheFailure::Unreachable(error.to_string()), None)),
-                };
-            }
-        };
+    /// The file at `url`, or its beginning, which is longer than `limit`.
+    async fn small_url(&self, url: &Url, limit: usize) -> Result<Option<Bytes>, CallFailure> {
         let Some(mut response) = self.get(url, 0).await? else {
             return Ok(None);
         };
         let mut bytes = BytesMut::new();
-        loop {
-            let chunk = response.chunk().await;
-            let Some(chunk) = chunk.map_err(|error| (unreachable(error), None))? else {
-                return Ok(Some(bytes.freeze()));
-            };
-            if bytes.len() + chunk.len() > limit {
-                return Err((too_long(), None));
-            }
-            self.meter.received(chunk.len() as u64);
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            self.calls.received(chunk.len() as u64);
             bytes.extend_from_slice(&chunk);
+            if bytes.len() > limit {
+                break;
+            }
         }
+        Ok(Some(bytes.freeze()))
     }
 
     /// Sends the file at `path`, of at most `limit` bytes, to `out`, and at its end nothing more; a
@@ -169,140 +155,143 @@ impl CacheClient {
         &self,
         path: &str,
         limit: u64,
-        out: mpsc::Sender<Result<Bytes, CacheFailure>>,
+        out: mpsc::Sender<Result<Bytes, CallFailure>>,
     ) {
-        if let Err(failure) = self.try_stream(path, limit, &out).await {
+        let mut download = Download {
+            out: out.clone(),
+            limit,
+            sent: 0,
+            moved: Instant::now(),
+        };
+        let sent = match self.locate(path) {
+            Ok(FileLocation::Url(url)) => self.stream_url(&url, &mut download).await,
+            Ok(FileLocation::File(file)) => self.stream_file(&file, download).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = sent {
             // Fails if the reader has gone, which is no error.
             let _ = out.send(Err(failure)).await;
         }
     }
 
-    async fn try_stream(
-        &self,
-        path: &str,
-        limit: u64,
-        out: &mpsc::Sender<Result<Bytes, CacheFailure>>,
-    ) -> Result<(), CacheFailure> {
-        let url = match self.locate(path)? {
-            FileLocation::Url(url) => url,
-            FileLocation::File(file) => {
-                self.requests.fetch_add(1, Ordering::Relaxed);
-                let (out, meter) = (out.clone(), self.meter.clone());
-                let send = move || send_file(&file, limit, &out, &meter);
-                let sent = tokio::task::spawn_blocking(send).await;
-                return sent
-                    .unwrap_or_else(|error| Err(CacheFailure::Unreachable(error.to_string())));
+    async fn stream_file(&self, file: &Path, mut download: Download) -> Result<(), CallFailure> {
+        let open = || async {
+            let file = file.to_owned();
+            let opened = in_background(move || File::open(file)).await;
+            opened.map_err(|error| match error.kind() {
+                ErrorKind::NotFound => no_nar(),
+                _ => unreadable(error),
+            })
+        };
+        let mut file = self.calls.make(DEADLINE, open).await?;
+        let send = move || {
+            let length = file.seek(SeekFrom::End(0))?;
+            if length > download.limit {
+                return Ok(Err(download.too_long()));
+            }
+            file.rewind()?;
+            loop {
+                let mut chunk = vec![0; FILE_CHUNK];
+                let read = file.read(&mut chunk)?;
+                chunk.truncate(read);
+                download.sent += read as u64;
+                if read == 0 || download.out.blocking_send(Ok(chunk.into())).is_err() {
+                    return Ok(Ok(download.sent));
+                }
             }
         };
-        let mut pauses = RetryPauses::default();
-        let mut sent = 0;
+        let sent = in_background(send).await.map_err(unreadable)??;
+        self.calls.received(sent);
+        Ok(())
+    }
+
+    async fn stream_url(&self, url: &Url, download: &mut Download) -> Result<(), CallFailure> {
+        let mut attempts = Attempts::new(DOWNLOAD_RETRIES);
         loop {
-            let before = sent;
-            let tried = self.try_part(url.clone(), limit, &mut sent, out).await;
-            if sent - before >= PROGRESS {
-                pauses = RetryPauses::default();
+            let before = download.sent;
+            let Err(failure) = self.continue_download(url, download).await else {
+                return Ok(());
+            };
+            if download.sent - before >= PROGRESS {
+                attempts = Attempts::new(DOWNLOAD_RETRIES);
             }
-            match tried {
-                Ok(()) => return Ok(()),
-                Err((failure, after)) => pauses.pause(failure, after).await?,
+            if let Err(failure) = attempts.pause(failure).await {
+                self.calls.interrupted(download.moved, &failure);
+                return Err(failure);
             }
         }
     }
 
-    /// Sends the bytes of `url` after the first `sent`, which it updates.
-    async fn try_part(
+    /// Sends the bytes of `url` that have not been sent.
+    async fn continue_download(
         &self,
-        url: Url,
-        limit: u64,
-        sent: &mut u64,
-        out: &mpsc::Sender<Result<Bytes, CacheFailure>>,
-    ) -> Result<(), (CacheFailure, Option<Duration>)> {
-        let asked = tokio::time::timeout(SMALL_DEADLINE, self.get(url, *sent)).await;
-        let asked = asked.unwrap_or_else(|_| Err((self.timed_out(SMALL_DEADLINE), None)))?;
-        let absent = || CacheFailure::Refused("the NAR that its narinfo names is not there".into());
-        let mut response = asked.ok_or_else(|| (absent(), None))?;
+        url: &Url,
+        download: &mut Download,
+    ) -> Result<(), CallFailure> {
+        let from = download.sent;
+        let head = || in_time(DEADLINE, self.get(url, from));
+        let mut response = self.calls.make(DEADLINE, head).await?.ok_or_else(no_nar)?;
+        download.moved = Instant::now();
         // A server without ranges sends everything again.
         let mut skip = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
-                let start = range_start(response.headers());
-                if start != Some(*sent) {
+                if range_start(response.headers()) != Some(from) {
                     let why = "the server sent another range than requested";
-                    return Err((CacheFailure::Refused(why.to_owned()), None));
+                    return Err(CallFailure::refused(why));
                 }
                 0
             }
-            _ => *sent,
+            _ => from,
         };
-        let mut rate = SlowestRate::new();
+        let mut pace = AnswerPace::new(STALL);
         loop {
-            let since = Instant::now();
-            let chunk = tokio::time::timeout(rate.patience(), response.chunk()).await;
-            let chunk = chunk.map_err(|_| (self.timed_out(WINDOW), None))?;
-            let Some(mut chunk) = chunk.map_err(|error| (unreachable(error), None))? else {
+            let next = pace.wait(response.chunk(), |chunk| match chunk {
+                Ok(Some(chunk)) => chunk.len() as u64,
+                Ok(None) | Err(_) => 1,
+            });
+            let Some(mut chunk) = next.await?.map_err(unreachable)? else {
                 return Ok(());
             };
-            self.meter.received(chunk.len() as u64);
-            rate.took(chunk.len() as u64, since)
-                .map_err(|_| (self.timed_out(WINDOW), None))?;
+            download.moved = Instant::now();
+            self.calls.received(chunk.len() as u64);
             let skipped = skip.min(chunk.len() as u64);
             skip -= skipped;
             let chunk = chunk.split_off(skipped as usize);
-            *sent += chunk.len() as u64;
-            if *sent > limit {
-                let why = format!("the NAR's file is longer than {limit} bytes");
-                return Err((CacheFailure::Refused(why), None));
+            download.sent += chunk.len() as u64;
+            if download.sent > download.limit {
+                return Err(download.too_long());
             }
-            if !chunk.is_empty() && out.send(Ok(chunk)).await.is_err() {
+            if !chunk.is_empty() && download.out.send(Ok(chunk)).await.is_err() {
                 return Ok(());
             }
         }
     }
 
     /// The answer for `url` from byte `from` on; nothing if the cache has no such file.
-    async fn get(
-        &self,
-        url: Url,
-        from: u64,
-    ) -> Result<Option<reqwest::Response>, (CacheFailure, Option<Duration>)> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        let is_own = self.owns(&url);
-        let mut request = self.http.get(url);
-        if is_own {
+    async fn get(&self, url: &Url, from: u64) -> Result<Option<reqwest::Response>, CallFailure> {
+        let mut request = self.http.get(url.clone());
+        if self.owns(url) {
             request = request.headers(self.headers.clone());
         }
         if from > 0 {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
-        let metered = self.meter.begin();
-        let outcome = match request.send().await {
-            Err(error) => Err((unreachable(error), None)),
-            Ok(response) => match response.status().as_u16() {
-                200 | 206 => Ok(Some(response)),
-                403 | 404 | 410 => Ok(None),
-                status @ (401 | 407) => Err((CacheFailure::Unauthorized(status), None)),
-                status => Err((
-                    CacheFailure::Status(status),
-                    retry_after(response.headers()),
-                )),
-            },
-        };
-        match &outcome {
-            Ok(_) => metered.answered(),
-            Err((failure, _)) => metered.failed(self.describe(failure)),
-        }
-        outcome
-    }
-
-    /// The text of a failed request.
-    fn describe(&self, failure: &dyn std::fmt::Display) -> String {
-        format!("{}: a request failed: {failure}", self.address.shown)
-    }
-
-    /// The failure of a request that took longer than `limit`, which is counted.
-    fn timed_out(&self, limit: Duration) -> CacheFailure {
-        let failure = CacheFailure::TimedOut(limit);
-        self.meter.failed(self.describe(&failure));
-        failure
+        let response = request.send().await.map_err(unreachable)?;
+        let status = response.status().as_u16();
+        let why = format!("HTTP status {status}");
+        Err(match (status, retry_after(response.headers())) {
+            (200 | 206, _) => return Ok(Some(response)),
+            (403 | 404 | 410, _) => return Ok(None),
+            (401 | 407, _) => CallFailure::Failed(
+                FailureKind::Unauthenticated,
+                format!(
+                    "{why}: the login was refused; name a netrc file (netrc-file) or a token file (token-file)"
+                ),
+            ),
+            (429 | 500.., Some(pause)) => CallFailure::Busy(pause, why),
+            (429 | 500.., None) => CallFailure::Failed(FailureKind::Unreachable, why),
+            _ => CallFailure::Failed(FailureKind::Other, why),
+        })
     }
 
     /// Whether `url` is on this cache's server, which alone gets the login.
@@ -314,8 +303,8 @@ impl CacheClient {
     }
 
     /// The location of the file that a narinfo calls `path`: below the cache, or anywhere by a URL.
-    fn locate(&self, path: &str) -> Result<FileLocation, CacheFailure> {
-        let refused = |why: &str| CacheFailure::Refused(format!("the URL in its narinfo {why}"));
+    fn locate(&self, path: &str) -> Result<FileLocation, CallFailure> {
+        let refused = |why: &str| CallFailure::refused(format!("the URL in its narinfo {why}"));
         match &self.address.location {
             CacheLocation::Http(base) => {
                 let url = base.join(path).map_err(|_| refused("is not a URL"))?;
@@ -339,31 +328,43 @@ impl CacheClient {
 
 enum FileLocation {
     Url(Url),
-    File(std::path::PathBuf),
+    File(PathBuf),
 }
 
-/// Pauses between the tries of one request.
-#[derive(Default)]
-struct RetryPauses {
-    tries: u32,
+/// A NAR that is passed on while it comes.
+struct Download {
+    out: mpsc::Sender<Result<Bytes, CallFailure>>,
+    /// Bytes that it may have.
+    limit: u64,
+    /// Bytes that were passed on.
+    sent: u64,
+    /// When something came for the last time.
+    moved: Instant,
 }
 
-impl RetryPauses {
-    /// Waits before the next try, or fails with `failure` if there is none.
-    async fn pause(
-        &mut self,
-        failure: CacheFailure,
-        after: Option<Duration>,
-    ) -> Result<(), CacheFailure> {
-        self.tries += 1;
-        if self.tries >= TRIES || !failure.is_transient() {
-            return Err(failure);
-        }
-        let doubled = FIRST_WAIT.saturating_mul(1 << (self.tries - 1));
-        let wait = after.unwrap_or(doubled).min(LONGEST_WAIT);
-        tokio::time::sleep(wait.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
-        Ok(())
+impl Download {
+    fn too_long(&self) -> CallFailure {
+        CallFailure::refused(format!(
+            "the NAR's file is longer than {} bytes",
+            self.limit
+        ))
     }
+}
+
+fn no_nar() -> CallFailure {
+    CallFailure::refused("the NAR that its narinfo names is not there")
+}
+
+fn unreadable(error: io::Error) -> CallFailure {
+    CallFailure::Failed(FailureKind::Unreachable, error.to_string())
+}
+
+/// Runs `work`, which may block, on a thread of its own.
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(io::Error::other).flatten()
 }
 
 /// Follows a few redirects, and none that leaves https.
@@ -377,45 +378,10 @@ fn redirected(attempt: reqwest::redirect::Attempt) -> reqwest::redirect::Action 
     }
 }
 
-fn send_file(
-    path: &std::path::Path,
-    limit: u64,
-    out: &mpsc::Sender<Result<Bytes, CacheFailure>>,
-    meter: &CallMeter,
-) -> Result<(), CacheFailure> {
-    let metered = meter.begin();
-    let failed = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            CacheFailure::Refused("the NAR that its narinfo names is not there".to_owned())
-        }
-        _ => CacheFailure::Unreachable(error.to_string()),
-    };
-    let mut file = File::open(path).map_err(failed)?;
-    metered.answered();
-    let length = file.seek(SeekFrom::End(0)).map_err(failed)?;
-    if length > limit {
-        let why = format!("the NAR's file is longer than {limit} bytes");
-        return Err(CacheFailure::Refused(why));
-    }
-    file.rewind().map_err(failed)?;
-    loop {
-        let mut chunk = vec![0; FILE_CHUNK];
-        let read = file.read(&mut chunk).map_err(failed)?;
-        if read == 0 {
-            return Ok(());
-        }
-        chunk.truncate(read);
-        meter.received(read as u64);
-        if out.blocking_send(Ok(chunk.into())).is_err() {
-            return Ok(());
-        }
-    }
-}
-
 /// The headers of every request to the cache's own server.
 fn headers(address: &CacheAddress) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
-    let text = |parameter, path: &std::path::Path| {
+    let text = |parameter, path: &Path| {
         let text = credential::read(parameter, path)?;
         let wrong = |_| format!("{} is not text", path.display());
         String::from_utf8(text).map_err(wrong)
@@ -439,15 +405,16 @@ fn headers(address: &CacheAddress) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
-fn unreachable(error: reqwest::Error) -> CacheFailure {
+fn unreachable(error: reqwest::Error) -> CallFailure {
     // A redirect may have led to an address that is itself a secret.
     let error = error.without_url();
     let why = with_causes(error.to_string(), &error);
-    // The next try would be redirected as well.
-    match error.is_redirect() {
-        true => CacheFailure::Refused(why),
-        false => CacheFailure::Unreachable(why),
-    }
+    // The next attempt would be redirected as well.
+    let kind = match error.is_redirect() {
+        true => FailureKind::Refused,
+        false => FailureKind::Unreachable,
+    };
+    CallFailure::Failed(kind, why)
 }
 
 /// Seconds of a `Retry-After` header.
@@ -461,27 +428,4 @@ fn range_start(headers: &HeaderMap) -> Option<u64> {
     let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     let range = range.strip_prefix("bytes ")?;
     range.split('-').next()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_is_tried_five_times() {
-        let failure = || CacheFailure::Status(503);
-        let began = tokio::time::Instant::now();
-        let mut pauses = RetryPauses::default();
-        // As long as a server may demand.
-        for after in [None, Some(Duration::from_secs(3600)), None, None] {
-            pauses.pause(failure(), after).await.unwrap();
-        }
-        assert!(began.elapsed() < Duration::from_secs(20));
-        pauses.pause(failure(), None).await.unwrap_err();
-        let lasting = CacheFailure::Refused("wrong".to_owned());
-        RetryPauses::default()
-            .pause(lasting, None)
-            .await
-            .unwrap_err();
-    }
 }

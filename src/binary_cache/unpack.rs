@@ -6,23 +6,22 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use super::failure::CacheFailure;
 use crate::castore::Node;
 use crate::compression::{Compression, Decoder, DecompressionLimits};
 use crate::import::{self, ImportProgress};
 use crate::nix::{ContentMethod, NarinfoFile, NixHash};
-use crate::store::{LocalStore, Store};
+use crate::store::{CallFailure, FailureKind, LocalStore, Store};
 
 /// The chunks of a download, read by a thread that may block.
 pub(super) struct ChunkReader {
-    chunks: mpsc::Receiver<Result<Bytes, CacheFailure>>,
+    chunks: mpsc::Receiver<Result<Bytes, CallFailure>>,
     chunk: Bytes,
     /// The error that ended the download early.
-    failure: Option<CacheFailure>,
+    failure: Option<CallFailure>,
 }
 
 impl ChunkReader {
-    pub(super) fn new(chunks: mpsc::Receiver<Result<Bytes, CacheFailure>>) -> Self {
+    pub(super) fn new(chunks: mpsc::Receiver<Result<Bytes, CallFailure>>) -> Self {
         Self {
             chunks,
             chunk: Bytes::new(),
@@ -38,9 +37,8 @@ impl Read for ChunkReader {
                 None => return Ok(0),
                 Some(Ok(chunk)) => self.chunk = chunk,
                 Some(Err(failure)) => {
-                    let text = failure.to_string();
                     self.failure = Some(failure);
-                    return Err(io::Error::other(text));
+                    return Err(io::Error::other("the download failed"));
                 }
             }
         }
@@ -67,13 +65,13 @@ impl<R: Read> Read for HashedRead<R> {
 }
 
 /// Whether a NAR of `narinfo` can be unpacked; returns its compression.
-pub(super) fn compression(narinfo: &NarinfoFile) -> Result<Option<Compression>, CacheFailure> {
+pub(super) fn compression(narinfo: &NarinfoFile) -> Result<Option<Compression>, CallFailure> {
     if narinfo.compression == "none" {
         return Ok(None);
     }
     let known = Compression::from_name(&narinfo.compression).map(Some);
     known.ok_or_else(|| {
-        CacheFailure::Refused(format!(
+        CallFailure::refused(format!(
             "its Compression {:?} is not one of none, xz, zstd, bzip2, gzip and br",
             narinfo.compression
         ))
@@ -86,13 +84,14 @@ pub(super) fn unpack(
     into: &LocalStore,
     narinfo: &NarinfoFile,
     mut input: ChunkReader,
-) -> Result<Node, CacheFailure> {
+) -> Result<Node, CallFailure> {
     let compression = compression(narinfo)?;
-    let kept = |error: crate::store::Error| CacheFailure::Store(error.to_string());
+    let kept =
+        |error: crate::store::Error| CallFailure::Failed(FailureKind::Other, error.to_string());
     let ingest = into.ingest().map_err(kept)?;
     let limits = DecompressionLimits::of_output(narinfo.nar.size.saturating_add(1));
     let decoder = Decoder::new(&mut input, compression, limits)
-        .map_err(|error| CacheFailure::Refused(error.to_string()))?;
+        .map_err(|error| CallFailure::refused(error.to_string()))?;
     let mut nar = HashedRead {
         input: decoder,
         size: 0,
@@ -110,8 +109,7 @@ pub(super) fn unpack(
     if let Some(failure) = input.failure {
         return Err(failure);
     }
-    let refused =
-        |error: &dyn std::fmt::Display| CacheFailure::Refused(format!("its NAR: {error}"));
+    let refused = |error: &dyn std::fmt::Display| CallFailure::refused(format!("its NAR: {error}"));
     if let Some(Err(error)) = &rest {
         return Err(refused(error));
     }
@@ -123,10 +121,10 @@ pub(super) fn unpack(
     if size != narinfo.nar.size {
         let expected = narinfo.nar.size;
         let why = format!("its NAR has {size} bytes instead of the {expected} of its NarSize");
-        return Err(CacheFailure::Refused(why));
+        return Err(CallFailure::refused(why));
     }
     if sha256[..] != narinfo.nar.sha256 {
-        return Err(CacheFailure::Refused(format!(
+        return Err(CallFailure::refused(format!(
             "its NAR has the hash {} instead of its NarHash {}",
             NixHash::Sha256(sha256.into()),
             NixHash::Sha256(narinfo.nar.sha256),

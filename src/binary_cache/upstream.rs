@@ -17,7 +17,6 @@ use super::absent::AbsentNames;
 use super::address::CacheAddress;
 use super::client::CacheClient;
 use super::closure::{ClosureMode, FetchAhead, Prefetcher};
-use super::failure::CacheFailure;
 use super::info::{CacheInfo, MAX_INFO_BYTES};
 use super::unpack::{ChunkReader, address_fits_contents, compression, unpack};
 use crate::castore::{Digest, Directory, GroupTable, Node, NodeRef, Root};
@@ -25,8 +24,8 @@ use crate::clock::unix_millis;
 use crate::nix::{MAX_NARINFO_BYTES, NarinfoFile, NixHash, PathInfo, StorePath};
 use crate::store::single_flight::SingleFlight;
 use crate::store::{
-    Answer, BackingFile, CachedRoot, CallMeter, Error, Health, Ingest, LocalStore, Store,
-    StoreUsage, ValidPath, network,
+    Answer, BackingFile, CachedRoot, CallFailure, CallMeter, Error, FailureKind, Health, Ingest,
+    LocalStore, Store, StoreUsage, ValidPath, network,
 };
 
 /// NARs that are downloaded and unpacked at once.
@@ -112,7 +111,7 @@ impl BinaryCaches {
             url: url.clone(),
             why,
         };
-        let meter = Arc::new(CallMeter::default());
+        let meter = Arc::<CallMeter>::default();
         let caches: Result<Vec<CacheClient>, String> = (addresses.into_iter())
             .map(|address| CacheClient::new(address, meter.clone()))
             .collect();
@@ -149,7 +148,9 @@ impl BinaryCaches {
 
     /// Requests made to the caches so far.
     pub fn requests(&self) -> u64 {
-        self.0.caches.iter().map(CacheClient::requests).sum()
+        (self.0.caches.iter())
+            .map(|cache| cache.calls.attempts())
+            .sum()
     }
 
     /// The narinfo of the path `name`; nothing if no cache has it.
@@ -232,7 +233,7 @@ impl UpstreamInner {
             }
             let info = cache.small("nix-cache-info", MAX_INFO_BYTES).await;
             let info = info.and_then(|found| {
-                CacheInfo::parse(&found.unwrap_or_default()).map_err(CacheFailure::Refused)
+                CacheInfo::parse(&found.unwrap_or_default()).map_err(CallFailure::refused)
             });
             match info {
                 Ok(info) => order.push(CachePriority {
@@ -240,8 +241,7 @@ impl UpstreamInner {
                     cache: index,
                 }),
                 Err(error) => {
-                    let request = "reading nix-cache-info".to_owned();
-                    failure = Some(error.of(&cache.address.shown, request));
+                    failure = Some(error.of(&cache.address.shown, "reading nix-cache-info"));
                 }
             }
         }
@@ -307,14 +307,14 @@ impl UpstreamInner {
         &self,
         index: usize,
         path: &StorePath,
-    ) -> Result<Option<KnownPath>, CacheFailure> {
+    ) -> Result<Option<KnownPath>, CallFailure> {
         let cache = &self.caches[index];
         let file = format!("{}.narinfo", path.hash());
         let Some(text) = cache.small(&file, MAX_NARINFO_BYTES).await? else {
             return Ok(None);
         };
         let narinfo = NarinfoFile::parse(&text)
-            .map_err(|error| CacheFailure::Refused(format!("it is not a narinfo: {error}")))?;
+            .map_err(|error| CallFailure::refused(format!("it is not a narinfo: {error}")))?;
         // Another name with this hash is another path, which the cache does not claim to have.
         if narinfo.path != *path {
             return Ok(None);
@@ -323,7 +323,7 @@ impl UpstreamInner {
         let keys = &cache.address.trusted_public_keys;
         let signed = !cache.address.require_signatures || narinfo.is_signed_by(keys);
         if !signed && !narinfo.address_gives_path() {
-            return Err(CacheFailure::Refused(
+            return Err(CallFailure::refused(
                 "it has no signature by a trusted key (trusted-public-keys)".to_owned(),
             ));
         }
@@ -348,7 +348,7 @@ impl UpstreamInner {
             return Ok(None);
         };
         let cache = &self.caches[known.cache];
-        let failed = |failure: CacheFailure| {
+        let failed = |failure: CallFailure| {
             // The next lookup requests it again, perhaps from another cache.
             self.known.lock().pop(&path);
             failure.of(&cache.address.shown, format!("fetching {path}"))
@@ -358,7 +358,7 @@ impl UpstreamInner {
         if !known.signed && !self.proves_itself(&known.narinfo, &node) {
             let why = "its contents do not have the hash of its content address, and no trusted \
                        key has signed it";
-            return Err(failed(CacheFailure::Refused(why.to_owned())));
+            return Err(failed(CallFailure::refused(why.to_owned())));
         }
         tracing::debug!(
             "{}: fetched {path}, {} bytes in {:?}",
@@ -413,7 +413,7 @@ impl UpstreamInner {
     }
 
     /// Downloads and unpacks one NAR.
-    async fn unpack(self: Arc<Self>, known: Arc<KnownPath>) -> Result<Node, CacheFailure> {
+    async fn unpack(self: Arc<Self>, known: Arc<KnownPath>) -> Result<Node, CallFailure> {
         let _permit = self.unpacking.acquire().await;
         let (out, chunks) = mpsc::channel(CHUNKS_AHEAD);
         let (inner, asked) = (self.clone(), known.clone());
@@ -430,7 +430,8 @@ impl UpstreamInner {
         let local = self.local.clone();
         let work = move || unpack(&local, &known.narinfo, ChunkReader::new(chunks));
         let unpacked = tokio::task::spawn_blocking(work).await;
-        unpacked.unwrap_or_else(|error| Err(CacheFailure::Store(error.to_string())))
+        unpacked
+            .unwrap_or_else(|error| Err(CallFailure::Failed(FailureKind::Other, error.to_string())))
     }
 
     /// Whether the contents match the path's content address.
@@ -491,11 +492,11 @@ impl UpstreamInner {
 fn same_as_reported(
     known: Option<KnownPath>,
     reported: Option<&ValidPath>,
-) -> Result<Option<KnownPath>, CacheFailure> {
+) -> Result<Option<KnownPath>, CallFailure> {
     if let (Some(KnownPath { narinfo, .. }), Some(ValidPath { info, .. })) = (&known, reported)
         && (narinfo.nar != info.nar || narinfo.references != info.references)
     {
-        return Err(CacheFailure::Refused(format!(
+        return Err(CallFailure::refused(format!(
             "it has another NarHash or other references than the path was reported to Nix with, as valid, \
              which is {}",
             NixHash::Sha256(info.nar.sha256)
@@ -657,8 +658,9 @@ impl Store for BinaryCaches {
     }
 
     fn health(&self) -> Health {
+        let is_stopped = (self.0.caches.iter()).all(|cache| cache.calls.is_stopped());
         Health {
-            endpoint: Some(self.0.meter.health(false)),
+            endpoint: Some(self.0.meter.health(is_stopped)),
             ..Health::default()
         }
     }

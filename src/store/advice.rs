@@ -136,6 +136,8 @@ pub(super) fn with_advice(store: &str, kind: FailureKind, why: &str) -> String {
         parts.iter().any(|part| why.contains(part))
     };
     let advice = match kind {
+        // The advice is about parameters that a binary cache does not have.
+        _ if store.starts_with("nix+") => None,
         FailureKind::Unauthenticated
             if store.starts_with("grpc+") && !why.contains("token-file") =>
         {

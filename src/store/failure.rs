@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) use super::failure_kind::FailureKind;
+pub(crate) use super::failure_kind::FailureKind;
 
 use super::advice::with_advice;
 use super::{Damage, Error, Object};
@@ -13,10 +13,12 @@ use crate::castore::Digest;
 
 /// Why a call has no answer.
 #[derive(Clone, Debug)]
-pub(super) enum CallFailure {
+pub(crate) enum CallFailure {
     Timeout(Duration),
     /// The server, or the connection, failed in this way.
     Failed(FailureKind, String),
+    /// The server cannot answer now, and asks for this pause; with its message.
+    Busy(Duration, String),
     /// The server looks roots up by name and lists none; with its message.
     Unlisted(String),
     /// The received bytes do not match their digest.
@@ -26,6 +28,11 @@ pub(super) enum CallFailure {
 }
 
 impl CallFailure {
+    /// The request is refused, or its answer, for `why`.
+    pub(crate) fn refused(why: impl Into<String>) -> Self {
+        CallFailure::Failed(FailureKind::Refused, why.into())
+    }
+
     pub(super) fn is(&self, wanted: FailureKind) -> bool {
         matches!(self, CallFailure::Failed(kind, _) if *kind == wanted)
     }
@@ -43,14 +50,25 @@ impl CallFailure {
                     | FailureKind::TooLarge
             ),
             CallFailure::Unlisted(_) => true,
-            CallFailure::Timeout(_) | CallFailure::Damaged(..) | CallFailure::BufferFile(..) => {
-                false
-            }
+            CallFailure::Timeout(_)
+            | CallFailure::Busy(..)
+            | CallFailure::Damaged(..)
+            | CallFailure::BufferFile(..) => false,
         }
     }
 
+    /// Whether there was no connection, no answer in time, or none but that the endpoint is busy.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(
+            self,
+            CallFailure::Timeout(_)
+                | CallFailure::Busy(..)
+                | CallFailure::Failed(FailureKind::Unreachable, _)
+        )
+    }
+
     /// The public error for this failure of `request`.
-    pub(super) fn of(self, store: &str, request: impl fmt::Display) -> Error {
+    pub(crate) fn of(self, store: &str, request: impl fmt::Display) -> Error {
         let store = store.to_owned();
         match self {
             CallFailure::Timeout(after) => Error::Timeout { store, after },
@@ -71,6 +89,11 @@ impl CallFailure {
             CallFailure::Failed(FailureKind::Refused, why) => Error::Refused {
                 store,
                 what: request.to_string(),
+                why,
+            },
+            CallFailure::Busy(_, why) => Error::Remote {
+                store,
+                request: request.to_string(),
                 why,
             },
             CallFailure::Failed(kind, why) => Error::Remote {

@@ -2,7 +2,7 @@
 
 /// What kind of failure a call ended with. The client of each protocol maps that protocol's own statuses to these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FailureKind {
+pub(crate) enum FailureKind {
     /// There is no such object.
     NotFound,
     /// The call was for an object that does not exist, or has changed, and it exists, or has not.

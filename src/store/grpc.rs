@@ -118,7 +118,7 @@ impl GrpcStore {
 
     /// Calls to the server so far; each is a round trip.
     pub fn calls(&self) -> u64 {
-        self.upstream_calls().endpoint.calls()
+        self.upstream_calls().endpoint.calls.attempts()
     }
 }
 
@@ -131,7 +131,7 @@ impl UpstreamCalls for GrpcServer {
     }
 
     fn endpoint_health(&self) -> EndpointHealth {
-        self.endpoint.health()
+        self.endpoint.calls.health()
     }
 
     fn runtime(&self) -> &Handle {

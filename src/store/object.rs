@@ -8,6 +8,7 @@
 //!
 //! Credentials come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`), never from the URL.
 
+mod address;
 mod blobs;
 mod bucket;
 mod bucket_time;
@@ -91,7 +92,7 @@ impl ObjectStore {
 
     /// Requests made to the object store so far.
     pub fn calls(&self) -> u64 {
-        self.upstream_calls().bucket.calls()
+        self.upstream_calls().bucket.calls.attempts()
     }
 }
 
@@ -104,7 +105,7 @@ impl UpstreamCalls for ObjectStoreCalls {
     }
 
     fn endpoint_health(&self) -> EndpointHealth {
-        self.bucket.health()
+        self.bucket.calls.health()
     }
 
     fn runtime(&self) -> &Handle {

@@ -34,7 +34,7 @@ pub(super) trait Payload {
 
 /// The progress of one answer.
 #[derive(Debug)]
-pub(super) struct AnswerPace {
+pub(crate) struct AnswerPace {
     stall: Duration,
     /// Time spent waiting since the last full measure of bytes, and the bytes that came in it.
     waited: Duration,
@@ -44,7 +44,7 @@ pub(super) struct AnswerPace {
 
 impl AnswerPace {
     /// An answer whose bytes may stop coming for `stall`.
-    pub(super) fn new(stall: Duration) -> Self {
+    pub(crate) fn new(stall: Duration) -> Self {
         Self {
             stall,
             waited: Duration::ZERO,
@@ -54,7 +54,7 @@ impl AnswerPace {
     }
 
     /// Waits for the `next` piece, which brings so many `bytes`.
-    pub(super) async fn wait<T>(
+    pub(crate) async fn wait<T>(
         &mut self,
         next: impl Future<Output = T>,
         bytes: impl FnOnce(&T) -> u64,

@@ -49,7 +49,7 @@ impl ChunkSource for ServerChunks {
     }
 
     fn sent_corrupt(&self, object: Object, digest: &Digest, damage: Damage) -> CallFailure {
-        self.0.sent_corrupt(object, digest, damage)
+        self.0.calls.sent_corrupt(object, digest, damage)
     }
 
     async fn stat(&self, digest: &Digest) -> Result<Option<StatBlobResponse>, CallFailure> {
@@ -69,11 +69,11 @@ impl BlobSource for ServerBlobs {
     }
 
     fn sent_corrupt(&self, object: Object, digest: &Digest, damage: Damage) -> CallFailure {
-        self.endpoint.sent_corrupt(object, digest, damage)
+        self.endpoint.calls.sent_corrupt(object, digest, damage)
     }
 
     fn has_sent_corrupt(&self) -> bool {
-        self.endpoint.has_sent_corrupt()
+        self.endpoint.calls.has_sent_corrupt()
     }
 
     async fn whole(
@@ -114,7 +114,9 @@ impl BlobSource for ServerBlobs {
                 BaoFieldError::Size { expected, actual } => Damage::WrongSize { expected, actual },
                 BaoFieldError::Groups(error) => Damage::Groups(error),
             };
-            self.endpoint.sent_corrupt(Object::Blob, digest, damage)
+            self.endpoint
+                .calls
+                .sent_corrupt(Object::Blob, digest, damage)
         })
     }
 
@@ -384,7 +386,7 @@ fn too_much(why: &str) -> CallFailure {
 }
 
 async fn read_whole(
-    endpoint: &GrpcEndpoint,
+    endpoint: &Arc<GrpcEndpoint>,
     digest: &Digest,
 ) -> Result<Option<(BlobChunk, StreamRest<BlobChunk>)>, CallFailure> {
     let asked = Bytes::copy_from_slice(digest.as_bytes());

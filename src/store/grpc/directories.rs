@@ -238,7 +238,7 @@ impl RunningFetch {
             return Ok(None);
         };
         let directory = Directory::decode_verified(Vec::from(raw), &root).map_err(|error| {
-            self.directories.endpoint.sent_corrupt(
+            self.directories.endpoint.calls.sent_corrupt(
                 Object::Directory,
                 &root,
                 Damage::Directory(error),

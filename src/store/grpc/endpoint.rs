@@ -1,13 +1,10 @@
-//! One server: connection, deadlines, retries.
-//!
-//! A call that fails for want of a connection is repeated, a few times, with growing pauses of
-//! random length. A call that misses its deadline is not: its reader has waited long enough. After
-//! either the circuit breaker may open ([`super::super::circuit_breaker`]).
+//! One server: connection, deadlines, generation of the protocol. Its calls are made by
+//! [`EndpointCalls`].
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -20,18 +17,21 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use tower::Service;
 
-use crate::castore::Digest;
 use crate::proto::{MAX_MESSAGE_BYTES, ProtocolGeneration, with_generation};
-use crate::store::call_meter::CallMeter;
-use crate::store::circuit_breaker::CircuitBreaker;
+use crate::store::Error;
+use crate::store::endpoint_calls::{EndpointCalls, RetryPolicy, in_time};
 use crate::store::failure::{CallFailure, FailureKind};
 use crate::store::pace::{AnswerPace, Payload};
-use crate::store::{Damage, EndpointHealth, Error, Object};
 
-/// Attempts at a call that finds no connection.
-const ATTEMPTS: u32 = 3;
-/// The mean pause before the second attempt; it triples.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// A call that misses its deadline is not repeated: its reader has waited long enough.
+const RETRIES: RetryPolicy = RetryPolicy {
+    attempts: 3,
+    first_pause: Duration::from_millis(50),
+    growth: 3,
+    longest_pause: Duration::from_secs(1),
+    within: Duration::MAX,
+    timeouts: false,
+};
 /// The largest message of an answer, in bytes: gRPC's own default, so that no other server sends
 /// larger pieces of a blob.
 pub(super) const USUAL_MESSAGE: usize = 4 << 20;
@@ -74,9 +74,7 @@ pub(super) struct GrpcEndpoint {
     channel: Channel,
     token: Option<HeaderValue>,
     generation: AtomicU8,
-    calls: AtomicU64,
-    circuit_breaker: Arc<CircuitBreaker>,
-    meter: Arc<CallMeter>,
+    pub(super) calls: EndpointCalls,
     /// The server has no castore-fs service.
     field_only: AtomicBool,
     large: Semaphore,
@@ -97,28 +95,16 @@ impl GrpcEndpoint {
         runtime: Handle,
     ) -> Arc<Self> {
         Arc::new(Self {
+            calls: EndpointCalls::new(url.clone(), RETRIES, Arc::default()),
             url,
             runtime,
             deadlines,
             channel,
             token,
             generation: AtomicU8::new(ProtocolGeneration::Current as u8),
-            calls: AtomicU64::new(0),
-            circuit_breaker: Arc::default(),
-            meter: Arc::default(),
             field_only: AtomicBool::new(false),
             large: Semaphore::new(LARGE_AT_ONCE),
         })
-    }
-
-    /// The server as the calls show it; of those for a notice of changes, only failures count.
-    pub(super) fn health(&self) -> EndpointHealth {
-        self.meter.health(self.circuit_breaker.is_open())
-    }
-
-    /// Calls made so far.
-    pub(super) fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
     }
 
     /// Whether the server is known to have no castore-fs service.
@@ -139,12 +125,13 @@ impl GrpcEndpoint {
         }
     }
 
+    /// A connection for an addition, whose client decides how long it may take.
     pub(super) fn connection(&self) -> CallConnection {
+        self.calls.count_attempt();
         self.connection_of(self.generation())
     }
 
     fn connection_of(&self, generation: ProtocolGeneration) -> CallConnection {
-        self.calls.fetch_add(1, Ordering::Relaxed);
         CallConnection {
             channel: self.channel.clone(),
             token: self.token.clone(),
@@ -172,14 +159,11 @@ impl GrpcEndpoint {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let answer = self.begin(limit, call).await?;
-        self.circuit_breaker.succeeded();
-        Ok(answer)
+        let attempt = || self.attempt(limit, &call);
+        self.calls.make(limit, attempt).await
     }
 
-    /// As [`call`](Self::call), for what no reader waits for: it is not timed. It counts if it opens the
-    /// circuit breaker, or is a probe that fails: the failures of readers, which then make no call, are due to
-    /// it.
+    /// As [`call`](Self::call), for what no reader waits for.
     pub(super) async fn call_in_background<T, F>(
         &self,
         call: impl Fn(CallConnection) -> F,
@@ -187,115 +171,36 @@ impl GrpcEndpoint {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let began = self.circuit_breaker.begin(self.deadlines.first_byte)?;
-        let was_open = self.circuit_breaker.is_open();
-        let outcome = self.attempts(self.deadlines.first_byte, call).await;
-        match &outcome {
-            Ok(_) => {
-                self.circuit_breaker.succeeded();
-                if was_open {
-                    self.meter.recovered();
-                }
-            }
-            Err(failure) => {
-                if self.failed(began, failure) {
-                    let error = self.error("a call", failure.clone());
-                    self.meter.failed_in_background(error.to_string());
-                }
-            }
-        }
-        outcome
-    }
-
-    /// Makes a call; whether its answer is a success is for the caller to decide.
-    async fn begin<T, F>(
-        &self,
-        limit: Duration,
-        call: impl Fn(CallConnection) -> F,
-    ) -> Result<T, CallFailure>
-    where
-        F: Future<Output = Result<T, Status>>,
-    {
-        let began = self.circuit_breaker.begin(limit)?;
-        let metered = self.meter.begin();
-        let outcome = self.attempts(limit, call).await;
-        match &outcome {
-            Ok(_) => metered.answered(),
-            Err(failure) => {
-                self.failed(began, failure);
-                match failure.is_answer() {
-                    true => metered.answered(),
-                    false => metered.failed(self.error("a call", failure.clone()).to_string()),
-                }
-            }
-        }
-        outcome
-    }
-
-    /// Reports to the circuit breaker that the call that began at `began` failed. Returns whether that opened
-    /// it, or the call was its probe.
-    fn failed(&self, began: Instant, failure: &CallFailure) -> bool {
-        match failure {
-            CallFailure::Failed(FailureKind::Unreachable, _) | CallFailure::Timeout(_) => {
-                self.circuit_breaker.failed(&self.url, began, failure)
-            }
-            // There is an answer, even if it is an error.
-            _ => {
-                self.circuit_breaker.succeeded();
-                false
-            }
-        }
-    }
-
-    /// Makes a call, several times if there is no connection.
-    async fn attempts<T, F>(
-        &self,
-        limit: Duration,
-        call: impl Fn(CallConnection) -> F,
-    ) -> Result<T, CallFailure>
-    where
-        F: Future<Output = Result<T, Status>>,
-    {
-        let mut pause = FIRST_PAUSE;
-        for attempt in 1.. {
-            match self.attempt(limit, &call).await {
-                Err(CallFailure::Failed(FailureKind::Unreachable, _)) if attempt < ATTEMPTS => {
-                    let jitter = 0.5 + fastrand::f64();
-                    tokio::time::sleep(pause.mul_f64(jitter)).await;
-                    pause *= 3;
-                }
-                outcome => return outcome,
-            }
-        }
-        unreachable!("the loop ends by returning")
+        let limit = self.deadlines.first_byte;
+        let attempt = || self.attempt(limit, &call);
+        self.calls.make_in_background(limit, attempt).await
     }
 
     /// Makes a call whose answer is a stream: returns its first message, if there is one, with the
     /// rest.
     pub(super) async fn stream<T, F>(
-        &self,
+        self: &Arc<Self>,
         call: impl Fn(CallConnection) -> F,
     ) -> Result<Option<(T, StreamRest<T>)>, CallFailure>
     where
         T: Payload,
         F: Future<Output = Result<tonic::Response<Streaming<T>>, Status>>,
     {
-        let call = &call;
-        let answer = self.begin(self.deadlines.first_byte, |connection| async move {
+        let (call, limit) = (&call, self.deadlines.first_byte);
+        let begin = |connection| async move {
             let mut stream = call(connection).await?.into_inner();
             let first = stream.message().await?;
             Ok(first.map(|first| (first, stream)))
-        });
+        };
+        let answer = self.calls.begin(limit, || self.attempt(limit, &begin));
         let Some((first, stream)) = answer.await? else {
-            self.circuit_breaker.succeeded();
+            self.calls.answered();
             return Ok(None);
         };
         let mut rest = StreamRest {
             stream,
             pace: AnswerPace::new(self.deadlines.stall),
-            url: self.url.clone(),
-            circuit_breaker: self.circuit_breaker.clone(),
-            meter: self.meter.clone(),
+            endpoint: self.clone(),
             came: 0,
             moved: Instant::now(),
             waits: false,
@@ -338,6 +243,7 @@ impl GrpcEndpoint {
             return answer;
         }
         let other = generation.other();
+        self.calls.count_attempt();
         let second = in_time(limit, call(self.connection_of(other))).await;
         match &second {
             Err(CallFailure::Failed(FailureKind::Unsupported, _)) => answer,
@@ -354,48 +260,13 @@ impl GrpcEndpoint {
     pub(super) fn error(&self, request: impl fmt::Display, failure: CallFailure) -> Error {
         failure.of(&self.url, request)
     }
-
-    /// Marks the server: it sent bytes that do not match their digest.
-    pub(super) fn sent_corrupt(
-        &self,
-        object: Object,
-        digest: &Digest,
-        damage: Damage,
-    ) -> CallFailure {
-        tracing::error!(
-            "{} sent {object} {digest} and {damage}: the bytes were discarded",
-            self.url
-        );
-        self.circuit_breaker.sent_corrupt();
-        let failure = CallFailure::Damaged(object, *digest, damage);
-        self.meter
-            .failed(self.error("a call", failure.clone()).to_string());
-        failure
-    }
-
-    /// Whether the server ever sent bytes that do not match their digest.
-    pub(super) fn has_sent_corrupt(&self) -> bool {
-        self.circuit_breaker.has_sent_corrupt()
-    }
-}
-
-async fn in_time<T>(
-    limit: Duration,
-    call: impl Future<Output = Result<T, Status>>,
-) -> Result<T, CallFailure> {
-    match tokio::time::timeout(limit, call).await {
-        Ok(answer) => answer.map_err(CallFailure::from),
-        Err(_) => Err(CallFailure::Timeout(limit)),
-    }
 }
 
 /// The messages after the first one of a stream.
 pub(super) struct StreamRest<T> {
     stream: Streaming<T>,
     pace: AnswerPace,
-    url: String,
-    circuit_breaker: Arc<CircuitBreaker>,
-    meter: Arc<CallMeter>,
+    endpoint: Arc<GrpcEndpoint>,
     /// Bytes of content that have come, until they are an answer.
     came: u64,
     /// When something came for the last time.
@@ -418,30 +289,21 @@ impl<T: Payload> StreamRest<T> {
         match &message {
             Ok(Some(message)) => self.took(message),
             Ok(None) => self.waits = false,
-            Err(
-                failure @ (CallFailure::Failed(FailureKind::Unreachable, _)
-                | CallFailure::Timeout(_)),
-            ) => {
-                self.circuit_breaker.failed(&self.url, self.moved, failure);
-                let error = failure.clone().of(&self.url, "the rest of an answer");
-                self.meter.failed(error.to_string());
-            }
-            // It answered, if not what was hoped for.
-            Err(_) => self.waits = false,
+            Err(failure) => self.waits = self.endpoint.calls.interrupted(self.moved, failure),
         }
         message
     }
 
     /// A message has come.
     fn took(&mut self, message: &T) {
-        self.meter.received(message.content());
+        self.endpoint.calls.received(message.content());
         let bytes = message.payload();
         self.moved = Instant::now();
         self.waits = false;
         if self.came < ANSWERED {
             self.came += bytes;
             if self.came >= ANSWERED {
-                self.circuit_breaker.succeeded();
+                self.endpoint.calls.answered();
             }
         }
     }
@@ -451,7 +313,7 @@ impl<T> Drop for StreamRest<T> {
     /// A reader that has all it wanted does not wait for the end.
     fn drop(&mut self) {
         if !self.waits {
-            self.circuit_breaker.succeeded();
+            self.endpoint.calls.answered();
         }
     }
 }

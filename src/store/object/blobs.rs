@@ -78,7 +78,7 @@ impl ChunkSource for Bucket {
     }
 
     fn sent_corrupt(&self, object: Object, digest: &Digest, damage: Damage) -> CallFailure {
-        self.mark_corrupt(object, digest, damage)
+        self.calls.sent_corrupt(object, digest, damage)
     }
 
     async fn stat(&self, digest: &Digest) -> Result<Option<StatBlobResponse>, CallFailure> {
@@ -111,11 +111,11 @@ impl BlobSource for BucketBlobs {
     }
 
     fn sent_corrupt(&self, object: Object, digest: &Digest, damage: Damage) -> CallFailure {
-        self.bucket.mark_corrupt(object, digest, damage)
+        self.bucket.calls.sent_corrupt(object, digest, damage)
     }
 
     fn has_sent_corrupt(&self) -> bool {
-        self.bucket.has_sent_corrupt()
+        self.bucket.calls.has_sent_corrupt()
     }
 
     async fn whole(

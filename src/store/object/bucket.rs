@@ -1,77 +1,47 @@
 //! A container of objects: a bucket of a cloud, a WebDAV server, or a local directory.
 //!
-//! A request that finds no connection or a busy service is repeated, a few times, with growing
-//! pauses of random length. After the last attempt the circuit breaker may open
-//! ([`crate::store::circuit_breaker`]). The crate `object_store` would repeat requests itself; its
+//! Its calls are made by [`EndpointCalls`]. The crate `object_store` would repeat requests itself; its
 //! retries are turned off.
 
 mod conditional;
 mod listing;
 
 use std::fmt;
-use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use object_store::aws::AmazonS3ConfigKey;
-use object_store::azure::AzureConfigKey;
-use object_store::gcp::GoogleConfigKey;
 use object_store::path::Path;
-use object_store::{
-    ClientConfigKey, ClientOptions, GetOptions, ObjectStore, ObjectStoreExt, ObjectStoreScheme,
-    PutPayload, RetryConfig,
-};
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::runtime::Handle;
-use url::Url;
 
 pub(super) use self::conditional::{ObjectVersion, ReadVersion};
 pub(super) use self::listing::ListedObject;
-use super::http::{BoundedConnector, ServiceClock};
+use super::address::BucketAddress;
+use super::http::ServiceClock;
 use crate::castore::Digest;
-use crate::quantity::Size;
+use crate::store::Error;
 use crate::store::authorities::explain;
-use crate::store::call_meter::CallMeter;
-use crate::store::circuit_breaker::CircuitBreaker;
-use crate::store::credential;
+use crate::store::endpoint_calls::{EndpointCalls, RetryPolicy, in_time};
 use crate::store::extents::ChunkVerification;
 use crate::store::failure::{CallFailure, FailureKind, found};
 use crate::store::pace::{AnswerPace, LEAST_RATE};
-use crate::store::shown_url::shown_parameter;
-use crate::store::{Damage, EndpointHealth, Error, Object};
 
-/// The deadlines for a connection, then for the beginning of an answer, and the time for which an
-/// object may bring less than [`LEAST_RATE`].
-const CONNECT: Duration = Duration::from_secs(5);
+/// The deadline for the beginning of an answer, and the time for which an object may bring less than
+/// [`LEAST_RATE`].
 const FIRST_BYTE: Duration = Duration::from_secs(15);
 const STALL: Duration = Duration::from_secs(15);
 /// The deadline of an operation that reads no object.
 const DEADLINE: Duration = Duration::from_secs(40);
-/// Attempts at a request that finds no connection or a busy service.
-const ATTEMPTS: u32 = 3;
-/// The mean pause before the second attempt; it triples.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Bytes in the temporary directory, unless the URL has another limit.
-const DOWNLOAD_BUFFER_BYTES: usize = 4 << 30;
-/// Environment variables with the options and credentials of a cloud.
-const ENVIRONMENT: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
-/// Words in the names of secret parameters.
-const SECRETS: [&str; 12] = [
-    "secret",
-    "token",
-    "password",
-    "passwd",
-    "encryption_key",
-    "master_key",
-    "access_key",
-    "accesskey",
-    "account_key",
-    "accountkey",
-    "sas",
-    "signature",
-];
+const RETRIES: RetryPolicy = RetryPolicy {
+    attempts: 3,
+    first_pause: Duration::from_millis(100),
+    growth: 3,
+    longest_pause: Duration::from_secs(1),
+    within: Duration::MAX,
+    timeouts: false,
+};
 
 /// Objects by path.
 pub(super) struct Bucket {
@@ -84,9 +54,7 @@ pub(super) struct Bucket {
     store: Box<dyn ObjectStore>,
     /// The clock of the service; nothing if the bucket is on this machine.
     clock: Option<Arc<ServiceClock>>,
-    circuit_breaker: CircuitBreaker,
-    meter: CallMeter,
-    calls: AtomicU64,
+    pub(super) calls: EndpointCalls,
     /// For an operation that reads no object; one that writes an object may take longer, by the
     /// object's bytes.
     deadline: Duration,
@@ -97,93 +65,6 @@ pub(super) struct Bucket {
 impl fmt::Debug for Bucket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.url)
-    }
-}
-
-/// A parsed URL.
-struct BucketAddress {
-    /// Without the query.
-    place: Url,
-    verify: ChunkVerification,
-    /// Bytes.
-    download_buffer: usize,
-    credentials_file: Option<PathBuf>,
-    /// Options of the object store, by their names in the crate `object_store`.
-    options: Vec<(String, String)>,
-}
-
-impl BucketAddress {
-    /// Parses `url`; returns what is wrong otherwise, without secrets.
-    fn parse(url: &str) -> Result<Self, String> {
-        let place = url
-            .strip_prefix("objectstore+")
-            .ok_or("it does not start with objectstore+")?;
-        let mut place = Url::parse(place).map_err(|error| error.to_string())?;
-        // A container of Azure is written as a user.
-        let names_container = matches!(place.scheme(), "az" | "adl" | "azure" | "abfs" | "abfss");
-        if place.password().is_some() || !place.username().is_empty() && !names_container {
-            return Err(in_the_environment("a user or password"));
-        }
-        if place.fragment().is_some() {
-            return Err("nothing can follow a # in it".to_owned());
-        }
-        let mut address = Self {
-            place: place.clone(),
-            verify: ChunkVerification::default(),
-            download_buffer: DOWNLOAD_BUFFER_BYTES,
-            credentials_file: None,
-            options: Vec::new(),
-        };
-        if place.scheme() == "http" {
-            let allow = ("allow_http".to_owned(), "true".to_owned());
-            address.options.push(allow);
-        }
-        for (name, value) in place.query_pairs() {
-            let name = name.to_ascii_lowercase();
-            match name.as_str() {
-                "verify" => address.verify = ChunkVerification::parse(&value)?,
-                "spool" => {
-                    let Size(bytes) =
-                        Size::or_mebibytes(&value).map_err(|why| format!("spool: {why}"))?;
-                    address.download_buffer = bytes as usize;
-                }
-                // By how much snix cuts what it writes.
-                "avg_chunk_size" => {}
-                "credentials-file" => {
-                    address.credentials_file = Some(PathBuf::from(value.as_ref()));
-                }
-                _ if !name.ends_with("skip_signature")
-                    && SECRETS.iter().any(|secret| name.contains(secret)) =>
-                {
-                    return Err(in_the_environment(&shown_parameter(&name, &value)));
-                }
-                _ => {
-                    // An explicit http:// is allowed.
-                    let in_clear = name.ends_with("endpoint") && value.starts_with("http://");
-                    address.options.push((name, value.into_owned()));
-                    if in_clear {
-                        let allow = ("allow_http".to_owned(), "true".to_owned());
-                        address.options.push(allow);
-                    }
-                }
-            }
-        }
-        place.set_query(None);
-        let (scheme, _) = ObjectStoreScheme::parse(&place).map_err(|error| explain(&error))?;
-        if let Some((name, value)) = address
-            .options
-            .iter()
-            .find(|(name, _)| !knows(&scheme, name))
-        {
-            let name = shown_parameter(name, value);
-            return Err(format!(
-                "there is no parameter {name} for {}; there are {}",
-                place.scheme(),
-                parameters(&scheme)
-            ));
-        }
-        address.place = place;
-        Ok(address)
     }
 }
 
@@ -199,91 +80,27 @@ impl Bucket {
             url: url.to_owned(),
             why,
         })?;
-        Self::open_address(address, runtime).map_err(|why| Error::NotOpened {
+        let (verify, download_buffer) = (address.verify, address.download_buffer);
+        let shown = format!("objectstore+{}", address.place);
+        let (store, base, clock) = address.open().map_err(|why| Error::NotOpened {
             url: url.to_owned(),
             why,
-        })
-    }
-
-    /// Opens the bucket at `address`; returns why it cannot be opened otherwise.
-    fn open_address(address: BucketAddress, runtime: Handle) -> Result<Self, String> {
-        let BucketAddress {
-            place: inner,
-            verify,
-            download_buffer,
-            credentials_file,
-            options: given,
-        } = address;
-        let mut options: Vec<(String, String)> = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| ENVIRONMENT.iter().any(|prefix| name.starts_with(prefix)))
-            .map(|(name, value)| (name.to_ascii_lowercase(), value))
-            .collect();
-        if let Some(path) = credentials_file {
-            options.extend(credentials(&path)?);
-        }
-        options.extend(given);
-        // An error means that a default is installed already, which is fine.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let (store, base, clock) = open(&inner, options).map_err(|error| {
-            let why = explain(&error);
-            match why.contains("Account must be specified") {
-                true => "it does not name the storage account: add account_name=NAME to the URL, or set \
-                         AZURE_STORAGE_ACCOUNT_NAME"
-                    .to_owned(),
-                false => why,
-            }
         })?;
         let base = match base.is_root() {
             true => String::new(),
             false => format!("{base}/"),
         };
         Ok(Self {
-            url: format!("objectstore+{inner}"),
+            calls: EndpointCalls::new(shown.clone(), RETRIES, Arc::default()),
+            url: shown,
             runtime,
             verify,
             download_buffer,
             store,
             clock,
-            circuit_breaker: CircuitBreaker::default(),
-            meter: CallMeter::default(),
-            calls: AtomicU64::new(0),
             deadline: DEADLINE,
             base,
         })
-    }
-
-    /// The endpoint as the calls show it, each with its attempts.
-    pub(super) fn health(&self) -> EndpointHealth {
-        self.meter.health(self.circuit_breaker.is_open())
-    }
-
-    /// Requests made so far.
-    pub(super) fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
-    }
-
-    /// Marks the bucket: it holds bytes that do not match their digest.
-    pub(super) fn mark_corrupt(
-        &self,
-        object: Object,
-        digest: &Digest,
-        damage: Damage,
-    ) -> CallFailure {
-        tracing::error!(
-            "{} holds {object} {digest} and {damage}: the bytes were discarded",
-            self.url
-        );
-        self.circuit_breaker.sent_corrupt();
-        let failure = CallFailure::Damaged(object, *digest, damage);
-        self.meter
-            .failed(failure.clone().of(&self.url, "a call").to_string());
-        failure
-    }
-
-    /// Whether it was ever found to hold such bytes.
-    pub(super) fn has_sent_corrupt(&self) -> bool {
-        self.circuit_breaker.has_sent_corrupt()
     }
 
     /// The path of the object of `kind` and `digest`.
@@ -295,7 +112,7 @@ impl Bucket {
 
     fn at(&self, path: &str) -> Result<Path, CallFailure> {
         Path::parse(format!("{}{path}", self.base))
-            .map_err(|error| CallFailure::Failed(FailureKind::Refused, error.to_string()))
+            .map_err(|error| CallFailure::refused(error.to_string()))
     }
 
     /// The object at `path`, if there is one. More than `limit` bytes are not accepted, whatever
@@ -351,7 +168,7 @@ impl Bucket {
         take: impl Fn(&mut T, Bytes) -> Result<bool, CallFailure>,
     ) -> Result<(T, ObjectVersion), CallFailure> {
         let at = self.at(path)?;
-        self.attempt(|| async {
+        self.call(|| async {
             let options = GetOptions {
                 if_none_match: known.map(str::to_owned),
                 ..GetOptions::default()
@@ -366,10 +183,10 @@ impl Bucket {
                     Some(Ok(buffer)) => buffer.len() as u64,
                     Some(Err(_)) | None => 1,
                 });
-                let Some(buffer) = next.await?.transpose().map_err(failure)? else {
+                let Some(buffer) = next.await?.transpose()? else {
                     return Ok((taken, version));
                 };
-                self.meter.received(buffer.len() as u64);
+                self.calls.received(buffer.len() as u64);
                 if !take(&mut taken, buffer)? {
                     return Ok((taken, version));
                 }
@@ -381,7 +198,7 @@ impl Bucket {
     /// Whether there is an object at `path`.
     pub(super) async fn has(&self, path: &str) -> Result<bool, CallFailure> {
         let at = self.at(path)?;
-        let head = self.attempt(|| in_time(self.deadline, self.store.head(&at)));
+        let head = self.call(|| in_time(self.deadline, self.store.head(&at)));
         Ok(found(head.await)?.is_some())
     }
 
@@ -392,95 +209,24 @@ impl Bucket {
             let payload = PutPayload::from_bytes(bytes.clone());
             in_time(deadline, self.store.put(&at, payload))
         };
-        self.attempt(put).await?;
+        self.call(put).await?;
         Ok(())
     }
 
     /// Removes the object at `path`, if there is one.
     pub(super) async fn delete(&self, path: &str) -> Result<(), CallFailure> {
         let at = self.at(path)?;
-        let deleted = self.attempt(|| in_time(self.deadline, self.store.delete(&at)));
+        let deleted = self.call(|| in_time(self.deadline, self.store.delete(&at)));
         found(deleted.await)?;
         Ok(())
     }
 
-    /// Runs `work`, unless the breaker is open. A request that finds no connection, or a busy
-    /// service, is repeated.
-    async fn attempt<T, F>(&self, work: impl Fn() -> F) -> Result<T, CallFailure>
+    /// Makes a call; its attempts have deadlines of their own.
+    async fn call<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, CallFailure>
     where
         F: Future<Output = Result<T, CallFailure>>,
     {
-        let began = self.circuit_breaker.begin(self.deadline)?;
-        let metered = self.meter.begin();
-        let outcome = self.attempts(began, work).await;
-        match &outcome {
-            Err(failure) if !failure.is_answer() => {
-                metered.failed(failure.clone().of(&self.url, "a call").to_string());
-            }
-            _ => metered.answered(),
-        }
-        outcome
-    }
-
-    async fn attempts<T, F>(&self, began: Instant, work: impl Fn() -> F) -> Result<T, CallFailure>
-    where
-        F: Future<Output = Result<T, CallFailure>>,
-    {
-        let mut pause = FIRST_PAUSE;
-        for attempt in 1.. {
-            self.calls.fetch_add(1, Ordering::Relaxed);
-            let failure = match work().await {
-                Ok(done) => {
-                    self.circuit_breaker.succeeded();
-                    return Ok(done);
-                }
-                Err(failure) => failure,
-            };
-            match &failure {
-                CallFailure::Failed(FailureKind::Unreachable, _) if attempt < ATTEMPTS => {
-                    let jitter = 0.5 + fastrand::f64();
-                    tokio::time::sleep(pause.mul_f64(jitter)).await;
-                    pause *= 3;
-                    continue;
-                }
-                CallFailure::Timeout(_) | CallFailure::Failed(FailureKind::Unreachable, _) => {
-                    self.circuit_breaker.failed(&self.url, began, &failure);
-                }
-                // There is an answer, even if it is an error.
-                _ => self.circuit_breaker.succeeded(),
-            }
-            return Err(failure);
-        }
-        unreachable!("the loop ends by returning")
-    }
-}
-
-/// The parameters of a store of this kind, for an error.
-fn parameters(scheme: &ObjectStoreScheme) -> &'static str {
-    match scheme {
-        ObjectStoreScheme::Local | ObjectStoreScheme::Memory => "only verify and spool",
-        ObjectStoreScheme::GoogleCloudStorage => {
-            "verify, spool, credentials-file, and options such as google_service_account and skip_signature"
-        }
-        ObjectStoreScheme::MicrosoftAzure => {
-            "verify, spool, credentials-file, and options such as account_name, endpoint and skip_signature"
-        }
-        ObjectStoreScheme::Http => "verify, spool, and options such as allow_http and proxy_url",
-        _ => {
-            "verify, spool, credentials-file, and options such as endpoint, region and skip_signature"
-        }
-    }
-}
-
-/// Whether `name` is an option of a store of this kind. Future kinds are not known here.
-fn knows(scheme: &ObjectStoreScheme, name: &str) -> bool {
-    match scheme {
-        ObjectStoreScheme::Local | ObjectStoreScheme::Memory => false,
-        ObjectStoreScheme::AmazonS3 => name.parse::<AmazonS3ConfigKey>().is_ok(),
-        ObjectStoreScheme::GoogleCloudStorage => name.parse::<GoogleConfigKey>().is_ok(),
-        ObjectStoreScheme::MicrosoftAzure => name.parse::<AzureConfigKey>().is_ok(),
-        ObjectStoreScheme::Http => name.parse::<ClientConfigKey>().is_ok(),
-        _ => true,
+        self.calls.make(self.deadline, attempt).await
     }
 }
 
@@ -518,115 +264,20 @@ impl ReceivedObject {
     }
 }
 
-/// The outcome of `work` within `deadline`.
-async fn in_time<T>(
-    deadline: Duration,
-    work: impl Future<Output = object_store::Result<T>>,
-) -> Result<T, CallFailure> {
-    match tokio::time::timeout(deadline, work).await {
-        Ok(done) => done.map_err(failure),
-        Err(_) => Err(CallFailure::Timeout(deadline)),
+impl From<object_store::Error> for CallFailure {
+    fn from(error: object_store::Error) -> Self {
+        let code = match error {
+            object_store::Error::NotFound { .. } => FailureKind::NotFound,
+            object_store::Error::PermissionDenied { .. } => FailureKind::Denied,
+            object_store::Error::Unauthenticated { .. } => FailureKind::Unauthenticated,
+            object_store::Error::NotModified { .. } => FailureKind::Exists,
+            _ => FailureKind::Unreachable,
+        };
+        let why = explain(&error);
+        // One of many objects that were to be deleted with a request: the request itself succeeded.
+        let denied = code == FailureKind::Unreachable && why.contains("(code: AccessDenied)");
+        CallFailure::Failed(if denied { FailureKind::Denied } else { code }, why)
     }
-}
-
-fn failure(error: object_store::Error) -> CallFailure {
-    let code = match error {
-        object_store::Error::NotFound { .. } => FailureKind::NotFound,
-        object_store::Error::PermissionDenied { .. } => FailureKind::Denied,
-        object_store::Error::Unauthenticated { .. } => FailureKind::Unauthenticated,
-        object_store::Error::NotModified { .. } => FailureKind::Exists,
-        _ => FailureKind::Unreachable,
-    };
-    let why = explain(&error);
-    // One of many objects that were to be deleted with a request: the request itself succeeded.
-    let denied = code == FailureKind::Unreachable && why.contains("(code: AccessDenied)");
-    CallFailure::Failed(if denied { FailureKind::Denied } else { code }, why)
-}
-
-/// A store, a path in it, and the clock of its service.
-type OpenedPath = (Box<dyn ObjectStore>, Path, Option<Arc<ServiceClock>>);
-
-/// The store and path that `url` names.
-fn open(url: &Url, options: Vec<(String, String)>) -> object_store::Result<OpenedPath> {
-    let clock = Arc::new(ServiceClock::default());
-    // Retries and deadlines are in [`Bucket::attempt`].
-    let retry = RetryConfig {
-        max_retries: 0,
-        ..RetryConfig::default()
-    };
-    let client = ClientOptions::new()
-        .with_connect_timeout(CONNECT)
-        .with_timeout_disabled();
-    let (scheme, path) = ObjectStoreScheme::parse(url)?;
-    // As object_store::parse_url_opts, which has no parameter for retries.
-    macro_rules! built {
-        ($builder:ty, $url:expr) => {{
-            let builder = <$builder>::new()
-                .with_url($url)
-                .with_retry(retry)
-                .with_client_options(client)
-                .with_http_connector(BoundedConnector(clock.clone()));
-            let builder = options.into_iter().fold(builder, |builder, (name, value)| {
-                match name.parse() {
-                    Ok(key) => builder.with_config(key, value),
-                    // An option of another cloud, or of castore-fs.
-                    Err(_) => builder,
-                }
-            });
-            Box::new(builder.build()?) as Box<dyn ObjectStore>
-        }};
-    }
-    let store = match scheme {
-        ObjectStoreScheme::AmazonS3 => built!(object_store::aws::AmazonS3Builder, url.as_str()),
-        ObjectStoreScheme::GoogleCloudStorage => {
-            built!(object_store::gcp::GoogleCloudStorageBuilder, url.as_str())
-        }
-        ObjectStoreScheme::MicrosoftAzure => {
-            built!(object_store::azure::MicrosoftAzureBuilder, url.as_str())
-        }
-        ObjectStoreScheme::Http => {
-            let host = &url[..url::Position::BeforePath];
-            built!(object_store::http::HttpBuilder, host)
-        }
-        _ => {
-            let (store, path) = object_store::parse_url_opts(url, options)?;
-            return Ok((store, path, None));
-        }
-    };
-    Ok((store, path, Some(clock)))
-}
-
-/// The options in a file of lines `name = value`: an AWS credentials file of one profile, or an
-/// environment file.
-fn credentials(path: &FilePath) -> Result<Vec<(String, String)>, String> {
-    let shown = path.display();
-    let text = String::from_utf8(credential::read_secret("credentials-file", path)?)
-        .map_err(|_| format!("{shown} holds no credentials: it is not text"))?;
-    let mut options = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with(['#', ';', '[']) {
-            continue;
-        }
-        let (name, value) = line.split_once('=').ok_or_else(|| {
-            // The line may hold a secret.
-            format!("{shown}: line {} is not NAME=VALUE", number + 1)
-        })?;
-        let value = value.trim().trim_matches('"');
-        options.push((name.trim().to_ascii_lowercase(), value.to_owned()));
-    }
-    if options.is_empty() {
-        return Err(format!(
-            "{shown} holds no credentials: write NAME=VALUE lines"
-        ));
-    }
-    Ok(options)
-}
-
-fn in_the_environment(what: &str) -> String {
-    format!(
-        "{what} is a secret and belongs into the environment or a credentials-file, not into a URL"
-    )
 }
 
 #[cfg(test)]

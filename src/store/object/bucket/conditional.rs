@@ -1,10 +1,11 @@
 //! Objects that are written or read on a condition.
 
 use bytes::Bytes;
-use object_store::{ObjectMeta, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
+use object_store::{ObjectMeta, ObjectStoreExt, PutMode, PutPayload, PutResult, UpdateVersion};
 
 use super::super::bucket_time::BucketTime;
-use super::{Bucket, failure, in_time};
+use super::Bucket;
+use crate::store::endpoint_calls::in_time;
 use crate::store::failure::{CallFailure, FailureKind, found};
 
 /// A version of an object.
@@ -41,7 +42,7 @@ impl Bucket {
         path: &str,
     ) -> Result<Option<ObjectVersion>, CallFailure> {
         let at = self.at(path)?;
-        let head = self.attempt(|| in_time(self.deadline, self.store.head(&at)));
+        let head = self.call(|| in_time(self.deadline, self.store.head(&at)));
         Ok(found(head.await)?.map(|object| ObjectVersion::of(&object)))
     }
 
@@ -70,19 +71,15 @@ impl Bucket {
         bytes: Bytes,
     ) -> Result<bool, CallFailure> {
         let at = self.at(path)?;
-        let created = self.attempt(|| async {
+        let created = self.call(|| {
             let payload = PutPayload::from_bytes(bytes.clone());
             let create = self.store.put_opts(&at, payload, PutMode::Create.into());
-            match tokio::time::timeout(self.deadline, create).await {
-                Ok(Ok(_)) => Ok(Some(true)),
-                Ok(Err(object_store::Error::AlreadyExists { .. })) => Ok(Some(false)),
-                Ok(Err(
-                    object_store::Error::NotImplemented { .. }
-                    | object_store::Error::NotSupported { .. },
-                )) => Ok(None),
-                Ok(Err(error)) => Err(failure(error)),
-                Err(_) => Err(CallFailure::Timeout(self.deadline)),
-            }
+            in_time(self.deadline, async {
+                match create.await {
+                    Err(object_store::Error::AlreadyExists { .. }) => Ok(Some(false)),
+                    outcome => put_if_supported(outcome),
+                }
+            })
         });
         match created.await? {
             Some(created) => Ok(created),
@@ -100,7 +97,7 @@ impl Bucket {
         version: &ObjectVersion,
     ) -> Result<bool, CallFailure> {
         let at = self.at(path)?;
-        let replaced = self.attempt(|| async {
+        let replaced = self.call(|| {
             let version = UpdateVersion {
                 e_tag: version.e_tag.clone(),
                 version: version.version.clone(),
@@ -108,22 +105,29 @@ impl Bucket {
             let payload = PutPayload::from_bytes(bytes.clone());
             let mode = PutMode::Update(version).into();
             let update = self.store.put_opts(&at, payload, mode);
-            match tokio::time::timeout(self.deadline, update).await {
-                Ok(Ok(_)) => Ok(Some(true)),
-                Ok(Err(
-                    object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. },
-                )) => Ok(Some(false)),
-                Ok(Err(
-                    object_store::Error::NotImplemented { .. }
-                    | object_store::Error::NotSupported { .. },
-                )) => Ok(None),
-                Ok(Err(error)) => Err(failure(error)),
-                Err(_) => Err(CallFailure::Timeout(self.deadline)),
-            }
+            in_time(self.deadline, async {
+                use object_store::Error::{NotFound, Precondition};
+                match update.await {
+                    Err(Precondition { .. } | NotFound { .. }) => Ok(Some(false)),
+                    outcome => put_if_supported(outcome),
+                }
+            })
         });
         match replaced.await? {
             Some(replaced) => Ok(replaced),
             None => self.put(path, bytes).await.map(|()| true),
         }
+    }
+}
+
+/// Whether an object was put; nothing if the service has no conditional writes.
+fn put_if_supported(
+    outcome: object_store::Result<PutResult>,
+) -> object_store::Result<Option<bool>> {
+    use object_store::Error::{NotImplemented, NotSupported};
+    match outcome {
+        Ok(_) => Ok(Some(true)),
+        Err(NotImplemented { .. } | NotSupported { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::super::bucket_time::BucketTime;
-use super::{Bucket, failure};
+use super::Bucket;
 use crate::store::failure::{CallFailure, FailureKind};
 use crate::store::pace::AnswerPace;
 use crate::store::root_list::ListingMemory;
@@ -56,7 +56,7 @@ impl Bucket {
                     Some(Ok(path)) => LISTED + path.len() as u64,
                     Some(Err(_)) | None => u64::MAX / 2,
                 });
-                let Some(path) = next.await?.transpose().map_err(failure)? else {
+                let Some(path) = next.await?.transpose()? else {
                     return Ok(Some((paths, memory)));
                 };
                 if paths.len() >= most {
@@ -72,7 +72,7 @@ impl Bucket {
                 paths.push(path);
             }
         };
-        self.attempt(list).await
+        self.call(list).await
     }
 
     /// Passes every object below `path` to `take`. Each attempt begins again with the value of `start`.
@@ -95,7 +95,7 @@ impl Bucket {
                     Some(Ok(object)) => LISTED + object.location.as_ref().len() as u64,
                     Some(Err(_)) | None => u64::MAX / 2,
                 });
-                let Some(object) = next.await?.transpose().map_err(failure)? else {
+                let Some(object) = next.await?.transpose()? else {
                     return Ok(folded);
                 };
                 let full = object.location.to_string();
@@ -119,7 +119,7 @@ impl Bucket {
                 take(&mut folded, listed)?;
             }
         };
-        self.attempt(fold).await
+        self.call(fold).await
     }
 
     /// Removes the objects at `paths`; one that does not exist is no failure. After a failure, some of them may
@@ -138,12 +138,12 @@ impl Bucket {
                 while let Some(deleted) = pace.wait(deleted.next(), |_| DELETED).await? {
                     match deleted {
                         Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                        Err(error) => return Err(failure(error)),
+                        Err(error) => return Err(error.into()),
                     }
                 }
                 Ok(())
             };
-            self.attempt(delete).await?;
+            self.call(delete).await?;
         }
         Ok(())
     }
