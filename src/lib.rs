@@ -8,6 +8,7 @@
 //! | 0 | [`clock`] | the wall clock as numbers |
 //! | 0 | [`compression`] | streams out of gzip, xz, zstd, bzip2 and brotli |
 //! | 0 | [`descent`] | walking directory trees deeper than the limit of descriptors |
+//! | 0 | `heap` | giving free memory of the heap back to the system |
 //! | 0 | `latencies` | times of requests, in buckets |
 //! | 0 | [`quantity`] | sizes and durations in text, and counts |
 //! | 0 | [`sandbox`] | giving up privileges, files and system calls |
@@ -65,6 +66,7 @@ pub mod clock;
 pub mod compression;
 pub mod descent;
 pub mod fs;
+mod heap;
 pub mod image;
 pub mod import;
 mod latencies;

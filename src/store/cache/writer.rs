@@ -20,6 +20,7 @@ use super::access_times::AccessTimes;
 use super::roots::CachedUpstreamRoots;
 use crate::castore::{Digest, Directory, GroupTable, Node};
 use crate::clock::unix_seconds;
+use crate::heap;
 use crate::store::local::CacheRetention;
 use crate::store::{Error, GcResult, Ingest, LocalStore, Store};
 
@@ -29,6 +30,8 @@ const QUEUE: usize = 64 << 20;
 const BATCH: usize = 16 << 20;
 /// How long the first object waits for others to be committed with it.
 const LINGER: Duration = Duration::from_millis(100);
+/// Bytes that have been written, and so freed, before an idle thread gives free memory back.
+const WORTH_GIVING_BACK: usize = 4 << 20;
 /// How often the idle thread wakes up.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the uses of roots are written.
@@ -248,13 +251,21 @@ impl CacheWriter {
         self.size
             .store(self.local_store.disk_usage(), Ordering::Relaxed);
         let mut remembered = Instant::now();
+        let mut freed = 0;
         loop {
             let (writes, closed) = self.next();
             self.access_times.tick(unix_seconds());
             self.look_after_room();
             match writes.is_empty() {
-                true => self.try_again(),
+                true => {
+                    self.try_again();
+                    if freed >= WORTH_GIVING_BACK {
+                        heap::give_back();
+                        freed = 0;
+                    }
+                }
                 false => {
+                    freed += writes.iter().map(Write::weight).sum::<usize>();
                     if self.write(&writes) {
                         written(&writes);
                     }

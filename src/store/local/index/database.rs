@@ -14,8 +14,11 @@ use redb::{Builder, ConcurrencyMode, Database, DatabaseError, ReadOnlyDatabase};
 use super::super::dir::StoreDirectory;
 use crate::store::Error;
 
-/// Memory for redb's pages, in bytes, per handle.
+/// Memory for redb's pages in a handle for writing, in bytes.
 const CACHE: usize = 32 << 20;
+/// The same in a handle for reading: the upper pages of an index of millions of blobs. The kernel has the
+/// others.
+const READER_CACHE: usize = 4 << 20;
 
 /// A handle for reading.
 pub(super) enum ReadHandle {
@@ -85,7 +88,7 @@ pub(super) fn damaged(dir: &StoreDirectory, why: String) -> Error {
 pub(super) fn open_reader(dir: &StoreDirectory) -> Result<ReadHandle, Error> {
     let path = dir.index();
     for _ in 0..3 {
-        let opened = catch_unwind(|| builder().open_read_only(&path));
+        let opened = catch_unwind(|| builder().set_cache_size(READER_CACHE).open_read_only(&path));
         match opened {
             Ok(Ok(database)) => return Ok(ReadHandle::Shared(database)),
             Ok(Err(DatabaseError::RepairAborted)) => {}
