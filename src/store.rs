@@ -163,6 +163,10 @@ pub trait Store: Debug + Send + Sync {
     /// fetches them together meanwhile, of each the first MiB. Returns at once.
     fn will_need(&self, blobs: &[(Digest, u64)]);
 
+    /// Frees what memory has of the `length` bytes at `offset` of the blob `digest` of `size` bytes: the caller
+    /// keeps them, or has no more use for them. An upstream fetches them again when they are read.
+    fn forget(&self, digest: &Digest, size: u64, offset: u64, length: u64);
+
     /// The root node `name`.
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error>;
 

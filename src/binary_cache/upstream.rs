@@ -546,6 +546,8 @@ impl Store for BinaryCaches {
     /// Contents come by the path, so there is nothing to prefetch.
     fn will_need(&self, _: &[(Digest, u64)]) {}
 
+    fn forget(&self, _: &Digest, _: u64, _: u64, _: u64) {}
+
     /// Names that are not store paths, or that no cache has, are absent at once.
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         Ok(match StorePath::from_base_name(name) {

@@ -28,14 +28,9 @@ impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
 
     /// Removes the value of `key`.
     pub(crate) fn remove(&mut self, key: &K) {
-        self.take(key);
-    }
-
-    /// Removes the value of `key`; returns it with its cost.
-    pub(super) fn take(&mut self, key: &K) -> Option<(V, usize)> {
-        let taken = self.entries.pop(key)?;
-        self.bytes -= taken.1;
-        Some(taken)
+        if let Some((_, bytes)) = self.entries.pop(key) {
+            self.bytes -= bytes;
+        }
     }
 
     /// Removes the least recently used value; returns false if there is none.

@@ -114,6 +114,10 @@ impl Store for CombinedStore {
         self.0.blobs.will_need(blobs);
     }
 
+    fn forget(&self, digest: &Digest, size: u64, offset: u64, length: u64) {
+        self.0.blobs.forget(digest, size, offset, length);
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         self.0.path_infos.root_now(name)
     }

@@ -25,7 +25,6 @@
 mod ahead;
 mod download_buffer;
 mod integrity;
-mod memory;
 mod readers;
 mod source;
 
@@ -38,7 +37,6 @@ use tokio::sync::watch;
 
 use self::download_buffer::WholeBlob;
 use self::integrity::IntegrityTrackers;
-use self::memory::ExtentMemory;
 use self::readers::Readers;
 pub(super) use self::source::{BlobClaim, BlobSink, BlobSource, ExtentAnswer, SmallBlobSink};
 use super::bounded::Bounded;
@@ -90,7 +88,7 @@ fn of_its_own(bytes: &[u8]) -> Bytes {
 pub(super) struct Extents<S> {
     source: Arc<S>,
     verify: ChunkVerification,
-    extents: Mutex<ExtentMemory>,
+    extents: Mutex<Bounded<(BlobClaim, u64), Bytes>>,
     tables: Mutex<Bounded<BlobClaim, Arc<GroupTable>>>,
     download_buffers: Mutex<Bounded<BlobClaim, Arc<download_buffer::DownloadBuffer>>>,
     /// The memory in use, including fetches in flight.
@@ -116,7 +114,7 @@ impl<S: BlobSource> Extents<S> {
         Arc::new(Self {
             source,
             verify,
-            extents: Mutex::new(ExtentMemory::new(cache_bytes)),
+            extents: Mutex::new(Bounded::new(cache_bytes)),
             tables: Mutex::new(Bounded::new(cache_bytes / 4)),
             download_buffers: Mutex::new(Bounded::new(download_buffer_bytes)),
             space: download_buffer::DownloadBufferSpace::new(download_buffer_bytes as u64),
@@ -145,8 +143,7 @@ impl<S: BlobSource> Extents<S> {
         let mut done = 0;
         while done < buffer.len() {
             let at = offset + done as u64;
-            let key = ((*digest, size), at / extent);
-            let Some(bytes) = self.extents.lock().get(&key) else {
+            let Some(bytes) = self.extents.lock().get(&((*digest, size), at / extent)) else {
                 return false;
             };
             let from = (at % extent) as usize;
@@ -156,9 +153,6 @@ impl<S: BlobSource> Extents<S> {
             let length = part.len().min(buffer.len() - done);
             buffer[done..done + length].copy_from_slice(&part[..length]);
             done += length;
-            if length == bytes.len() {
-                self.extents.lock().took(key);
-            }
         }
         self.advance(digest, size, offset, buffer.len() as u64);
         true
@@ -188,12 +182,6 @@ impl<S: BlobSource> Extents<S> {
         let Some(parts) = parts.into_iter().collect::<Option<Vec<_>>>() else {
             return Ok(None);
         };
-        for index in first..=last {
-            let part = index * extent..size.min((index + 1) * extent);
-            if offset <= part.start && offset + length >= part.end {
-                self.extents.lock().took(((*digest, size), index));
-            }
-        }
         let skip = (offset - first * extent) as usize;
         let length = length as usize;
         if let [only] = &parts[..] {
@@ -308,8 +296,18 @@ impl<S: BlobSource> Extents<S> {
     }
 
     fn keep(&self, digest: &Digest, size: u64, index: u64, bytes: &Bytes) {
+        let cost = bytes.len() + 128;
         let key = ((*digest, size), index);
-        self.extents.lock().insert(key, bytes.clone());
+        self.extents.lock().insert(key, bytes.clone(), cost);
+    }
+
+    /// Frees the extents that begin in the `length` bytes at `offset`.
+    pub(super) fn forget(&self, digest: &Digest, size: u64, offset: u64, length: u64) {
+        let extent = extent_size(size);
+        let mut extents = self.extents.lock();
+        for index in offset.div_ceil(extent)..(offset + length).div_ceil(extent) {
+            extents.remove(&((*digest, size), index));
+        }
     }
 
     /// A part of a blob, bound to the blob's digest, or accepted by [`ChunkVerification`].

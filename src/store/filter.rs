@@ -184,6 +184,10 @@ impl Store for FilteredStore {
         self.inner.will_need(blobs);
     }
 
+    fn forget(&self, digest: &Digest, size: u64, offset: u64, length: u64) {
+        self.inner.forget(digest, size, offset, length);
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         match self.takes(name) {
             true => self.inner.root_now(name),

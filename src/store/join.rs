@@ -249,6 +249,12 @@ impl Store for JoinedStore {
         }
     }
 
+    fn forget(&self, digest: &Digest, size: u64, offset: u64, length: u64) {
+        for store in self.stores() {
+            store.forget(digest, size, offset, length);
+        }
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         for (index, store) in self.stores().enumerate() {
             match store.root_now(name)? {

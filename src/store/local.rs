@@ -439,6 +439,8 @@ impl Store for LocalStore {
     /// Everything is stored already.
     fn will_need(&self, _: &[(Digest, u64)]) {}
 
+    fn forget(&self, _: &Digest, _: u64, _: u64, _: u64) {}
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         Ok(self.0.index.fresh()?.root(name)?.into())
     }

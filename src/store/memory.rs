@@ -175,6 +175,8 @@ impl Store for MemoryStore {
     /// Everything is in memory already.
     fn will_need(&self, _: &[(Digest, u64)]) {}
 
+    fn forget(&self, _: &Digest, _: u64, _: u64, _: u64) {}
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         let contents = self.0.contents.read();
         Ok(Name::new(name)

@@ -250,6 +250,12 @@ impl Store for Mirrors {
         }
     }
 
+    fn forget(&self, digest: &Digest, size: u64, offset: u64, length: u64) {
+        for member in &self.0.members {
+            member.store.forget(digest, size, offset, length);
+        }
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         Ok(self.first_local(|store| store.root_now(name)))
     }

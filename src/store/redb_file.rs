@@ -174,6 +174,8 @@ impl Store for RedbFile {
     /// Everything is local, so in place.
     fn will_need(&self, _: &[(Digest, u64)]) {}
 
+    fn forget(&self, _: &Digest, _: u64, _: u64, _: u64) {}
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         Ok(self.find(name)?.map(|(root, _)| root).into())
     }

@@ -217,6 +217,10 @@ impl<B: UpstreamCalls> Store for UpstreamStore<B> {
         span.in_scope(|| self.0.extents().will_need(blobs));
     }
 
+    fn forget(&self, digest: &Digest, size: u64, offset: u64, length: u64) {
+        self.0.extents().forget(digest, size, offset, length);
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         Ok(self.0.known_root(name).map_or(Answer::Wait, Answer::from))
     }

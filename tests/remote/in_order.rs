@@ -78,6 +78,13 @@ fn a_walk_through_a_cache_makes_few_calls_and_all_stays() {
     let usage = cache.local_store().usage().unwrap().unwrap();
     assert_eq!(usage.blobs, DIRECTORIES * FILES);
     assert_few(&client);
+    // The cache has them: a copy in the client's memory would have no reader.
+    for seed in 0..DIRECTORIES * FILES {
+        let content = noise(seed, 8000);
+        let digest = Digest::of(&content);
+        let answer = client.read_now(&digest, 8000, 0, &mut [0; 8000]).unwrap();
+        assert_eq!(answer, Answer::Wait);
+    }
 }
 
 #[test]

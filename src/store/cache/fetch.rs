@@ -224,6 +224,8 @@ impl CacheInner {
         let mut recent = self.recent.lock();
         recent.blobs.insert(key, bytes.clone(), bytes.len());
         drop(recent);
+        let (start, length) = (index * cached_extent_size(size), bytes.len() as u64);
+        self.upstream.forget(&digest, size, start, length);
         self.writer.access_times.touch(&digest);
         if size <= WHOLE {
             return self.writer.push(Write::Blob(digest, bytes.clone()));

@@ -61,6 +61,10 @@ impl Store for WithoutCache {
         self.upstream.will_need(blobs);
     }
 
+    fn forget(&self, digest: &Digest, size: u64, offset: u64, length: u64) {
+        self.upstream.forget(digest, size, offset, length);
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         match self.upstream.root_now(name)? {
             Answer::Absent => Err(self.why.clone()),

@@ -308,6 +308,10 @@ impl Store for Double {
         self.inner().will_need(blobs);
     }
 
+    fn forget(&self, digest: &Digest, size: u64, offset: u64, length: u64) {
+        self.inner().forget(digest, size, offset, length);
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         match self.upstream {
             true => Ok(Answer::Wait),
