@@ -123,7 +123,7 @@ pub fn main() -> ExitCode {
         Command::Daemon(_) => {}
         Command::Mount(_) | Command::Virtiofs(_) | Command::Serve(_) => log_messages("warn", true),
         // A failing endpoint makes the command fail, whose one error has the reason.
-        _ => log_messages("warn,crate::store::circuit_breaker=off", false),
+        _ => log_messages("warn,castore_fs::store::circuit_breaker=off", false),
     }
     allow_many_files();
     let result = match arguments.verb {
