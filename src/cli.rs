@@ -1,7 +1,7 @@
 //! The command line: one file for each verb, and here their common parts.
 //!
 //! A verb is a struct of arguments with a `run`. It does no work of its own: it opens the store,
-//! calls the library, and prints. Results go to standard output, through [`output::Output`];
+//! calls the library, and prints. Results go to standard output, through `output::Output`;
 //! everything else (errors, progress, logs) goes to standard error.
 //!
 //! Exit status: 0 success; 1 failure, or `verify` found damage; 2 wrong usage; 130 interrupted; 141
