@@ -46,7 +46,7 @@ const REDIRECTS: usize = 5;
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a small file may take, or the beginning of a NAR.
 const DEADLINE: Duration = Duration::from_secs(15);
-/// How long a NAR may bring less than [`LEAST_RATE`](crate::store::LEAST_RATE).
+/// How long a NAR may bring less than 1 KiB/s.
 const STALL: Duration = Duration::from_secs(30);
 /// An attempt that brought so many bytes of a NAR counts as progress: it is not the last.
 const PROGRESS: u64 = 1 << 20;
