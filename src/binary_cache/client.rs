@@ -209,7 +209,11 @@ impl CacheClient {
         let mut attempts = Attempts::new(DOWNLOAD_RETRIES);
         loop {
             let before = download.sent;
-            let Err(failure) = self.continue_download(url, download).await else {
+            let head = || in_time(DEADLINE, self.get(url, before));
+            let head = self.calls.make_with(&mut attempts, DEADLINE, head).await;
+            let response = head?.ok_or_else(no_nar)?;
+            download.moved = Instant::now();
+            let Err(failure) = self.receive(response, download).await else {
                 return Ok(());
             };
             if download.sent - before >= PROGRESS {
@@ -222,16 +226,13 @@ impl CacheClient {
         }
     }
 
-    /// Sends the bytes of `url` that have not been sent.
-    async fn continue_download(
+    /// Sends the bytes of `response`, the answer for those that have not been sent.
+    async fn receive(
         &self,
-        url: &Url,
+        mut response: reqwest::Response,
         download: &mut Download,
     ) -> Result<(), CallFailure> {
         let from = download.sent;
-        let head = || in_time(DEADLINE, self.get(url, from));
-        let mut response = self.calls.make(DEADLINE, head).await?.ok_or_else(no_nar)?;
-        download.moved = Instant::now();
         // A server without ranges sends everything again.
         let mut skip = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
@@ -355,8 +356,9 @@ fn no_nar() -> CallFailure {
     CallFailure::refused("the NAR that its narinfo names is not there")
 }
 
+/// A file of the cache's directory cannot be read: another may be.
 fn unreadable(error: io::Error) -> CallFailure {
-    CallFailure::Failed(FailureKind::Unreachable, error.to_string())
+    CallFailure::Failed(FailureKind::Other, error.to_string())
 }
 
 /// Runs `work`, which may block, on a thread of its own.

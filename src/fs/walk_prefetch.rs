@@ -11,8 +11,8 @@
 //! is.
 //!
 //! **A program that starts is no walk.** It reads a few files of a directory, in the order of their names by
-//! chance. Once more was passed over than read, the prefetch ends, and the next one takes more waits in a row to
-//! begin. So what is fetched and not read is at most what was read, and 256 KiB a start.
+//! chance. Once more was passed over than read, by [`FIRST_WINDOW`], the prefetch ends, and the next one takes more
+//! waits in a row to begin. So at most three times what was read is fetched in vain, and two first windows.
 //!
 //! **Invariants.** The cursor never waits: at a Directory that is not cached it stops, and continues
 //! with the next request of the walk. It has no thread: it works within a request that was
@@ -37,8 +37,8 @@ const FIRST_WINDOW: u64 = 256 << 10;
 const MAX_WINDOW: u64 = 16 << 20;
 /// Bytes that a walk has read when there is no doubt any more that it is one.
 const CERTAIN: u64 = 1 << 20;
-/// Waits in a row that begin a walk, at most.
-const MOST_NEEDED: u32 = 8;
+/// Waits in a row after which a walk begins in any case.
+const MOST_WAITS: u32 = 8;
 /// Files ahead of the walk, at most.
 const MAX_FILES: usize = 4096;
 /// Files within which the walk's position is searched.
@@ -71,9 +71,10 @@ struct PrefetchCursor {
     read: u64,
     /// Bytes that were announced and that it has passed over.
     passed_over: u64,
-    /// Waits in a row that followed each other, and how many begin a walk.
-    row: u32,
-    needed: u32,
+    /// Waits so far, each for a file that follows the one before.
+    waits_in_a_row: u32,
+    /// How many more than one of them begin a walk.
+    doubt: u32,
 }
 
 /// A file that was announced to the store.
@@ -81,7 +82,7 @@ struct AnnouncedFile {
     directory: Digest,
     index: u32,
     bytes: u64,
-    /// Its reader is known, or need not be: the page-cache push may have spared the request.
+    /// Whether it was read, or may have been without a request, out of what the page-cache push has stored.
     is_read: bool,
 }
 
@@ -161,8 +162,8 @@ impl PrefetchCursor {
     fn waits(&mut self, directory: &Digest, index: u32, trail: &Trail, store: &dyn Store) -> bool {
         let follows = self.last_leads_to(directory, index, store);
         self.last.clone_from(trail);
-        self.row = if follows { self.row + 1 } else { 0 };
-        if self.passes(directory, index) || self.row < self.needed.max(1) {
+        self.waits_in_a_row = if follows { self.waits_in_a_row + 1 } else { 0 };
+        if self.passes(directory, index) || self.waits_in_a_row <= self.doubt {
             return false;
         }
         self.end();
@@ -170,16 +171,16 @@ impl PrefetchCursor {
         true
     }
 
-    /// Forgets the walk, if there is one, and learns from it.
+    /// Forgets the walk, if there is one. If little of it was read, the next one is doubted more.
     fn end(&mut self) {
         if self.read >= CERTAIN {
-            self.needed = 1;
+            self.doubt = 0;
         } else if self.passed_over + self.bytes > self.read {
-            self.needed = (self.needed.max(1) * 2).min(MOST_NEEDED);
+            self.doubt = (2 * self.doubt + 1).min(MOST_WAITS - 1);
         }
         *self = Self {
             last: std::mem::take(&mut self.last),
-            needed: self.needed,
+            doubt: self.doubt,
             ..Self::default()
         };
     }
@@ -347,11 +348,11 @@ mod tests {
         }
         let read = 400 * SIZE;
         assert!(walk.announced < read, "{} of {read}", walk.announced);
-        assert_eq!(walk.cursor.needed, 2);
+        assert_eq!(walk.cursor.doubt, 1);
         // A walk is recognized still, and trusted again.
         (0..400).for_each(|index| walk.read(index));
         assert!(walk.cursor.read > CERTAIN);
         walk.cursor.end();
-        assert_eq!(walk.cursor.needed, 1);
+        assert_eq!(walk.cursor.doubt, 0);
     }
 }

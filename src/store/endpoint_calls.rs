@@ -27,7 +27,7 @@ pub(crate) struct RetryPolicy {
     pub(crate) first_pause: Duration,
     /// Each pause is so many times the one before.
     pub(crate) growth: u32,
-    /// The longest mean pause, even if the endpoint asks for a longer one.
+    /// The longest pause, but for its random part, even if the endpoint asks for a longer one.
     pub(crate) longest_pause: Duration,
     /// The time after the start of a call at which no other attempt begins.
     pub(crate) within: Duration,
@@ -66,13 +66,14 @@ impl Attempts {
         if !is_repeated || is_late || self.failed >= self.policy.attempts {
             return Err(failure);
         }
-        let pause = match failure {
-            CallFailure::Busy(pause, _) => pause,
-            _ => self.pause,
+        // A pause that the endpoint asks for is not made shorter.
+        let (pause, shortest) = match failure {
+            CallFailure::Busy(pause, _) => (pause, 1.0),
+            _ => (self.pause, 0.75),
         };
         let pause = pause.min(self.policy.longest_pause);
         self.pause *= self.policy.growth;
-        tokio::time::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+        tokio::time::sleep(pause.mul_f64(shortest + fastrand::f64() / 2.0)).await;
         Ok(())
     }
 }
@@ -129,7 +130,21 @@ impl EndpointCalls {
     where
         F: Future<Output = Result<T, CallFailure>>,
     {
-        let answer = self.begin(limit, attempt).await?;
+        self.make_with(&mut Attempts::new(self.policy), limit, attempt)
+            .await
+    }
+
+    /// As [`make`](Self::make), with the attempts that are left of a larger task.
+    pub(crate) async fn make_with<T, F>(
+        &self,
+        attempts: &mut Attempts,
+        limit: Duration,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, CallFailure>
+    where
+        F: Future<Output = Result<T, CallFailure>>,
+    {
+        let answer = self.begin_with(attempts, limit, attempt).await?;
         self.answered();
         Ok(answer)
     }
@@ -144,9 +159,22 @@ impl EndpointCalls {
     where
         F: Future<Output = Result<T, CallFailure>>,
     {
+        self.begin_with(&mut Attempts::new(self.policy), limit, attempt)
+            .await
+    }
+
+    async fn begin_with<T, F>(
+        &self,
+        attempts: &mut Attempts,
+        limit: Duration,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, CallFailure>
+    where
+        F: Future<Output = Result<T, CallFailure>>,
+    {
         let began = self.circuit_breaker.begin(limit)?;
         let metered = self.meter.begin();
-        let outcome = self.repeat(attempt).await;
+        let outcome = self.repeat(attempts, attempt).await;
         match &outcome {
             Ok(_) => metered.answered(),
             Err(failure) => {
@@ -173,7 +201,8 @@ impl EndpointCalls {
     {
         let began = self.circuit_breaker.begin(limit)?;
         let was_stopped = self.is_stopped();
-        let outcome = self.repeat(attempt).await;
+        let attempts = &mut Attempts::new(self.policy);
+        let outcome = self.repeat(attempts, attempt).await;
         match &outcome {
             Ok(_) => {
                 self.answered();
@@ -190,11 +219,14 @@ impl EndpointCalls {
         outcome
     }
 
-    async fn repeat<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, CallFailure>
+    async fn repeat<T, F>(
+        &self,
+        attempts: &mut Attempts,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, CallFailure>
     where
         F: Future<Output = Result<T, CallFailure>>,
     {
-        let mut attempts = Attempts::new(self.policy);
         loop {
             self.count_attempt();
             match attempt().await {
@@ -347,7 +379,7 @@ mod tests {
         });
         outcome.await.unwrap_err();
         let paused = began.elapsed();
-        assert!((30 * SECOND..50 * SECOND).contains(&paused), "{paused:?}");
+        assert!((40 * SECOND..60 * SECOND).contains(&paused), "{paused:?}");
         let began = tokio::time::Instant::now();
         attempts_at(POLICY, busy(), Duration::ZERO).await;
         // 250, 500, 1000 and 2000 ms, each with up to a quarter less or more.

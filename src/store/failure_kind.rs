@@ -5,7 +5,7 @@
 pub(crate) enum FailureKind {
     /// There is no such object.
     NotFound,
-    /// The call was for an object that does not exist, or has changed, and it exists, or has not.
+    /// The call creates an object that exists already, or asks for a newer version than there is.
     Exists,
     /// The endpoint has no such call.
     Unsupported,

@@ -326,6 +326,23 @@ fn an_interrupted_download_continues_where_it_stopped() {
 }
 
 #[test]
+fn a_nar_that_a_busy_server_does_not_send_is_requested_five_times() {
+    let bench = Bench::new();
+    let app = path('1', "top");
+    bench.add(&app, &tree(), "none", &[]);
+    bench.web.set_faults(WebFaults {
+        status: Some(("nar/", 503)),
+        ..WebFaults::default()
+    });
+    let cache = bench.open();
+    let error = bench.look_up(&cache, &app).unwrap_err().to_string();
+    assert!(error.contains("HTTP status 503"), "{error}");
+    let url = format!("GET /nar/{}.nar.none", app.hash());
+    let asked = bench.web.take_requests();
+    assert_eq!(asked.iter().filter(|asked| **asked == url).count(), 5);
+}
+
+#[test]
 fn absent_names_are_requested_once_and_names_that_are_no_store_paths_never() {
     let bench = Bench::new();
     bench.add(&path('1', "top"), &tree(), "none", &[]);

@@ -285,24 +285,36 @@ fn what_cannot_be_read_is_an_error_in_its_own_pages() {
     assert_eq!(page, [8; 4096]);
 }
 
+/// An EROFS mount of `image`, on a directory that is to be unmounted; nothing where none can be made.
+fn mount_erofs(image: &std::path::Path) -> Option<tempfile::TempDir> {
+    if !rustix::process::geteuid().is_root() {
+        skip("it needs mount(2), which only the superuser may call");
+        return None;
+    }
+    let at = tempfile::tempdir().unwrap();
+    match rustix::mount::mount(image, at.path(), "erofs", MountFlags::RDONLY, c"") {
+        Ok(()) => Some(at),
+        Err(error) => {
+            skip(&format!(
+                "it needs EROFS backed by a file (Linux 6.12): {error}"
+            ));
+            None
+        }
+    }
+}
+
 #[test]
 fn the_kernel_mounts_an_image_that_a_mount_shows() {
     if !can_mount() {
         return;
     }
-    if !rustix::process::geteuid().is_root() {
-        return skip("it needs mount(2), which only the superuser may call");
-    }
     let store = Arc::new(MemoryStore::new());
     tree().put_root(&*store, "tree");
     let mounted = Mounted::new(store, with_images());
-    let at = tempfile::tempdir().unwrap();
     let image = image(&mounted, "tree");
-    if let Err(error) = rustix::mount::mount(&image, at.path(), "erofs", MountFlags::RDONLY, c"") {
-        return skip(&format!(
-            "it needs EROFS backed by a file (Linux 6.12): {error}"
-        ));
-    }
+    let Some(at) = mount_erofs(&image) else {
+        return;
+    };
     let shown = std::panic::catch_unwind(|| assert_shows(&tree(), at.path(), &mut Vec::new()));
     rustix::mount::unmount(at.path(), UnmountFlags::empty()).unwrap();
     shown.unwrap();
@@ -314,21 +326,15 @@ fn a_killed_reader_leaves_no_zeros_to_the_next() {
     if !can_mount() {
         return;
     }
-    if !rustix::process::geteuid().is_root() {
-        return skip("it needs mount(2), which only the superuser may call");
-    }
     let memory = MemoryStore::new();
     let content = noise(80, 24 << 20);
     directory([("large", file(content.clone()))]).put_root(&memory, "tree");
     let store = Arc::new(Double::upstream("double:", memory));
     let mounted = Mounted::new(store.clone(), with_images());
-    let at = tempfile::tempdir().unwrap();
     let image = image(&mounted, "tree");
-    if let Err(error) = rustix::mount::mount(&image, at.path(), "erofs", MountFlags::RDONLY, c"") {
-        return skip(&format!(
-            "it needs EROFS backed by a file (Linux 6.12): {error}"
-        ));
-    }
+    let Some(at) = mount_erofs(&image) else {
+        return;
+    };
     let path = at.path().join("large");
     let forget = |path: &std::path::Path| {
         let file = fs::File::open(path).unwrap();

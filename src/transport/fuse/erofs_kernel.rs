@@ -32,8 +32,8 @@ impl KernelVersion {
         Some(Self(next()?, next()?, next().unwrap_or(0)))
     }
 
-    /// Whether an early end of a read is an error.
-    pub(super) fn fails_short_reads(self) -> bool {
+    /// Whether EROFS makes an error of a read that ended early.
+    pub(super) fn reports_short_reads(self) -> bool {
         let Self(major, minor, patch) = self;
         let is_fixed = |fixed: &Self| (major, minor) == (fixed.0, fixed.1) && patch >= fixed.2;
         major >= 7 || FIXED.iter().any(is_fixed)
@@ -47,16 +47,18 @@ impl fmt::Display for KernelVersion {
     }
 }
 
-/// Why no program should read an image through this kernel, if so.
+/// What is wrong with reading an image through a kernel of this `version`, if anything is.
 pub(super) fn fault(version: Option<KernelVersion>) -> Option<String> {
     match version {
-        Some(version) if version.fails_short_reads() => None,
+        Some(version) if version.reports_short_reads() => None,
         version => {
-            let version = version.map_or("this version".to_owned(), |version| version.to_string());
+            let kernel = version.map_or("this kernel".to_owned(), |version| {
+                format!("Linux {version}")
+            });
             let [a, b, c] = FIXED;
             Some(format!(
-                "EROFS of Linux {version} can show zeros where a read of the image was cut short (fixed in {a}, {b}, \
-                 {c} and 7.0)"
+                "EROFS of {kernel} can show zeros where a read of the image was cut short (fixed in Linux {a}, {b}, {c} \
+                 and 7.0)"
             ))
         }
     }
@@ -68,7 +70,7 @@ mod tests {
 
     #[test]
     fn releases_with_the_fix_are_known_by_their_series() {
-        for (release, fails) in [
+        for (release, is_fixed) in [
             ("6.18.44-fc-v1045", true),
             ("6.12.117+deb13-cloud-amd64", true),
             ("6.12.80", true),
@@ -84,16 +86,16 @@ mod tests {
             ("10.0", true),
         ] {
             let version = KernelVersion::parse(release).unwrap();
-            assert_eq!(version.fails_short_reads(), fails, "{release}");
-            assert_eq!(fault(Some(version)).is_none(), fails, "{release}");
+            assert_eq!(version.reports_short_reads(), is_fixed, "{release}");
+            assert_eq!(fault(Some(version)).is_none(), is_fixed, "{release}");
         }
         for release in ["", "linux", "6", "6.", ".18.21", "99999999999.1.1"] {
             assert_eq!(KernelVersion::parse(release), None, "{release}");
         }
         assert_eq!(
             fault(KernelVersion::parse("6.14.0-37-generic")).unwrap(),
-            "EROFS of Linux 6.14.0 can show zeros where a read of the image was cut short (fixed in 6.12.80, \
-             6.18.21, 6.19.11 and 7.0)"
+            "EROFS of Linux 6.14.0 can show zeros where a read of the image was cut short (fixed in Linux \
+             6.12.80, 6.18.21, 6.19.11 and 7.0)"
         );
     }
 
